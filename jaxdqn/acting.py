@@ -1,0 +1,83 @@
+"""The rollout: policy -> environment.step, T times over N environments."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdqn.base import Agent, Array, Environment, Key, PyTree, Transition
+
+
+class ActorState(NamedTuple):
+    """One shard's experience stream; N environments on this shard."""
+
+    env_state: PyTree  # [N, ...]
+    observation: Array  # [N, *O]   what the policy sees next
+    carry: PyTree  # [N, ...]   recurrent state, () for feed-forward agents
+    episode_return: Array  # [N]       of the episode under way, rewards unscaled
+    episode_length: Array  # [N]       environment steps
+
+
+class EpisodeSums(NamedTuple):
+    """Over the episodes that finished: how many, and the sums of their returns and lengths; each float32 []."""
+
+    episodes: Array
+    returns: Array
+    lengths: Array
+
+
+def start(environment: Environment, agent: Agent, num_envs: int, key: Key) -> ActorState:
+    """N freshly reset environments."""
+    env_state, observation = jax.vmap(environment.reset)(jax.random.split(key, num_envs))
+    # Two buffers of zeros: donating a state whose leaves alias one another fails.
+    zeros = jnp.zeros(num_envs, jnp.float32)
+    return ActorState(env_state, observation, agent.initial_carry(num_envs), zeros, jnp.zeros(num_envs, jnp.int32))
+
+
+def rollout(
+    environment: Environment, agent: Agent, params: PyTree, state: ActorState, key: Key, exploration: Array, length: int
+) -> tuple[ActorState, Transition, EpisodeSums]:
+    """`length` = T steps of all N environments: (state, block [T, N], sums over the finished episodes).
+
+    exploration [N] is each environment's epsilon.
+    """
+    num_envs = exploration.shape[0]
+
+    def step(state: ActorState, key: Key) -> tuple[ActorState, tuple[Transition, EpisodeSums]]:
+        act_key, env_key = jax.random.split(key)
+        action, carry, extras = agent.act(params, state.carry, state.observation, act_key, exploration)
+        env_keys = jax.random.split(env_key, num_envs)
+        env_state, timestep = jax.vmap(environment.step)(env_keys, state.env_state, action)
+        end = timestep.episode_end
+        transition = Transition(
+            state.observation,
+            action,
+            timestep.reward,
+            timestep.discount,
+            timestep.final_observation,
+            end,
+            extras,
+        )
+        episode_return = state.episode_return + timestep.reward
+        episode_length = state.episode_length + 1
+        sums = EpisodeSums(
+            jnp.sum(end, dtype=jnp.float32),
+            jnp.sum(jnp.where(end, episode_return, 0.0)),
+            jnp.sum(jnp.where(end, episode_length, 0), dtype=jnp.float32),
+        )
+        next_state = ActorState(
+            env_state,
+            timestep.observation,
+            reset_where(end, agent.initial_carry(num_envs), carry),
+            jnp.where(end, 0.0, episode_return),
+            jnp.where(end, 0, episode_length),
+        )
+        return next_state, (transition, sums)
+
+    state, (block, sums) = jax.lax.scan(step, state, jax.random.split(key, length), unroll=min(length, 2))
+    return state, block, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+
+
+def reset_where(end: Array, initial: PyTree, carry: PyTree) -> PyTree:
+    """`initial` for the environments where `end` [N], else `carry`; both [N, ...]."""
+    return jax.tree.map(lambda i, c: jnp.where(end.reshape(-1, *(1,) * (c.ndim - 1)), i, c), initial, carry)

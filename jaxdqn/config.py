@@ -1,0 +1,283 @@
+"""What a run is: `Config` (static: shapes, loop lengths, callables) and `HParams` (traced: only arithmetic).
+
+One question decides: does the value reach Python, or only arithmetic? A sweep over `HParams` is a `vmap` with one
+compilation; a sweep over `Config` is a loop over compiled groups. Nothing here imports JAX, so `--help` is quick.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from jaxdqn.errors import UserError, unknown_name
+
+INT32_MAX = 2**31 - 1
+
+
+class HParams(NamedTuple):
+    """Hyperparameters that are traced as float32 scalars; any may differ between the members of a population."""
+
+    learning_rate: float = 5e-4
+    """Step size of the optimizer."""
+    gamma: float = 0.99
+    """Discount per environment step."""
+    target_period: float = 500.0
+    """Gradient updates between two updates of the target network."""
+    target_tau: float = 1.0
+    """How far the target network moves towards the online one at each of its updates; 1 copies it."""
+    epsilon_begin: float = 1.0
+    """Exploration at environment step 0."""
+    epsilon_end: float = 0.05
+    """Exploration after epsilon_steps."""
+    epsilon_steps: float = 100_000.0
+    """Environment steps (of all environments together) over which epsilon falls."""
+    ladder_power: float = 0.0
+    """Spread of the per-environment epsilons: environment i of N has epsilon^(1 + power * i / (N - 1)); 0 is none."""
+    max_grad_norm: float = 10.0
+    """Bound on the global gradient norm; inf turns it off."""
+    huber_delta: float = 1.0
+    """Where the Huber loss becomes linear; unused by the squared loss."""
+    reward_scale: float = 1.0
+    """Factor on every reward the learner sees; reported returns are unscaled."""
+    optimizer_epsilon: float = 1e-8
+    """Denominator constant of Adam, AdamW, RMSProp and RAdam."""
+    weight_decay: float = 1e-4
+    """Weight decay of AdamW; unused by the other optimizers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The static half of a run. Sizes are per agent: of D devices each holds 1/D of environments, batch, replay."""
+
+    env: str = "CartPole-v1"
+    """Environment id; `python experiments/list.py` shows all."""
+    env_params: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Environment parameters: --env-params.max-steps-in-episode 200."""
+    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Environment constructor arguments: --env-kwargs.use-minimal-action-set False."""
+    sticky_actions: float = 0.0
+    """Probability that the environment repeats the previous action instead (Machado et al., 2018)."""
+
+    agent: str = "dqn"
+    """Agent: dqn, double_dqn or random."""
+    network: Literal["auto", "mlp", "minatar", "nature"] = "auto"
+    """Torso; auto takes mlp for vectors, minatar for small grids, nature for images of at least 36 x 36."""
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    """Widths of the dense layers of the mlp torso."""
+    dueling: bool = False
+    """Separate value and advantage heads (Wang et al., 2016)."""
+    layer_norm: bool = False
+    """LayerNorm before each activation of the torso."""
+    activation: Literal["relu", "tanh", "silu", "gelu", "elu"] = "relu"
+    """Activation function."""
+    initializer: Literal["default", "orthogonal"] = "default"
+    """Weight initialisation: LeCun normal (flax's default) or orthogonal."""
+    convolution: Literal["patches", "lax"] = "patches"
+    """How the MinAtar torso convolves: patches times a matrix, or XLA's convolution. Same parameters, same result."""
+
+    num_envs: int = 16
+    """N: environments stepped in parallel."""
+    rollout_length: int = 1
+    """T: steps of each environment per iteration."""
+    batch_size: int = 128
+    """B: transitions per gradient update."""
+    updates_per_iteration: int = 1
+    """U: gradient updates per iteration; samples per insert are U * B / (T * N)."""
+    replay_capacity: int = 100_000
+    """Transitions the replay holds; rounded up to whole blocks of T * N."""
+    n_step: int = 1
+    """Length of the returns."""
+    learning_starts: int = 1_000
+    """Environment steps with random actions before the first update."""
+    loss: Literal["squared", "huber"] = "squared"
+    """Loss on the TD error."""
+    optimizer: Literal["adam", "adamw", "rmsprop", "radam"] = "adam"
+    """Optimizer; rmsprop is centred with decay .95 (Mnih et al., 2015)."""
+    epsilon_schedule: Literal["linear", "exponential"] = "linear"
+    """How epsilon falls."""
+
+    total_steps: int = 500_000
+    """Environment steps in all; rounded up to whole iterations."""
+    log_interval: int | None = None
+    """Environment steps between two rows of metrics; default a hundredth of total_steps."""
+    eval_interval: int | None = None
+    """Environment steps between two greedy evaluations, rounded to rows of metrics; default a 25th of total_steps."""
+    eval_episodes: int = 20
+    """Greedy episodes per evaluation, on environments of their own with fixed keys."""
+    eval_max_steps: int = 10_000
+    """Bound on the length of a greedy episode, in environment steps."""
+
+    def resolved(self) -> "Config":
+        """The same with every default that depends on another field filled in."""
+        log = self.log_interval or max(1, self.total_steps // 100)
+        evaluation = self.eval_interval or max(log, self.total_steps // 25)
+        return dataclasses.replace(self, log_interval=log, eval_interval=evaluation)
+
+
+class Timeline(NamedTuple):
+    """When things happen, in iterations of T * N environment steps."""
+
+    steps_per_iteration: int
+    prefill: int
+    total: int
+    log_every: int
+    eval_every: int
+
+    def updates(self, iteration: int, updates_per_iteration: int) -> int:
+        """Gradient updates done after `iteration` iterations."""
+        return max(0, iteration - self.prefill) * updates_per_iteration
+
+
+def timeline(config: Config) -> Timeline:
+    """The iterations at which prefill ends, metrics are logged and evaluations happen."""
+    config = config.resolved()
+    assert config.log_interval and config.eval_interval
+    steps = config.num_envs * config.rollout_length
+    log_every = max(1, round(config.log_interval / steps))
+    prefill = math.ceil(config.learning_starts / steps)
+    return Timeline(
+        steps_per_iteration=steps,
+        # Sampling needs n complete rows.
+        prefill=max(1, prefill, math.ceil(config.n_step / config.rollout_length)),
+        total=math.ceil(config.total_steps / steps),
+        log_every=log_every,
+        eval_every=log_every * max(1, round(config.eval_interval / steps / log_every)),
+    )
+
+
+def replay_rows(config: Config) -> int:
+    """Rows of N transitions in the ring: capacity rounded up to whole blocks of T rows."""
+    block = config.num_envs * config.rollout_length
+    return math.ceil(config.replay_capacity / block) * config.rollout_length
+
+
+def validate(config: Config, num_shards: int = 1) -> None:
+    """Raises `UserError` for a configuration that cannot run, in words and with the numbers."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        allowed = getattr(field.type, "__args__", ())
+        if getattr(field.type, "__origin__", None) is Literal and value not in allowed:
+            raise unknown_name(field.name, value, allowed)
+        if field.type is bool and not isinstance(value, bool):
+            raise UserError(f"{field.name} is {value!r}; it must be True or False.")
+    _validate_sizes(config)
+    _validate_shards(config, num_shards)
+    if not 0.0 <= config.sticky_actions < 1.0:
+        raise UserError(f"sticky_actions is {config.sticky_actions}; it is a probability in [0, 1).")
+    steps = config.num_envs * config.rollout_length
+    capacity = replay_rows(config) * config.num_envs
+    if config.batch_size > capacity:
+        raise UserError(
+            f"batch_size {config.batch_size} is larger than the replay of {capacity} transitions; "
+            "lower batch_size or raise replay_capacity."
+        )
+    if config.n_step >= replay_rows(config):
+        raise UserError(
+            f"n_step {config.n_step} needs more than the {replay_rows(config)} rows of {config.num_envs} "
+            "transitions the replay holds; lower n_step or raise replay_capacity."
+        )
+    line = timeline(config)
+    if line.prefill >= line.total:
+        raise UserError(
+            f"learning never starts: the first {line.prefill * steps} steps only fill the replay and total_steps is "
+            f"{config.total_steps}; raise total_steps or lower learning_starts."
+        )
+    if capacity > INT32_MAX or line.total > INT32_MAX:
+        raise UserError(f"replay_capacity and total_steps / (T * N) must stay below {INT32_MAX}.")
+
+
+def _validate_sizes(config: Config) -> None:
+    positive = (
+        "num_envs rollout_length batch_size updates_per_iteration replay_capacity n_step total_steps eval_episodes "
+        "eval_max_steps log_interval eval_interval"
+    )
+    for name in positive.split():
+        value = getattr(config, name)
+        if value is None and name.endswith("_interval"):
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+    if not isinstance(config.learning_starts, int) or config.learning_starts < 0:
+        raise UserError(f"learning_starts is {config.learning_starts!r}; it must be a whole number of at least 0.")
+    widths = config.hidden_sizes
+    if not isinstance(widths, tuple) or not widths or any(not isinstance(w, int) or w < 1 for w in widths):
+        raise UserError(f"hidden_sizes is {config.hidden_sizes!r}; it must be one or more whole numbers above 0.")
+
+
+def _validate_shards(config: Config, num_shards: int) -> None:
+    for name in ("num_envs", "batch_size"):
+        value = getattr(config, name)
+        if value % num_shards:
+            nearest = max(1, round(value / num_shards)) * num_shards
+            raise UserError(
+                f"{name} {value} cannot be divided over {num_shards} devices per agent; use {name} {nearest}, say."
+            )
+
+
+_RANGES: dict[str, tuple[str, Any]] = {
+    "learning_rate": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
+    "gamma": ("in [0, 1]", lambda x: 0 <= x <= 1),
+    "target_period": ("at least 1", lambda x: x >= 1),
+    "target_tau": ("in (0, 1]", lambda x: 0 < x <= 1),
+    "epsilon_begin": ("in [0, 1]", lambda x: 0 <= x <= 1),
+    "epsilon_end": ("in [0, 1]", lambda x: 0 <= x <= 1),
+    "epsilon_steps": ("above 0", lambda x: x > 0),
+    "ladder_power": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
+    "max_grad_norm": ("above 0", lambda x: x > 0),
+    "huber_delta": ("above 0 and finite", lambda x: 0 < x < math.inf),
+    "reward_scale": ("finite", math.isfinite),
+    "optimizer_epsilon": ("above 0", lambda x: x > 0),
+    "weight_decay": ("at least 0", lambda x: x >= 0),
+}
+
+
+def validate_hparams(hparams: HParams, epsilon_schedule: str = "linear") -> None:
+    """Raises `UserError` where a hyperparameter (a number, or one of a sequence of numbers) is out of its range."""
+    for name, values in hparams._asdict().items():
+        allowed, test = _RANGES[name]
+        for value in values if isinstance(values, (list, tuple)) else [values]:
+            # NaN fails every comparison.
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not test(value):
+                raise UserError(f"hparams.{name} is {value!r}; it must be a number {allowed}.")
+            if epsilon_schedule == "exponential" and name in ("epsilon_begin", "epsilon_end") and value == 0:
+                raise UserError(f"hparams.{name} is 0; an exponential schedule needs it above 0.")
+
+
+def members(
+    hparams: HParams,
+    seeds: tuple[int, ...],
+    vary: Mapping[str, Any] | None = None,
+    epsilon_schedule: str = "linear",
+) -> list[tuple[int, HParams]]:
+    """Every combination of the values in `vary` (HParams field -> values) with every seed: (seed, HParams) pairs.
+
+    Raises `UserError` for an unknown field or an empty list.
+    """
+    settings = [hparams]
+    for name, values in (vary or {}).items():
+        if name not in HParams._fields:
+            raise unknown_name("hyperparameter", name, HParams._fields)
+        if not values:
+            raise UserError(f"vary.{name} has no values.")
+        settings = [setting._replace(**{name: value}) for setting in settings for value in values]
+    if not seeds:
+        raise UserError("no seeds given; at least one is needed.")
+    for setting in settings:
+        validate_hparams(setting, epsilon_schedule)
+    return [(seed, setting) for setting in settings for seed in seeds]
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain types only, for YAML."""
+    plain = dataclasses.asdict(config)
+    return {**plain, "hidden_sizes": list(config.hidden_sizes)}
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The inverse of `to_dict`. Raises `UserError` for an unknown field."""
+    known = [field.name for field in dataclasses.fields(Config)]
+    for name in values:
+        if name not in known:
+            raise unknown_name("configuration field", name, known)
+    widths = values.get("hidden_sizes", Config.hidden_sizes)
+    return Config(**{**values, "hidden_sizes": tuple(widths) if isinstance(widths, list) else widths})

@@ -1,0 +1,80 @@
+"""Which environments exist, by name: the gymnax ids, and those a user registers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxdqn.base import Environment
+from jaxdqn.environments.contract import check
+from jaxdqn.errors import UserError, unknown_name
+
+# Listed here so that names can be shown and checked without importing gymnax (seconds). Left out: continuous actions,
+# and MNISTBandit, which downloads when it is made.
+GYMNAX = (
+    "CartPole-v1",
+    "Acrobot-v1",
+    "MountainCar-v0",
+    "Asterix-MinAtar",
+    "Breakout-MinAtar",
+    "Freeway-MinAtar",
+    "Seaquest-MinAtar",
+    "SpaceInvaders-MinAtar",
+    "Catch-bsuite",
+    "DeepSea-bsuite",
+    "MemoryChain-bsuite",
+    "UmbrellaChain-bsuite",
+    "DiscountingChain-bsuite",
+    "SimpleBandit-bsuite",
+    "FourRooms-misc",
+    "MetaMaze-misc",
+    "BernoulliBandit-misc",
+    "GaussianBandit-misc",
+    "Pong-misc",
+    "FrozenLake-misc",
+)
+CONTINUOUS = ("Pendulum-v1", "MountainCarContinuous-v0", "PointRobot-misc", "Reacher-misc", "Swimmer-misc")
+
+_registered: dict[str, Callable[..., Any]] = {}
+
+
+def register(name: str, factory: Callable[..., Any]) -> None:
+    """Makes `factory(**env_kwargs)` available as environment `name`.
+
+    The factory returns our `Environment` record, or a gymnax environment, which is adapted. Registering a name again
+    replaces it, as re-running a notebook cell does. Raises `UserError` for a name gymnax has already.
+    """
+    if name in GYMNAX or name in CONTINUOUS:
+        raise UserError(f"environment {name!r} is gymnax's; register yours under another name.")
+    _registered[name] = factory
+
+
+def names() -> tuple[str, ...]:
+    """All environment names, gymnax's first."""
+    return (*GYMNAX, *_registered)
+
+
+def make(
+    name: str,
+    env_params: dict[str, Any] | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    sticky_actions: float = 0.0,
+) -> Environment:
+    """The environment called `name`, its contract checked.
+
+    env_params replace fields of the environment's parameters; env_kwargs go to its constructor. Raises `UserError` for
+    unknown names, parameters and arguments, continuous actions, and a step that breaks the contract.
+    """
+    if name in CONTINUOUS:
+        raise UserError(f"environment {name!r} has continuous actions; jaxdqn needs discrete ones, as in CartPole-v1.")
+    if name not in names():
+        raise unknown_name("environment", name, names(), "`python experiments/list.py` shows all.")
+    from jaxdqn.environments import gymnax_adapter, sticky
+
+    environment = gymnax_adapter.construct(name, _registered.get(name), env_kwargs or {})
+    if not isinstance(environment, Environment):
+        environment = gymnax_adapter.adapt(name, environment, env_params or {})
+    elif env_params:
+        raise UserError(f"environment {name!r} takes no env_params; it got {', '.join(sorted(env_params))}.")
+    check(environment, jax.random.key(0))
+    return sticky.sticky(environment, sticky_actions) if sticky_actions else environment

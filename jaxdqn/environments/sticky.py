@@ -1,0 +1,32 @@
+"""Sticky actions (Machado et al., 2018, section 5): with some probability the environment repeats the last action."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdqn.base import Array, Environment, Key, PyTree, TimeStep
+
+
+class StickyState(NamedTuple):
+    """The wrapped environment's state, and the action it executed last (0 at an episode's start)."""
+
+    env_state: PyTree
+    last_action: Array
+
+
+def sticky(environment: Environment, probability: float) -> Environment:
+    """`environment`, repeating its last executed action with `probability` at each step."""
+
+    def reset(key: Key) -> tuple[StickyState, Array]:
+        env_state, observation = environment.reset(key)
+        return StickyState(env_state, jnp.int32(0)), observation
+
+    def step(key: Key, state: StickyState, action: Array) -> tuple[StickyState, TimeStep]:
+        key, coin_key = jax.random.split(key)
+        repeat = jax.random.bernoulli(coin_key, probability)
+        executed = jnp.where(repeat, state.last_action, jnp.asarray(action, jnp.int32))
+        env_state, timestep = environment.step(key, state.env_state, executed)
+        return StickyState(env_state, jnp.where(timestep.episode_end, 0, executed)), timestep
+
+    return Environment(reset, step, environment.spec)

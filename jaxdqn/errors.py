@@ -1,0 +1,17 @@
+"""Errors that are the user's to fix: one line that names the value, what is allowed, and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what was asked for. Scripts print it as one line, without a traceback, and exit with 2."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") -> UserError:
+    """An error for `name`, which is no `kind`; it suggests the nearest known name."""
+    known = list(known)
+    folded = {option.lower(): option for option in known}
+    close = difflib.get_close_matches(str(name).lower(), list(folded), n=1, cutoff=0.5)
+    suggestion = f"did you mean {folded[close[0]]!r}?" if close else f"known: {', '.join(sorted(known))}."
+    return UserError(f"unknown {kind} {name!r}: {suggestion}{' ' + hint if hint else ''}")

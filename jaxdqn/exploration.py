@@ -1,0 +1,42 @@
+"""How actors explore: schedules over environment steps, the per-environment ladder, and epsilon-greedy.
+
+Every argument may be traced, so that a population can sweep over it.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxdqn.base import Array, Key
+
+
+def linear_schedule(begin: Array, end: Array, num_steps: Array, step: Array) -> Array:
+    """`begin` at step 0, `end` from `num_steps` > 0 on."""
+    return begin + (end - begin) * jnp.clip(step / num_steps, 0.0, 1.0)
+
+
+def exponential_schedule(begin: Array, end: Array, num_steps: Array, step: Array) -> Array:
+    """`begin` > 0 at step 0, then a constant factor each step down to `end` > 0 from `num_steps` on."""
+    return begin * (end / begin) ** jnp.clip(step / num_steps, 0.0, 1.0)
+
+
+def epsilon_ladder(epsilon: Array, power: Array, num_envs: int, first: Array | int, total: int) -> Array:
+    """One epsilon per environment, [num_envs]: epsilon^(1 + power * i / (total - 1)) for the i-th of `total`.
+
+    `first` [] is the index of this shard's first environment among `total`. power = 0 gives all the same epsilon.
+    Horgan et al. (2018), section 4.1, with epsilon = .4 and power = 7.
+    """
+    position = (first + jnp.arange(num_envs)) / max(total - 1, 1)
+    return jnp.asarray(epsilon) ** (1.0 + power * position)
+
+
+def epsilon_greedy(key: Key, q: Array, epsilon: Array) -> Array:
+    """A uniformly random action with probability `epsilon` [N], else the greedy one of q [N, A]; int32 [N].
+
+    The coin and the random action come from different random numbers of one draw.
+    """
+    chex.assert_rank([q, epsilon], [2, 1])
+    num_envs, num_actions = q.shape
+    coin, choice = jax.random.uniform(key, (2, num_envs))
+    random_action = jnp.minimum((choice * num_actions).astype(jnp.int32), num_actions - 1)
+    return jnp.where(coin < epsilon, random_action, jnp.argmax(q, axis=-1).astype(jnp.int32))

@@ -1,0 +1,86 @@
+"""Devices: the only file that says `pmap`, and the only one that configures the backend.
+
+A function over devices takes and returns arrays with a leading axis [D, ...], one slice per device; `shared`
+arguments have none. One agent over several devices is a group of that axis (`Shards`), over which gradients are
+averaged.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jaxdqn.base import PyTree
+from jaxdqn.errors import UserError
+from jaxdqn.learning import Shards
+
+AXIS = "devices"
+MAX_CPU_DEVICES = 8
+
+
+def prepare_cpu(num_devices: int, one_thread_each: bool) -> None:
+    """Makes the CPU appear as `num_devices` devices; call before the JAX backend starts, it is ignored after that.
+
+    `one_thread_each` keeps XLA from spreading one small matmul over all cores, which costs a small network a quarter
+    of its speed and gains a convolution.
+    """
+    jax.config.update("jax_num_cpu_devices", num_devices)
+    if one_thread_each:
+        os.environ["PJRT_NPROC"] = "1"
+
+
+def choose(num_devices: int | None, devices_per_agent: int, num_members: int) -> list[jax.Device]:
+    """The devices to use: `num_devices` of those JAX has, by default all that have work.
+
+    Raises `UserError` where there are too few, or they cannot be divided among agents.
+    """
+    available = jax.local_devices()
+    useful = devices_per_agent * num_members
+    wanted = (
+        num_devices if num_devices is not None else min(len(available) // devices_per_agent * devices_per_agent, useful)
+    )
+    if wanted < 1 or devices_per_agent < 1 or wanted % devices_per_agent:
+        raise UserError(
+            f"num_devices {num_devices if num_devices is not None else len(available)} cannot be divided among agents "
+            f"of devices_per_agent {devices_per_agent}; it must be a multiple of it, and at least 1."
+        )
+    if wanted > len(available):
+        raise UserError(
+            f"num_devices {wanted} asked, but JAX has {len(available)} ({available[0].device_kind}); ask for at most "
+            f"{len(available)}."
+        )
+    # A group without a member would only repeat another's work.
+    return available[: min(wanted, useful)]
+
+
+def make_shards(num_devices: int, devices_per_agent: int) -> Shards | None:
+    """How an agent of `devices_per_agent` devices finds its group; None where each agent has one device."""
+    if devices_per_agent == 1:
+        return None
+    if devices_per_agent == num_devices:
+        return Shards(AXIS, devices_per_agent)
+    starts = range(0, num_devices, devices_per_agent)
+    return Shards(AXIS, devices_per_agent, tuple(tuple(range(i, i + devices_per_agent)) for i in starts))
+
+
+def over_devices(
+    function: Callable[..., PyTree],
+    devices: Sequence[jax.Device],
+    num_mapped: int,
+    num_shared: int = 0,
+    donate: Sequence[int] = (),
+) -> Any:
+    """function(*mapped, *shared) on each device, compiled; shared arguments are the same on all of them.
+
+    The result has `.lower(...)` as jitted functions have. Arguments numbered in `donate` are donated.
+    """
+    if len(devices) > 1:
+        in_axes = (0,) * num_mapped + (None,) * num_shared
+        return jax.pmap(function, AXIS, in_axes=in_axes, devices=devices, donate_argnums=tuple(donate))
+
+    def on_one(*args: Any) -> PyTree:
+        mapped = jax.tree.map(lambda x: x[0], args[:num_mapped])
+        return jax.tree.map(lambda x: x[None], function(*mapped, *args[num_mapped:]))
+
+    return jax.jit(on_one, donate_argnums=tuple(donate))

@@ -1,0 +1,87 @@
+"""The memory planner: bytes are computed before anything is allocated, and refused with numbers."""
+
+import os
+from typing import NamedTuple
+
+import jax
+
+from jaxdqn.base import PyTree
+from jaxdqn.errors import UserError
+
+HEADROOM = 0.8  # of the free memory; the rest is for temporaries, the program and Python
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all arrays (or `ShapeDtypeStruct`s) in a tree."""
+
+    def leaf_bytes(leaf: PyTree) -> int:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return int(leaf.size) * leaf.dtype.itemsize
+
+    return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def available_bytes(devices: list[jax.Device]) -> int:
+    """Free memory for one of `devices`; host memory is shared among CPU devices."""
+    stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return host_bytes() // len(devices)
+
+
+def host_bytes() -> int:
+    """Free memory of the host, within the limit of its control group where there is one."""
+    free = 8 * 2**30
+    try:
+        with open("/proc/meminfo") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            free = min(free, int(limit.read()) - int(used.read()))
+    except (OSError, ValueError):
+        pass
+    return free
+
+
+class Plan(NamedTuple):
+    """How a population fits: bytes of one shard of one member, of its replay alone, and members per batch."""
+
+    shard_bytes: int
+    replay_bytes: int
+    members_per_batch: int
+    num_batches: int
+
+
+def plan(
+    shard_bytes: int, replay_bytes: int, num_members: int, num_groups: int, bytes_per_device: int, sequential: bool
+) -> Plan:
+    """Splits `num_members` into the fewest batches whose lanes fit the memory of each device.
+
+    Sequential lanes need one member's temporaries besides the lanes. Raises `UserError` where not even one fits.
+    """
+    usable = int(bytes_per_device * HEADROOM)
+    extra = shard_bytes if sequential and num_members > num_groups else 0
+    lanes = (usable - extra) // shard_bytes if shard_bytes <= usable else 0
+    if lanes < 1 and shard_bytes <= usable:
+        lanes = 1
+    if lanes < 1:
+        share = max(1, int(100 * usable / shard_bytes))
+        raise UserError(
+            f"one agent needs {gib(shard_bytes)} per device ({gib(replay_bytes)} of it replay) and {gib(usable)} of "
+            f"{gib(bytes_per_device)} free memory can be used; lower replay_capacity to {share} % of what it is, or "
+            "raise devices_per_agent."
+        )
+    num_batches = -(-num_members // (lanes * num_groups))
+    return Plan(shard_bytes, replay_bytes, -(-num_members // num_batches), num_batches)
+
+
+def gib(count: int) -> str:
+    """A number of bytes for people."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} B"

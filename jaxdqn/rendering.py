@@ -1,0 +1,147 @@
+"""Pictures of an episode, drawn from its stored observations alone with NumPy and Pillow, and looping GIFs of them."""
+
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from jaxdqn.base import Spec
+from jaxdqn.errors import UserError
+
+SUPPORTED = (
+    "CartPole-v1, FrozenLake-misc, FourRooms-misc (not its visual observations), and 0/1 grids stored as bool "
+    "(the MinAtar games, Catch-bsuite, DeepSea-bsuite, Pong-misc)"
+)
+SIDE = 240  # the longer side of a grid or map in pixels, up to rounding
+FINE = 3  # shapes are drawn this many times larger and averaged down, for smooth edges
+MAX_FRAMES = 1000
+PAPER, INK, LINE, AMBER = "#f7f6f2", "#2f3e55", "#c9c8c2", "#e8963a"
+FLOOR, HOLE, START, GOAL, AGENT = "#dcebf5", "#33597f", "#a3c9e2", "#2f9e62", "#e4572e"
+# The night behind a grid, then one colour per channel, the agent's first; channels beyond them start over.
+COLOURS = bytes.fromhex("161b2e 4cc9f0 f94144 8d99ae f9c74f 90be6d f3722c b388eb e9ecef 2a9d8f ff70a6")
+GRID_LINE = (32, 39, 63)
+LAKES = {
+    16: ("SFFF", "FHFH", "FFFH", "HFFG"),
+    64: ("SFFFFFFF", "FFFFFFFF", "FFFHFFFF", "FFFFFHFF", "FFFHFFFF", "FHHFFFHF", "FHFFHFHF", "FFFHFFFG"),
+}
+WALL, ROOM, DOOR = "#############", "#.....#.....#", "#...........#"
+ROOMS = (WALL, ROOM, ROOM, DOOR, ROOM, ROOM, "##.####.....#", "#.....###.###", ROOM, ROOM, DOOR, ROOM, WALL)
+
+
+def painter(spec: Spec, env_kwargs: Mapping[str, Any] | None = None) -> Callable[[np.ndarray], Image.Image]:
+    """What draws one observation [*O]. `env_kwargs` are those the environment was made with.
+
+    Raises `UserError` where there is none: call it early to know before anything is played.
+    """
+    shape, dtype = spec.observation.shape, np.dtype(spec.observation.dtype)
+    tiles = (env_kwargs or {}).get("desc") or LAKES.get(math.prod(shape))
+    if spec.name == "CartPole-v1":
+        return _cart_pole
+    if spec.name == "FrozenLake-misc" and tiles:
+        return lambda observation: _map(tiles, divmod(int(observation.argmax()), len(tiles[0])))
+    if spec.name == "FourRooms-misc" and len(shape) == 1:
+        return _four_rooms
+    if dtype == np.bool_ and len(shape) in (2, 3):
+        return _grid
+    raise UserError(f"cannot draw {spec.name!r} from observations {dtype}{list(shape)}; supported: {SUPPORTED}.")
+
+
+def frames(spec: Spec, observations: Any, env_kwargs: Mapping[str, Any] | None = None) -> np.ndarray:
+    """A picture of each observation: [L, *O] -> [L, H, W, 3] uint8, about 0.2 MB each (`thin` a long episode first).
+
+    Raises `UserError` for an environment that cannot be drawn.
+    """
+    paint, observations = painter(spec, env_kwargs), np.asarray(observations)
+    rows = observations.reshape(len(observations), -1)
+    _, first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return np.stack([np.asarray(paint(observations[i])) for i in first])[which.reshape(-1)]
+
+
+def thin(sequence: np.ndarray, most: int = MAX_FRAMES) -> np.ndarray:
+    """At most `most` evenly spaced items, the first and the last among them."""
+    length = len(sequence)
+    return sequence if length <= most else sequence[np.linspace(0, length - 1, most).round().astype(int)]
+
+
+def save_gif(path: str | os.PathLike[str], frames: np.ndarray, fps: int = 30) -> None:
+    """Writes [L, H, W, 3] uint8 as a GIF that loops forever; the file appears complete or not at all.
+
+    Thinned to `MAX_FRAMES`. Equal successive frames become one, shown longer. A GIF counts in hundredths of a second,
+    and viewers slow down what is shown for less than two of them: 50 frames a second at most.
+    """
+    target, images = pathlib.Path(path), [Image.fromarray(frame) for frame in thin(frames)]
+    duration = 10 * max(2, round(100 / fps))
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".gif-") as directory:
+        whole = pathlib.Path(directory) / "whole.gif"
+        # Pillow gives each frame its own few colours, and stores only what differs from the frame before.
+        images[0].save(whole, save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=True)
+        os.replace(whole, target)
+
+
+def _grid(observation: np.ndarray) -> Image.Image:
+    """[H, W] or [H, W, C], enlarged by nearest neighbour. The lowest of a cell's channels is the one that shows."""
+    cells = observation.reshape(*observation.shape[:2], -1)
+    colours = np.frombuffer(COLOURS, np.uint8).reshape(-1, 3)
+    shown = np.where(cells.any(-1), 1 + cells.argmax(-1) % (len(colours) - 1), 0)  # [H, W]
+    scale = max(1, SIDE // max(shown.shape))
+    picture = colours[shown].repeat(scale, axis=0).repeat(scale, axis=1)
+    if scale >= 12:  # Lines between the cells, so that neighbours of one colour can be told apart.
+        picture[::scale] = picture[:, ::scale] = GRID_LINE
+    return Image.fromarray(picture)
+
+
+def _cart_pole(observation: np.ndarray) -> Image.Image:
+    """[x, x_dot, theta, theta_dot]: the track between its limits at 2.4, and a pole of length 1 leaning by theta."""
+    image = Image.new("RGB", (400 * FINE, 180 * FINE), PAPER)
+    draw = ImageDraw.Draw(image)
+    unit, rail, axle = 72 * FINE, 148 * FINE, 118 * FINE
+    draw.rectangle((0, rail, image.width, rail + 2 * FINE - 1), LINE)
+    middle = image.width // 2
+    for limit in (middle - 2.4 * unit, middle + 2.4 * unit):
+        draw.rectangle((limit - FINE, rail - 8 * FINE, limit + FINE, rail + 10 * FINE), LINE)
+    x, theta = middle + float(observation[0].clip(-2.7, 2.7)) * unit, float(observation[2])
+    draw.rounded_rectangle((x - 27 * FINE, axle - 3 * FINE, x + 27 * FINE, rail - 6 * FINE), 4 * FINE, INK)
+    for wheel in (x - 15 * FINE, x + 15 * FINE):
+        _disc(draw, wheel, rail - 6 * FINE, 7 * FINE, PAPER)
+        _disc(draw, wheel, rail - 6 * FINE, 6 * FINE, INK)
+    tip = (x + unit * math.sin(theta), axle - unit * math.cos(theta))
+    draw.line((x, axle, *tip), AMBER, 7 * FINE)
+    _disc(draw, x, axle, 3.5 * FINE, AMBER)
+    _disc(draw, *tip, 3.5 * FINE, AMBER)
+    _disc(draw, x, axle, 1.5 * FINE, PAPER)
+    return image.reduce(FINE)
+
+
+def _four_rooms(observation: np.ndarray) -> Image.Image:
+    """Four one-hot coordinates in a row: the agent's row and column, the goal's row and column."""
+    row, column, goal_row, goal_column = (int(i) for i in observation.reshape(4, -1).argmax(-1))
+    return _map(ROOMS, (row, column), (goal_row, goal_column))
+
+
+def _map(tiles: Sequence[str], agent: tuple[int, int], goal: tuple[int, int] | None = None) -> Image.Image:
+    """A map of # (wall), S (start), H (hole), G or `goal` (a flag) and other letters (floor), with the agent on it."""
+    cell = SIDE // max(len(tiles), len(tiles[0])) * FINE
+    image = Image.new("RGB", (cell * len(tiles[0]), cell * len(tiles)), PAPER)
+    draw = ImageDraw.Draw(image)
+    for row, line in enumerate(tiles):
+        for column, tile in enumerate(line):
+            left, top = column * cell, row * cell
+            draw.rectangle((left, top, left + cell - FINE - 1, top + cell - FINE - 1), INK if tile == "#" else FLOOR)
+            if tile in "SH":
+                _disc(draw, left + cell / 2, top + cell / 2, 0.38 * cell, HOLE if tile == "H" else START)
+            elif tile == "G" or (row, column) == goal:
+                x, y = left + 0.3 * cell, top + 0.16 * cell
+                draw.rectangle((x, y, x + 0.07 * cell, y + 0.66 * cell), INK)
+                draw.polygon([(x, y), (x + 0.5 * cell, y + 0.2 * cell), (x, y + 0.4 * cell)], GOAL)
+    row, column = agent
+    _disc(draw, (column + 0.5) * cell, (row + 0.5) * cell, 0.3 * cell, AGENT)
+    return image.reduce(FINE)
+
+
+def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour: str) -> None:
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)

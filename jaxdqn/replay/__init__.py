@@ -1,0 +1,6 @@
+"""Replay: the experience of one shard, as arrays on its device."""
+
+from jaxdqn.replay.ring import uniform
+from jaxdqn.replay.sequence import sequences
+
+__all__ = ["sequences", "uniform"]

@@ -1,0 +1,115 @@
+"""The uniform ring: time-major arrays [rows, N, ...], written one block [T, N] at a time as one contiguous slice.
+
+Row `written % rows` is written next, where `written` counts all rows ever written and is shared by all members of a
+population: so a write stays one `dynamic_update_slice` under `vmap` and `pmap`. n-step returns are folded when
+sampling.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxdqn.base import Array, Batch, Key, PyTree, Replay, Transition
+from jaxdqn.replay.packing import Codec, codec
+
+
+class Layout(NamedTuple):
+    """How transitions lie in a ring. `codecs` is a `Transition` of `Codec`s; a layout holds no state."""
+
+    rows: int
+    num_envs: int
+    codecs: PyTree
+
+
+def layout(example: Transition, rows: int, num_envs: int) -> Layout:
+    """The layout for transitions like `example`, whose fields are `ShapeDtypeStruct`s without T and N."""
+    return Layout(rows, num_envs, jax.tree.map(codec, example))
+
+
+def _map(function: Callable[..., Any], ring: Layout, *trees: PyTree) -> PyTree:
+    return jax.tree.map(function, ring.codecs, *trees, is_leaf=lambda x: isinstance(x, Codec))
+
+
+def empty(ring: Layout) -> Transition:
+    """Zeros, [rows, N, ...]: `jnp.empty` would be uninitialised memory."""
+    return _map(lambda c: jnp.zeros((ring.rows, ring.num_envs, *c.stored.shape), c.stored.dtype), ring)
+
+
+def write(ring: Layout, data: Transition, block: Transition, written: Array) -> Transition:
+    """Writes block [T, N] from row written % rows on; T must divide rows, or XLA would clamp the slice."""
+    if ring.rows % block.reward.shape[0]:
+        raise ValueError(f"{ring.rows} rows are not a multiple of the block's {block.reward.shape[0]}.")
+    start = written % ring.rows
+    return _map(lambda c, old, new: lax.dynamic_update_slice_in_dim(old, c.encode(new), start, 0), ring, data, block)
+
+
+def read(ring: Layout, data: PyTree, row: Array, env: Array) -> PyTree:
+    """The transitions at (row modulo the ring, env), index arrays of one shape."""
+    return _map(lambda c, stored: c.decode(stored[row % ring.rows, env]), ring, data)
+
+
+def uniform_starts(ring: Layout, key: Key, count: int, written: Array, length: int) -> tuple[Array, Array]:
+    """`count` uniform (row, env) from which `length` rows follow before the write head; each int32 [count].
+
+    The caller writes at least `length` rows before it samples.
+    """
+    filled = jnp.minimum(written, ring.rows)
+    # Without replacement would need a permutation of the ring; at batch << size the repeats are rare, and the
+    # estimate is unbiased either way.
+    flat = jax.random.randint(key, (count,), 0, (filled - length + 1) * ring.num_envs)
+    return (written - filled + flat // ring.num_envs) % ring.rows, flat % ring.num_envs
+
+
+def fold_n_step(reward: Array, discount: Array, episode_end: Array, gamma: Array) -> tuple[Array, Array, Array]:
+    """Return, bootstrap discount and last index m - 1 of m-step transitions; inputs [n, B], outputs [B].
+
+    The sum stops at the first `episode_end`, after m <= n rewards: sum_{k<m} gamma^k r_k and gamma^m * discount_{m-1}.
+    So a termination bootstraps with 0 and a time limit with gamma^m. Sutton and Barto (2018), eq. 7.1.
+    """
+    total, power = reward[0], gamma * jnp.ones_like(reward[0])
+    bootstrap, last = discount[0], jnp.zeros_like(reward[0], jnp.int32)
+    alive = jnp.logical_not(episode_end[0])
+    for k in range(1, reward.shape[0]):
+        total += jnp.where(alive, power * reward[k], 0.0)
+        power = jnp.where(alive, gamma * power, power)
+        bootstrap = jnp.where(alive, discount[k], bootstrap)
+        last = jnp.where(alive, k, last)
+        alive = alive & jnp.logical_not(episode_end[k])
+    return total, power * bootstrap, last
+
+
+def n_step_batch(ring: Layout, data: Transition, row: Array, env: Array, n_step: int, hparams: Any) -> Batch:
+    """The m-step transitions that start at (row, env), int32 [B]; m <= n_step rows must follow before the head."""
+    rows = row + jnp.arange(n_step)[:, None]
+    outcome = (data.reward, data.discount, data.episode_end)
+    reward, discount, end = (leaf[rows % ring.rows, env] for leaf in outcome)
+    return_m, bootstrap_discount, last = fold_n_step(
+        reward * hparams.reward_scale, discount.astype(jnp.float32), end, jnp.asarray(hparams.gamma, jnp.float32)
+    )
+    first = ring.codecs.observation.decode(data.observation[row, env])
+    bootstrap = ring.codecs.next_observation.decode(data.next_observation[(row + last) % ring.rows, env])
+    action = data.action[row, env].astype(jnp.int32)
+    return Batch(first, action, return_m, bootstrap_discount, bootstrap, jnp.ones_like(return_m), (row, env))
+
+
+def uniform(example: Transition, rows: int, num_envs: int, batch_size: int, n_step: int = 1) -> Replay:
+    """A ring of rows x num_envs transitions, sampled uniformly as m-step transitions (m <= n_step).
+
+    The newest n_step - 1 rows are not sampled until they are complete, and nothing is read across the write head.
+    State: a `Transition` of arrays [rows, N, ...].
+    """
+    ring = layout(example, rows, num_envs)
+
+    def sample(state: Transition, key: Key, written: Array, hparams: Any) -> Batch:
+        row, env = uniform_starts(ring, key, batch_size, written, n_step)
+        return n_step_batch(ring, state, row, env, n_step, hparams)
+
+    return Replay(
+        init=lambda: empty(ring),
+        add=lambda state, block, written: write(ring, state, block, written),
+        sample=sample,
+        update_priorities=lambda state, indices, priorities: state,
+    )

@@ -1,0 +1,153 @@
+"""*The* training iteration (act, store, sample, update), and the loop over it that every parallel mode compiles.
+
+    iteration   0 ... prefill-1        prefill ... total-1
+                act randomly, store    act, store, U x (sample, update)
+
+The iteration counter belongs to the caller and is shared by all members of a population. Keys are derived from it
+with `fold_in`, so that any chunk length and any resume point replays the same randomness.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdqn import acting, exploration, learning
+from jaxdqn.acting import ActorState, EpisodeSums
+from jaxdqn.base import Agent, Array, Environment, Key, LearnerState, PyTree, Replay, Transition
+from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.learning import Shards
+
+ACT, SAMPLE = 0, 1  # streams of an iteration's key
+
+
+class TrainState(NamedTuple):
+    """Everything one shard of one member is made of, but for the shared iteration counter."""
+
+    learner: LearnerState
+    actor: ActorState
+    replay: PyTree
+    key: Key  # []: folded with the iteration where it is consumed, never advanced
+
+
+class Metrics(NamedTuple):
+    """Sums since the last logging point, of one shard; `learning` sums over gradient updates."""
+
+    episodes: EpisodeSums
+    learning: dict[str, Array]
+
+
+class Trainer(NamedTuple):
+    """Training as pure functions of one shard of one member.
+
+    init(params_key, stream_key, hparams) -> TrainState    params_key is equal on all shards, stream_key differs
+    zero_metrics() -> Metrics
+    collect(state, metrics, iteration [], hparams) -> (state, metrics)    acts at random and stores
+    step(state, metrics, iteration [], hparams) -> (state, metrics)       acts, stores, learns
+    """
+
+    init: Callable[[Key, Key, Any], TrainState]
+    zero_metrics: Callable[[], Metrics]
+    collect: Callable[[TrainState, Metrics, Array, Any], tuple[TrainState, Metrics]]
+    step: Callable[[TrainState, Metrics, Array, Any], tuple[TrainState, Metrics]]
+
+
+def transition_example(environment: Environment, agent: Agent, hparams: Any) -> Transition:
+    """The transition that `environment` and `agent` produce, as shapes [...] and dtypes without T and N."""
+
+    def block(key: Key) -> Transition:
+        params = agent.init(key, hparams).params
+        state = acting.start(environment, agent, 1, key)
+        return acting.rollout(environment, agent, params, state, key, jnp.zeros(1), 1)[1]
+
+    shapes = jax.eval_shape(block, jax.random.key(0))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), shapes)
+
+
+def make_trainer(
+    environment: Environment, agent: Agent, replay: Replay, config: Config, shards: Shards | None = None
+) -> Trainer:
+    """The trainer over given records. Environments, batch and replay of `config` are those of one shard."""
+    line = timeline(config)
+    size = shards.size if shards else 1
+    schedule = {"linear": exploration.linear_schedule, "exponential": exploration.exponential_schedule}[
+        config.epsilon_schedule
+    ]
+
+    def init(params_key: Key, stream_key: Key, hparams: Any) -> TrainState:
+        stream_key, actor_key = jax.random.split(stream_key)
+        actor = acting.start(environment, agent, config.num_envs, actor_key)
+        return TrainState(agent.init(params_key, hparams), actor, replay.init(), stream_key)
+
+    def act_and_store(
+        state: TrainState, metrics: Metrics, iteration: Array, epsilon: Array
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, iteration), ACT)
+        actor, block, sums = acting.rollout(
+            environment, agent, state.learner.params, state.actor, key, epsilon, config.rollout_length
+        )
+        ring = replay.add(state.replay, block, iteration * config.rollout_length)
+        episodes = jax.tree.map(jnp.add, metrics.episodes, sums)
+        return state._replace(actor=actor, replay=ring), metrics._replace(episodes=episodes)
+
+    def collect(state: TrainState, metrics: Metrics, iteration: Array, hparams: Any) -> tuple[TrainState, Metrics]:
+        del hparams
+        return act_and_store(state, metrics, iteration, jnp.ones(config.num_envs))
+
+    def learn(state: TrainState, iteration: Array, hparams: Any) -> tuple[TrainState, dict[str, Array]]:
+        written = (iteration + 1) * config.rollout_length
+        key = jax.random.fold_in(jax.random.fold_in(state.key, iteration), SAMPLE)
+
+        def one(carry: tuple[LearnerState, PyTree], key: Key) -> tuple[tuple[LearnerState, PyTree], dict[str, Array]]:
+            learner, ring = carry
+            sample_key, loss_key = jax.random.split(key)
+            batch = replay.sample(ring, sample_key, written, hparams)
+            learner, output, gradient_norm = learning.update(agent, learner, batch, loss_key, hparams, shards)
+            ring = replay.update_priorities(ring, getattr(batch, "indices", ()), output.priorities)
+            values = {"loss": output.loss, "gradient_norm": gradient_norm, **output.metrics}
+            return (learner, ring), values
+
+        keys = jax.random.split(key, config.updates_per_iteration)
+        (learner, ring), values = jax.lax.scan(one, (state.learner, state.replay), keys)
+        sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), values)
+        return state._replace(learner=learner, replay=ring), sums
+
+    def step(state: TrainState, metrics: Metrics, iteration: Array, hparams: Any) -> tuple[TrainState, Metrics]:
+        # Write, then sample: the other order makes XLA copy the whole ring in every iteration.
+        env_steps = iteration.astype(jnp.float32) * (line.steps_per_iteration * size)
+        epsilon = schedule(hparams.epsilon_begin, hparams.epsilon_end, hparams.epsilon_steps, env_steps)
+        first = learning.shard_index(shards) * config.num_envs
+        ladder = exploration.epsilon_ladder(
+            epsilon, hparams.ladder_power, config.num_envs, first, size * config.num_envs
+        )
+        state, metrics = act_and_store(state, metrics, iteration, ladder)
+        state, sums = learn(state, iteration, hparams)
+        return state, metrics._replace(learning=jax.tree.map(jnp.add, metrics.learning, sums))
+
+    def zero_metrics() -> Metrics:
+        hparams = HParams()
+        state = jax.eval_shape(lambda key: init(key, key, hparams), jax.random.key(0))
+        iteration = jax.ShapeDtypeStruct((), jnp.int32)
+        if shards is None:
+            sums = jax.eval_shape(lambda s, i: learn(s, i, hparams)[1], state, iteration)
+        else:  # the shapes do not depend on shards, but a trace needs the axis
+            sums = make_trainer(environment, agent, replay, config).zero_metrics().learning
+        episodes = EpisodeSums(*(jnp.zeros((), jnp.float32) for _ in EpisodeSums._fields))
+        return Metrics(episodes, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums))
+
+    return Trainer(init, zero_metrics, collect, step)
+
+
+def loop(
+    iterate: Callable[..., tuple[TrainState, Metrics]],
+) -> Callable[[TrainState, Metrics, Any, Array, Array], tuple[TrainState, Metrics]]:
+    """`collect` or `step`, repeated for iterations start <= i < stop: run(state, metrics, hparams, start, stop).
+
+    Both bounds are traced, so that one compiled program serves every chunk length.
+    """
+
+    def run(state: TrainState, metrics: Metrics, hparams: Any, start: Array, stop: Array) -> tuple[TrainState, Metrics]:
+        return jax.lax.fori_loop(start, stop, lambda i, carry: iterate(*carry, i, hparams), (state, metrics))
+
+    return run

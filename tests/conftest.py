@@ -1,0 +1,23 @@
+"""Settings that must be in place before the JAX backend starts."""
+
+import os
+import pathlib
+import tempfile
+
+# Whoever wants the GPU says so: JAX_PLATFORMS=cuda pytest ...
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+
+NUM_CPU_DEVICES = 4
+
+jax.config.update("jax_num_cpu_devices", NUM_CPU_DEVICES)
+# One directory for all workers of pytest-xdist and for the next run. By user, as the temporary directory is shared.
+jax.config.update(
+    "jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir()) / f"jaxdqn-test-cache-{os.getuid()}")
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+hypothesis.settings.register_profile("jaxdqn", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("jaxdqn")

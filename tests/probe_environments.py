@@ -1,0 +1,100 @@
+"""Tiny environments with known action values, each of which fails for one reason (after rejax and Andy Jones, 2021).
+
+Observations are float32 [1]. Episodes last one step, or two in `discount`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxdqn.base import Array, Environment, Key, PyTree, Spec, TimeStep
+
+OBSERVATION = jax.ShapeDtypeStruct((1,), jnp.float32)
+
+
+def _one_step(name: str, observe, reward) -> Environment:
+    """Every step ends its episode: state is the observation, observe(key) draws it, reward(observation, action)."""
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        observation = observe(key)
+        return observation, observation
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[PyTree, TimeStep]:
+        observation = observe(key)
+        end = TimeStep(
+            observation=observation,
+            reward=jnp.asarray(reward(state, action), jnp.float32),
+            discount=jnp.float32(0.0),
+            final_observation=state,
+            episode_end=jnp.bool_(True),
+        )
+        return observation, end
+
+    return Environment(reset, step, Spec(name, OBSERVATION, 2))
+
+
+def _constant(key: Key) -> Array:
+    del key
+    return jnp.ones(1, jnp.float32)
+
+
+def _sign(key: Key) -> Array:
+    return jax.random.rademacher(key, (1,), jnp.float32)
+
+
+def value() -> Environment:
+    """Reward 1. Fails alone: loss or optimizer."""
+    return _one_step("value", _constant, lambda observation, action: 1.0)
+
+
+def observed_value() -> Environment:
+    """A random observation of +1 or -1 is the reward. Fails after `value`: the network's input, or mixed-up rows."""
+    return _one_step("observed_value", _sign, lambda observation, action: observation[0])
+
+
+def action() -> Environment:
+    """Action 0 gives 1, action 1 gives -1. Fails after `value`: exploration, or the action's index into Q."""
+    return _one_step("action", _constant, lambda observation, action: 1.0 - 2.0 * action)
+
+
+def observed_action() -> Environment:
+    """A random observation of +1 or -1; action 0 gives it as reward, action 1 its negative: the two above together."""
+    return _one_step("observed_action", _sign, lambda observation, action: observation[0] * (1.0 - 2.0 * action))
+
+
+def discount() -> Environment:
+    """Observation 0, then 1, and reward 1 at the end only. Fails after `observed_value`: discounting, bootstrapping."""
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        del key
+        return jnp.float32(0.0), jnp.zeros(1, jnp.float32)
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[PyTree, TimeStep]:
+        del key, action
+        second = state == 1.0
+        timestep = TimeStep(
+            observation=jnp.where(second, 0.0, 1.0)[None],
+            reward=state,
+            discount=1.0 - state,
+            final_observation=jnp.ones(1, jnp.float32),
+            episode_end=second,
+        )
+        return 1.0 - state, timestep
+
+    return Environment(reset, step, Spec("discount", OBSERVATION, 2))
+
+
+def time_limit() -> Environment:
+    """Observation 0 (reward 0) leads to 1, which stays 1 (reward 1) for ever; a time limit cuts it into episodes of one
+    step that start at either. Values are gamma / (1 - gamma) and 1 / (1 - gamma). Fails alone: a limit that is learned
+    as an end, or the next episode's observation in place of the one the step produced."""
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        observation = jax.random.bernoulli(key, 0.5, (1,)).astype(jnp.float32)
+        return observation, observation
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[PyTree, TimeStep]:
+        del action
+        start, _ = reset(key)
+        return start, TimeStep(start, state[0], jnp.float32(1.0), jnp.ones(1, jnp.float32), jnp.bool_(True))
+
+    return Environment(reset, step, Spec("time_limit", OBSERVATION, 2, max_episode_steps=1))

@@ -1,0 +1,249 @@
+"""Configurations that cannot run are refused in words; the timeline and the ring's size are exact."""
+
+import dataclasses
+import inspect
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxdqn.config import (
+    Config,
+    HParams,
+    from_dict,
+    members,
+    replay_rows,
+    timeline,
+    to_dict,
+    validate,
+    validate_hparams,
+)
+from jaxdqn.errors import UserError, unknown_name
+
+
+def assert_one_line_with(error: pytest.ExceptionInfo, *parts: str) -> None:
+    text = str(error.value)
+    assert "\n" not in text
+    for part in parts:
+        assert part in text
+
+
+POSITIVE = [
+    "num_envs",
+    "rollout_length",
+    "batch_size",
+    "updates_per_iteration",
+    "replay_capacity",
+    "n_step",
+    "total_steps",
+    "eval_episodes",
+    "eval_max_steps",
+    "log_interval",
+    "eval_interval",
+]
+WRONG = [
+    *[({name: value}, name, repr(value)) for name in POSITIVE for value in (0, -3, 2.5, True)],
+    *[({"learning_starts": value}, "learning_starts", repr(value)) for value in (-1, 1.5)],
+    *[({"hidden_sizes": value}, "hidden_sizes", repr(value)) for value in ((), (64, 0), (64, 1.5))],
+    *[({"sticky_actions": value}, "sticky_actions", str(value)) for value in (-0.1, 1.0, math.nan)],
+    ({"network": "minatarr"}, "network", "'minatarr'", "'minatar'"),
+    ({"activation": "rely"}, "activation", "'rely'", "'relu'"),
+    ({"initializer": "ortogonal"}, "initializer", "'ortogonal'", "'orthogonal'"),
+    ({"convolution": "patch"}, "convolution", "'patch'", "'patches'"),
+    ({"loss": "hubert"}, "loss", "'hubert'", "'huber'"),
+    ({"optimizer": "Adam"}, "optimizer", "'Adam'", "'adam'"),
+    ({"epsilon_schedule": "linaer"}, "epsilon_schedule", "'linaer'", "'linear'"),
+    ({"batch_size": 65, "replay_capacity": 50}, "batch_size", "65", "64", "replay_capacity"),
+    ({"n_step": 4, "replay_capacity": 64, "batch_size": 32}, "n_step", "4", "replay_capacity"),
+    ({"total_steps": 1000, "learning_starts": 1000}, "total_steps", "1000", "1008", "learning_starts"),
+    ({"replay_capacity": 2**31, "num_envs": 1}, "replay_capacity", str(2**31 - 1)),
+    ({"total_steps": 2**31, "num_envs": 1}, "total_steps", str(2**31 - 1)),
+]
+
+
+@pytest.mark.parametrize("changes, parts", [(row[0], row[1:]) for row in WRONG], ids=lambda x: str(x)[:50])
+def test_what_cannot_run_is_refused_by_name_and_value(changes, parts):
+    with pytest.raises(UserError) as error:
+        validate(Config(**changes))
+    assert_one_line_with(error, *parts)
+
+
+def test_the_default_configuration_runs():
+    validate(Config())
+
+
+@pytest.mark.parametrize("changes", [{"learning_starts": 0}, {"sticky_actions": 0.25}, {"n_step": 3}])
+def test_values_at_the_edge_of_their_range_run(changes):
+    validate(Config(**changes))
+
+
+@pytest.mark.parametrize("name, value, nearest", [("num_envs", 10, 8), ("batch_size", 126, 128), ("num_envs", 1, 4)])
+def test_sizes_that_devices_cannot_share_are_refused_with_the_nearest(name, value, nearest):
+    with pytest.raises(UserError) as error:
+        validate(Config(**{name: value}), num_shards=4)
+    assert_one_line_with(error, f"{name} {value}", "4 devices", f"{name} {nearest}")
+
+
+HPARAMS_WRONG = {
+    "learning_rate": (-1e-3, math.nan),
+    "gamma": (-0.1, 1.1, math.nan),
+    "target_period": (0, 0.5),
+    "target_tau": (0, 1.5),
+    "epsilon_begin": (-0.1, 1.1),
+    "epsilon_end": (-0.1, 1.1),
+    "epsilon_steps": (0, -1),
+    "ladder_power": (-1, math.inf),  # inf * 0 would make the first epsilon NaN
+    "max_grad_norm": (0, -1, math.nan),
+    "huber_delta": (0, -1, math.inf),  # inf * 0 would make the loss NaN
+    "reward_scale": (math.inf, math.nan),
+    "optimizer_epsilon": (0,),
+    "weight_decay": (-1e-4,),
+}
+
+
+def test_every_hyperparameter_has_a_range():
+    assert set(HPARAMS_WRONG) == set(HParams._fields)
+
+
+@pytest.mark.parametrize(
+    "name, value", [(name, value) for name, values in HPARAMS_WRONG.items() for value in (*values, True, "1", None)]
+)
+def test_hyperparameters_out_of_range_are_refused_by_name_and_value(name, value):
+    with pytest.raises(UserError) as error:
+        validate_hparams(HParams()._replace(**{name: value}))
+    assert_one_line_with(error, f"hparams.{name} is {value!r}")
+
+
+def test_the_default_hyperparameters_run():
+    validate_hparams(HParams())
+
+
+def test_an_infinite_gradient_bound_is_allowed():
+    validate_hparams(HParams(max_grad_norm=math.inf))
+
+
+def test_each_of_a_list_of_values_is_checked():
+    with pytest.raises(UserError) as error:
+        validate_hparams(HParams(gamma=[0.9, 1.2]))
+    assert_one_line_with(error, "hparams.gamma is 1.2")
+
+
+def test_an_exponential_schedule_cannot_end_at_0():
+    validate_hparams(HParams(epsilon_end=0.0))
+    with pytest.raises(UserError) as error:
+        validate_hparams(HParams(epsilon_end=0.0), "exponential")
+    assert_one_line_with(error, "hparams.epsilon_end is 0", "exponential")
+
+
+def test_timeline_in_numbers():
+    line = timeline(
+        Config(
+            num_envs=16,
+            rollout_length=2,
+            learning_starts=1000,
+            total_steps=100_001,
+            log_interval=1000,
+            eval_interval=5000,
+        )
+    )
+    assert line.steps_per_iteration == 32
+    assert line.prefill == 32  # 31.25
+    assert line.total == 3126  # 3125.03
+    assert line.log_every == 31  # 31.25
+    assert line.eval_every == 155  # five rows of metrics
+
+
+def test_intervals_default_to_a_hundredth_and_a_25th():
+    config = Config(total_steps=500_000).resolved()
+    assert (config.log_interval, config.eval_interval) == (5_000, 20_000)
+
+
+def test_prefill_covers_the_n_steps():
+    assert timeline(Config(num_envs=16, learning_starts=0, n_step=5, rollout_length=2)).prefill == 3
+
+
+def test_updates_begin_after_the_prefill():
+    line = timeline(Config(num_envs=10, learning_starts=100))
+    assert [line.updates(iteration, 3) for iteration in (0, 10, 11, 20)] == [0, 0, 3, 30]
+
+
+sizes = st.integers(1, 64)
+
+
+@given(sizes, sizes, st.integers(1, 10**7), st.integers(1, 10**5), st.integers(1, 10**5))
+def test_timeline_rounds_up_to_iterations_and_evaluates_at_rows_of_metrics(num_envs, length, total, log, evaluation):
+    config = Config(
+        num_envs=num_envs, rollout_length=length, total_steps=total, log_interval=log, eval_interval=evaluation
+    )
+    line, steps = timeline(config), num_envs * length
+    assert (line.total - 1) * steps < total <= line.total * steps
+    assert line.log_every >= 1 and line.eval_every >= 1
+    assert line.eval_every % line.log_every == 0
+
+
+@given(sizes, sizes, st.integers(1, 10**6))
+def test_the_ring_is_the_capacity_rounded_up_to_blocks(num_envs, length, capacity):
+    rows = replay_rows(Config(num_envs=num_envs, rollout_length=length, replay_capacity=capacity))
+    assert rows % length == 0
+    assert (rows - length) * num_envs < capacity <= rows * num_envs
+
+
+def test_members_are_the_product_of_values_and_seeds():
+    pairs = members(HParams(huber_delta=2.0), (0, 7), {"gamma": [0.9, 1], "learning_rate": [1e-3]})
+    assert [(seed, h.gamma, h.learning_rate, h.huber_delta) for seed, h in pairs] == [
+        (0, 0.9, 1e-3, 2.0),
+        (7, 0.9, 1e-3, 2.0),
+        (0, 1.0, 1e-3, 2.0),
+        (7, 1.0, 1e-3, 2.0),
+    ]
+
+
+def test_members_without_variation_are_the_seeds():
+    assert members(HParams(), (3, 4)) == [(3, HParams()), (4, HParams())]
+
+
+@pytest.mark.parametrize(
+    "seeds, vary, parts",
+    [
+        ((0,), {"gama": [0.9]}, ("'gama'", "'gamma'")),
+        ((0,), {"gamma": []}, ("gamma", "no values")),
+        ((), None, ("seeds",)),
+        ((0,), {"gamma": [0.9, 1.5]}, ("hparams.gamma", "1.5")),
+    ],
+)
+def test_members_that_cannot_be_are_refused(seeds, vary, parts):
+    with pytest.raises(UserError) as error:
+        members(HParams(), seeds, vary)
+    assert_one_line_with(error, *parts)
+
+
+def test_configurations_survive_plain_text():
+    config = Config(env="Catch-bsuite", env_params={"max_steps_in_episode": 5}, hidden_sizes=(3, 4), log_interval=7)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_unnamed_fields_take_their_defaults():
+    assert from_dict({"num_envs": 4}) == dataclasses.replace(Config(), num_envs=4)
+
+
+def test_an_unknown_field_is_refused_with_the_nearest():
+    with pytest.raises(UserError) as error:
+        from_dict({"num_env": 4})
+    assert_one_line_with(error, "'num_env'", "'num_envs'")
+
+
+def test_an_unknown_name_like_none_of_the_known_shows_them_all():
+    text = str(unknown_name("agent", "xyzzy", ["dqn", "random"], hint="See the list."))
+    assert all(part in text for part in ("'xyzzy'", "dqn, random", "See the list."))
+
+
+@pytest.mark.parametrize("record", [Config, HParams])
+def test_every_setting_has_a_line_of_help(record):
+    """The docstring below each field is what `--help` shows."""
+    lines = inspect.getsource(record).splitlines()
+    fields = [i for i, line in enumerate(lines) if line.startswith("    ") and line[4:].split(":")[0].isidentifier()]
+    settings = [i for i in fields if ": " in lines[i] and " = " in lines[i]]
+    assert len(settings) == len(record.__annotations__)
+    assert all(lines[i + 1].strip().startswith('"""') for i in settings)

@@ -1,0 +1,512 @@
+"""One contract for all environments, on random rollouts; what each suite and wrapper promises beyond it."""
+
+import functools
+import subprocess
+import sys
+from typing import NamedTuple
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import probe_environments
+import pytest
+import scipy.stats
+
+from jaxdqn import environments
+from jaxdqn.base import Array, Environment, PyTree, Spec, TimeStep
+from jaxdqn.environments import registry
+from jaxdqn.environments.gymnax_adapter import BINARY
+from jaxdqn.environments.registry import CONTINUOUS, GYMNAX
+from jaxdqn.environments.sticky import sticky
+from jaxdqn.errors import UserError
+
+STEPS, ENVS, LIMIT = 50, 4, 20
+SIGNIFICANCE = 1e-3  # keys are fixed: a test passes always or never
+
+
+class Rollout(NamedTuple):
+    """Random actions, as NumPy arrays [STEPS, ENVS, ...]; `observed` is what each action was chosen on."""
+
+    observed: np.ndarray
+    action: np.ndarray
+    state: PyTree  # after the step, and after its reset if there was one
+    step: TimeStep
+
+
+@functools.cache
+def limited(name: str) -> Environment:
+    return environments.make(name, {"max_steps_in_episode": LIMIT})
+
+
+def random_inputs(num_actions: int):
+    reset_key, action_key, step_key = jax.random.split(jax.random.key(0), 3)
+    action = jax.random.randint(action_key, (STEPS, ENVS), 0, num_actions)
+    return jax.random.split(reset_key, ENVS), jax.random.split(step_key, (STEPS, ENVS)), action
+
+
+@functools.cache
+def rollout(name: str) -> Rollout:
+    environment = limited(name)
+
+    def run(reset_keys, step_keys, actions):
+        def step(carry, inputs):
+            state, observed = carry
+            state, timestep = jax.vmap(environment.step)(inputs[0], state, inputs[1])
+            return (state, timestep.observation), (observed, state, timestep)
+
+        return jax.lax.scan(step, jax.vmap(environment.reset)(reset_keys), (step_keys, actions))[1]
+
+    inputs = random_inputs(environment.spec.num_actions)
+    observed, state, step = jax.tree.map(np.asarray, jax.jit(run)(*inputs))
+    return Rollout(observed, np.asarray(inputs[2]), state, step)
+
+
+def lengths(end: np.ndarray) -> np.ndarray:
+    """[STEPS, ENVS] steps of the episode so far, the one under way included."""
+    length, rows = np.zeros(ENVS, int), []
+    for row in end:
+        length = length + 1
+        rows.append(length)
+        length = np.where(row, 0, length)
+    return np.stack(rows)
+
+
+# The contract.
+
+
+@pytest.mark.parametrize("name", GYMNAX)
+def test_shapes_and_dtypes_are_those_of_the_spec(name):
+    step, spec = rollout(name).step, limited(name).spec
+    for observation in (step.observation, step.final_observation):
+        assert (observation.shape[2:], observation.dtype) == (spec.observation.shape, spec.observation.dtype)
+    assert (step.reward.dtype, step.discount.dtype, step.episode_end.dtype) == (np.float32, np.float32, np.bool_)
+    assert step.reward.shape == step.discount.shape == step.episode_end.shape == (STEPS, ENVS)
+
+
+@pytest.mark.parametrize("name", GYMNAX)
+def test_values_are_finite(name):
+    values = rollout(name).step
+    assert all(np.all(np.isfinite(x)) for x in (values.observation, values.final_observation, values.reward))
+
+
+@pytest.mark.parametrize("name", GYMNAX)
+def test_nothing_is_weakly_typed(name):
+    """A weakly typed reset state makes the second call of a jitted loop compile again."""
+    environment = limited(name)
+    state, observation = jax.eval_shape(environment.reset, jax.random.key(0))
+    stepped = jax.eval_shape(environment.step, jax.random.key(0), state, jnp.int32(0))
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves((state, observation, stepped)))
+
+
+@pytest.mark.parametrize("name", GYMNAX)
+def test_episodes_end_by_termination_or_at_the_limit(name):
+    """Discount 0 where the MDP terminated, and only there; an end with discount 1 comes exactly at the limit."""
+    step = rollout(name).step
+    terminated, end, length = step.discount == 0.0, step.episode_end, lengths(step.episode_end)
+    assert np.all(terminated | (step.discount == 1.0))
+    assert np.any(end) and np.all(end[terminated])
+    np.testing.assert_array_equal(end & ~terminated, (length == LIMIT) & ~terminated)
+    assert np.max(length) <= LIMIT
+
+
+@pytest.mark.parametrize("name", GYMNAX)
+def test_the_limit_is_in_the_spec(name):
+    assert limited(name).spec.max_episode_steps == LIMIT
+
+
+@pytest.mark.parametrize("name", GYMNAX)
+def test_final_observation_differs_from_the_next_only_at_ends(name):
+    step = rollout(name).step
+    differs = np.any((step.observation != step.final_observation).reshape(STEPS, ENVS, -1), axis=-1)
+    assert not np.any(differs & ~step.episode_end)
+    # By chance the two may be equal at some ends; the bandit has but one observation.
+    assert np.any(differs) == (name != "SimpleBandit-bsuite")
+
+
+# Within 20 random steps, these always terminate, the next do either, and all others only reach the limit.
+TERMINATE_EARLY = (
+    "Catch-bsuite",
+    "DeepSea-bsuite",
+    "MemoryChain-bsuite",
+    "UmbrellaChain-bsuite",
+    "SimpleBandit-bsuite",
+    "FrozenLake-misc",
+)
+EITHER = ("CartPole-v1", "Breakout-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar")
+
+
+@pytest.mark.parametrize("name", [name for name in GYMNAX if name not in TERMINATE_EARLY])
+def test_a_time_limit_keeps_discount_1(name):
+    step = rollout(name).step
+    assert np.any(step.episode_end & (step.discount == 1.0))
+
+
+@pytest.mark.parametrize("name", (*TERMINATE_EARLY, *EITHER))
+def test_termination_has_discount_0(name):
+    step = rollout(name).step
+    assert np.any(step.episode_end & (step.discount == 0.0))
+
+
+# gymnax.
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Breakout-MinAtar", "FrozenLake-misc"])
+def test_the_adapter_steps_as_gymnax_does(name):
+    environment, params = gymnax.make(name)
+    params = params.replace(max_steps_in_episode=LIMIT)
+
+    def run(reset_keys, step_keys, actions):
+        def step(state, inputs):
+            out = jax.vmap(environment.step, in_axes=(0, 0, 0, None))(inputs[0], state, inputs[1], params)
+            return out[1], (out[0], *out[2:])
+
+        state = jax.vmap(environment.reset, in_axes=(0, None))(reset_keys, params)[1]
+        return jax.lax.scan(step, state, (step_keys, actions))[1]
+
+    observation, reward, terminated, truncated, info = jax.jit(run)(*random_inputs(limited(name).spec.num_actions))
+    step = rollout(name).step
+    np.testing.assert_array_equal(decoded(name, step.observation), observation)
+    np.testing.assert_array_equal(decoded(name, step.final_observation), info["final_observation"])
+    np.testing.assert_array_equal(step.reward, reward)
+    np.testing.assert_array_equal(step.discount == 0.0, terminated)
+    np.testing.assert_array_equal(step.episode_end, terminated | truncated)
+
+
+def decoded(name: str, observation: np.ndarray) -> np.ndarray:
+    return np.argmax(observation, axis=-1) if name == "FrozenLake-misc" else observation
+
+
+@pytest.mark.parametrize("name", sorted(BINARY))
+def test_grids_stored_as_bool_are_0_or_1_in_gymnax(name):
+    get_obs = gymnax.make(name)[0].get_obs
+    raw = np.asarray(jax.jit(jax.vmap(jax.vmap(lambda state: get_obs(state))))(rollout(name).state))
+    assert rollout(name).step.observation.dtype == bool and np.issubdtype(raw.dtype, np.floating)
+    np.testing.assert_array_equal(raw, rollout(name).step.observation)
+
+
+@pytest.mark.parametrize("name", ["FourRooms-misc", "FrozenLake-misc"])
+def test_integer_observations_are_one_hot(name):
+    environment, params = gymnax.make(name)
+    shape = jax.eval_shape(environment.reset, jax.random.key(0), params)[0]
+    assert np.issubdtype(shape.dtype, np.integer)
+    observation = rollout(name).step.observation
+    hot = observation.reshape(STEPS, ENVS, *(shape.shape or (1,)), -1)
+    np.testing.assert_array_equal(hot.sum(axis=-1), 1)
+
+
+def test_four_rooms_one_hot_is_gymnaxs_observation():
+    get_obs = gymnax.make("FourRooms-misc")[0].get_obs
+    raw = jax.vmap(jax.vmap(lambda state: get_obs(state)))(rollout("FourRooms-misc").state)
+    hot = rollout("FourRooms-misc").step.observation.reshape(*raw.shape, -1)
+    np.testing.assert_array_equal(np.argmax(hot, axis=-1), raw)
+
+
+def test_the_registry_knows_gymnaxs_names():
+    assert set(GYMNAX) | set(CONTINUOUS) <= set(gymnax.registered_envs)
+    assert not set(GYMNAX) & set(CONTINUOUS)
+
+
+def test_names_are_known_without_importing_gymnax():
+    code = "import sys; from jaxdqn import environments as e; assert e.names(); assert 'gymnax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Starting states.
+
+
+def starts(environment: Environment, num: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Observations [num, *O] after a reset, and after the automatic one at the end of `steps` steps."""
+    fresh_key, reset_key, step_key = jax.random.split(jax.random.key(0), 3)
+    fresh = jax.vmap(environment.reset)(jax.random.split(fresh_key, num))[1]
+
+    def step(state, keys):
+        return jax.vmap(environment.step)(keys, state, jnp.zeros(num, jnp.int32))
+
+    state = jax.vmap(environment.reset)(jax.random.split(reset_key, num))[0]
+    steps_taken = jax.lax.scan(step, state, jax.random.split(step_key, (steps, num)))[1]
+    assert np.all(steps_taken.episode_end[-1])
+    return np.asarray(fresh), np.asarray(steps_taken.observation[-1])
+
+
+def test_cartpole_starts_alike_after_reset_and_auto_reset():
+    fresh, again = starts(environments.make("CartPole-v1", {"max_steps_in_episode": 2}), 4000, 2)
+    assert np.all(np.std(fresh, axis=0) > 0.01)
+    for dimension in range(4):
+        assert scipy.stats.ks_2samp(fresh[:, dimension], again[:, dimension]).pvalue > SIGNIFICANCE
+
+
+def test_catch_starts_alike_after_reset_and_auto_reset():
+    fresh, again = starts(environments.make("Catch-bsuite"), 4000, 9)
+    grids, index = np.unique(np.concatenate([fresh, again]).reshape(8000, -1), axis=0, return_inverse=True)
+    table = [np.bincount(part, minlength=len(grids)) for part in np.split(index.reshape(-1), 2)]
+    assert len(grids) == 5  # the ball's column
+    assert scipy.stats.chi2_contingency(table).pvalue > SIGNIFICANCE
+
+
+# Parameters and arguments.
+
+
+def assert_refused(*parts: str, name: str = "CartPole-v1", **arguments) -> None:
+    """One line that has all of `parts`."""
+    with pytest.raises(UserError) as error:
+        environments.make(name, **arguments)
+    text = str(error.value)
+    assert "\n" not in text
+    for part in parts:
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    "wrong, nearest",
+    [("CartPole-v0", "CartPole-v1"), ("breakout", "Breakout-MinAtar"), ("FrozenLake-v1", "FrozenLake-misc")],
+)
+def test_a_misspelt_name_suggests_the_nearest(wrong, nearest):
+    assert_refused(repr(wrong), f"did you mean {nearest!r}?", name=wrong)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_continuous_actions_are_refused(name):
+    assert_refused(repr(name), "continuous", name=name)
+
+
+def test_an_unknown_parameter_suggests_the_nearest():
+    assert_refused("'max_steps'", "'max_steps_in_episode'", env_params={"max_steps": 5})
+
+
+@pytest.mark.parametrize("value", ["5", None, True, 0, -3, 20.5])
+def test_a_wrong_time_limit_is_refused_by_name_and_value(value):
+    assert_refused("max_steps_in_episode", repr(value), "CartPole-v1", env_params={"max_steps_in_episode": value})
+
+
+@pytest.mark.parametrize("value", [0.5, "yes", None])
+def test_a_switch_is_neither_number_nor_text(value):
+    assert_refused("ramping", repr(value), name="Asterix-MinAtar", env_params={"ramping": value})
+
+
+def test_a_switch_can_be_turned():
+    """Published MinAtar numbers depend on ramping."""
+    environments.make("Asterix-MinAtar", {"ramping": False})
+
+
+def test_a_whole_number_serves_where_a_fraction_is_meant():
+    environment = environments.make("BernoulliBandit-misc", {"max_steps_in_episode": 3, "min_lim": -1})
+    assert environment.spec.max_episode_steps == 3
+
+
+def test_parameters_reach_the_environment():
+    plain, heavy = (environments.make("CartPole-v1", {"gravity": gravity}) for gravity in (9.8, 98.0))
+    (state, _), key = plain.reset(jax.random.key(0)), jax.random.key(1)
+    assert np.any(plain.step(key, state, 0)[1].observation != heavy.step(key, state, 0)[1].observation)
+
+
+def test_an_unknown_argument_suggests_the_nearest():
+    assert_refused(
+        "'use_minimal_actions'",
+        "'use_minimal_action_set'",
+        name="Breakout-MinAtar",
+        env_kwargs={"use_minimal_actions": False},
+    )
+
+
+def test_an_argument_where_none_is_taken_is_refused():
+    assert_refused("CartPole-v1", "'size'", "no env_kwargs", env_kwargs={"size": 3})
+
+
+MINIMAL_ACTIONS = {"Asterix": 5, "Breakout": 3, "Freeway": 3, "Seaquest": 6, "SpaceInvaders": 4}
+
+
+@pytest.mark.parametrize("game, minimal", MINIMAL_ACTIONS.items())
+def test_minatar_has_its_minimal_and_its_full_action_set(game, minimal):
+    name = f"{game}-MinAtar"
+    assert environments.make(name).spec.num_actions == minimal
+    assert environments.make(name, env_kwargs={"use_minimal_action_set": False}).spec.num_actions == 6
+
+
+def test_the_minimal_actions_are_those_of_their_place_in_the_full_set():
+    """Breakout: no-op, left, right are 0, 1, 3 of [n, l, u, r, d, f]."""
+    key = jax.random.key(0)
+    minimal = environments.make("Breakout-MinAtar")
+    full = environments.make("Breakout-MinAtar", env_kwargs={"use_minimal_action_set": False})
+    state = minimal.reset(key)[0]
+    after_minimal = [minimal.step(key, state, jnp.int32(a))[1].observation for a in range(3)]
+    after_full = [full.step(key, state, jnp.int32(a))[1].observation for a in (0, 1, 3)]
+    np.testing.assert_array_equal(after_minimal, after_full)
+    assert len(np.unique(np.asarray(after_minimal).reshape(3, -1), axis=0)) == 3
+
+
+def test_constructor_arguments_shape_the_observation():
+    assert environments.make("Catch-bsuite", env_kwargs={"rows": 6, "columns": 4}).spec.observation.shape == (6, 4)
+
+
+# Sticky actions.
+
+EPISODE = 7
+
+
+def echo() -> Environment:
+    """The reward is the action that was executed; episodes of EPISODE steps."""
+
+    def reset(key):
+        return jnp.int32(0), jnp.zeros(1)
+
+    def step(key, state, action):
+        end = state + 1 == EPISODE
+        observation = jnp.zeros(1)
+        reward = jnp.asarray(action, jnp.float32)
+        return jnp.where(end, 0, state + 1), TimeStep(observation, reward, jnp.float32(1.0), observation, end)
+
+    return Environment(reset, step, Spec("echo", jax.ShapeDtypeStruct((1,), jnp.float32), 10_000))
+
+
+def executed(environment: Environment, requested: np.ndarray) -> np.ndarray:
+    keys = jax.random.split(jax.random.key(0), len(requested))
+    run = jax.jit(
+        lambda keys, actions: (
+            jax.lax.scan(
+                lambda state, x: environment.step(x[0], state, x[1]), environment.reset(keys[0])[0], (keys, actions)
+            )[1].reward
+        )
+    )
+    return np.asarray(run(keys, requested)).astype(int)
+
+
+REQUESTED = np.arange(1, 4201, dtype=np.int32)  # all different, so that every repeat shows, and none is 0
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_sticky_actions_repeat_the_last_executed_one_as_often_as_asked(probability):
+    done = executed(sticky(echo(), probability), REQUESTED)
+    last = np.concatenate([[0], done[:-1]])
+    last[::EPISODE] = 0  # an episode's first action has nothing to repeat
+    repeated = done != REQUESTED
+    np.testing.assert_array_equal(done, np.where(repeated, last, REQUESTED))
+    assert scipy.stats.binomtest(int(repeated.sum()), len(REQUESTED), probability).pvalue > SIGNIFICANCE
+
+
+def test_sticky_coins_are_independent_in_time():
+    repeated = executed(sticky(echo(), 0.5), REQUESTED) != REQUESTED
+    assert scipy.stats.chisquare(np.bincount(2 * repeated[:-1] + repeated[1:], minlength=4)).pvalue > SIGNIFICANCE
+
+
+def test_sticky_with_probability_0_is_the_identity():
+    np.testing.assert_array_equal(executed(sticky(echo(), 0.0), REQUESTED), REQUESTED)
+
+
+# Environments of the user.
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """environments.register, forgotten after the test."""
+    monkeypatch.setattr(registry, "_registered", {})
+    return environments.register
+
+
+def test_make_adds_sticky_actions_when_asked(register):
+    register("echo", echo)
+    np.testing.assert_array_equal(executed(environments.make("echo"), REQUESTED), REQUESTED)
+    assert np.any(executed(environments.make("echo", sticky_actions=0.25), REQUESTED) != REQUESTED)
+
+
+def test_an_own_record_can_be_registered(register):
+    register("mine", probe_environments.action)
+    environment = environments.make("mine")
+    state, _ = environment.reset(jax.random.key(0))
+    assert environment.step(jax.random.key(0), state, jnp.int32(1))[1].reward == -1.0
+    assert "mine" in environments.names()
+
+
+def test_a_gymnax_class_can_be_registered(register):
+    from gymnax.environments.bsuite.catch import Catch
+
+    register("SmallCatch", Catch)
+    environment = environments.make("SmallCatch", {"max_steps_in_episode": 3}, {"rows": 6})
+    assert environment.spec.name == "SmallCatch"
+    assert (environment.spec.observation.shape, environment.spec.max_episode_steps) == ((6, 5), 3)
+
+
+def test_registering_again_replaces(register):
+    register("mine", probe_environments.action)
+    register("mine", echo)
+    assert environments.make("mine").spec.name == "echo"
+
+
+def test_gymnaxs_names_are_taken(register):
+    for name in ("CartPole-v1", "Pendulum-v1"):
+        with pytest.raises(UserError, match=name):
+            register(name, echo)
+
+
+def test_a_registered_name_is_suggested(register):
+    register("warehouse", echo)
+    assert_refused("'warehouse'", name="warehose")
+
+
+def test_arguments_reach_the_factory(register):
+    register("sized", lambda size=1: echo()._replace(spec=echo().spec._replace(num_actions=size)))
+    assert environments.make("sized", env_kwargs={"size": 3}).spec.num_actions == 3
+    assert_refused("'sise'", "'size'", name="sized", env_kwargs={"sise": 3})
+
+
+def test_parameters_of_an_own_record_are_refused(register):
+    register("mine", echo)
+    assert_refused("'mine'", "no env_params", "speed", name="mine", env_params={"speed": 3})
+
+
+def broken(**changes) -> Environment:
+    """`echo` whose step returns other values in the fields named."""
+    plain = echo()
+
+    def step(key, state, action):
+        state, timestep = plain.step(key, state, action)
+        return state, timestep._replace(**changes)
+
+    return plain._replace(step=step)
+
+
+@pytest.mark.parametrize(
+    "changes, parts",
+    [
+        ({"observation": jnp.zeros(2)}, ("observation", "float32[2]", "float32[1]")),
+        ({"observation": jnp.zeros(1, bool)}, ("observation", "bool[1]", "float32[1]")),
+        ({"final_observation": jnp.zeros(())}, ("final_observation", "float32[]", "float32[1]")),
+        ({"reward": jnp.int32(1)}, ("reward", "int32[]", "float32[]")),
+        ({"reward": jnp.zeros(1)}, ("reward", "float32[1]", "float32[]")),
+        ({"discount": jnp.bool_(True)}, ("discount", "bool[]", "float32[]")),
+        ({"episode_end": jnp.float32(0)}, ("episode_end", "float32[]", "bool[]")),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+)
+def test_a_step_of_wrong_shape_or_dtype_is_refused(register, changes, parts):
+    register("broken", lambda: broken(**changes)._replace(spec=echo().spec._replace(name="broken")))
+    assert_refused("'broken'", *parts, name="broken")
+
+
+def other_step(step) -> Environment:
+    return echo()._replace(step=step)
+
+
+@pytest.mark.parametrize(
+    "step, parts",
+    [
+        (lambda key, state, action: (state, (jnp.zeros(1), 1.0)), ("TimeStep", "tuple")),
+        (lambda key, state, action: (jnp.float32(0), echo().step(key, state, action)[1]), ("int32[]", "float32[]")),
+        (lambda key, state, action: ((state, state), echo().step(key, state, action)[1]), ("structure",)),
+    ],
+    ids=["not a TimeStep", "another dtype of state", "another structure of state"],
+)
+def test_a_step_that_returns_something_else_is_refused(register, step, parts):
+    register("echo", lambda: other_step(step))
+    assert_refused("'echo'", *parts, name="echo")
+
+
+def test_a_reset_of_wrong_shape_is_refused(register):
+    register("echo", lambda: echo()._replace(reset=lambda key: (jnp.int32(0), jnp.zeros(3))))
+    assert_refused("'echo'", "reset's observation", "float32[3]", "float32[1]", name="echo")
+
+
+def test_probe_environments_keep_the_contract(register):
+    for probe in ("value", "observed_value", "action", "observed_action", "discount", "time_limit"):
+        register(probe, getattr(probe_environments, probe))
+        assert isinstance(environments.make(probe).reset(jax.random.key(0))[1], Array)
