@@ -1,3 +1,29 @@
 """jaxdqn: parallel deep Q-learning in JAX, every way of running it over one set of pure functions."""
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+__all__ = ["Config", "HParams", "Result", "Settings", "load", "preset", "register", "resume", "train"]
+
+if TYPE_CHECKING:
+    from jaxdqn.config import Config, HParams
+    from jaxdqn.environments import register
+    from jaxdqn.experiment import Result, Settings, load, resume, train
+    from jaxdqn.presets import preset
+
+_HOME = {
+    "Config": "config",
+    "HParams": "config",
+    "preset": "presets",
+    "register": "environments",
+    **dict.fromkeys(("Result", "Settings", "load", "resume", "train"), "experiment"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that `--help` and `import jaxdqn` do not wait for JAX.
+    import importlib
+
+    if name not in _HOME:
+        raise AttributeError(f"module 'jaxdqn' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxdqn.{_HOME[name]}"), name)

@@ -32,10 +32,12 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Sums since the last logging point, of one shard; `learning` sums over gradient updates."""
+    """Of one shard, since the last logging point: sums over episodes and gradient updates, and two latest values."""
 
     episodes: EpisodeSums
     learning: dict[str, Array]
+    epsilon: Array  # []  before the ladder
+    first_bad_update: Array  # []  see LearnerState
 
 
 class Trainer(NamedTuple):
@@ -93,6 +95,7 @@ def make_trainer(
 
     def collect(state: TrainState, metrics: Metrics, iteration: Array, hparams: Any) -> tuple[TrainState, Metrics]:
         del hparams
+        metrics = metrics._replace(epsilon=jnp.float32(1), first_bad_update=state.learner.first_bad_update)
         return act_and_store(state, metrics, iteration, jnp.ones(config.num_envs))
 
     def learn(state: TrainState, iteration: Array, hparams: Any) -> tuple[TrainState, dict[str, Array]]:
@@ -123,7 +126,8 @@ def make_trainer(
         )
         state, metrics = act_and_store(state, metrics, iteration, ladder)
         state, sums = learn(state, iteration, hparams)
-        return state, metrics._replace(learning=jax.tree.map(jnp.add, metrics.learning, sums))
+        total = jax.tree.map(jnp.add, metrics.learning, sums)
+        return state, Metrics(metrics.episodes, total, jnp.float32(epsilon), state.learner.first_bad_update)
 
     def zero_metrics() -> Metrics:
         hparams = HParams()
@@ -134,7 +138,8 @@ def make_trainer(
         else:  # the shapes do not depend on shards, but a trace needs the axis
             sums = make_trainer(environment, agent, replay, config).zero_metrics().learning
         episodes = EpisodeSums(*(jnp.zeros((), jnp.float32) for _ in EpisodeSums._fields))
-        return Metrics(episodes, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
+        return Metrics(episodes, zeros, jnp.float32(1), jnp.int32(-1))
 
     return Trainer(init, zero_metrics, collect, step)
 

@@ -30,6 +30,7 @@ LAYERS = {
     "runs": 5,
     "progress": 5,
     "presets": 2,
+    "driver": 6,
     "experiment": 6,
     "cli": 7,
     "sweeps": 6,  # over everything of layer 5

@@ -15,7 +15,7 @@ import numpy as np
 from jaxdqn import agents, environments, evaluation, replay, training
 from jaxdqn.base import Agent, Environment, PyTree, Replay
 from jaxdqn.config import Config, HParams, replay_rows
-from jaxdqn.learning import Shards, shard_index
+from jaxdqn.learning import shard_index
 from jaxdqn.parallel import devices as _devices
 from jaxdqn.parallel import population
 from jaxdqn.parallel.memory import tree_bytes
@@ -34,30 +34,22 @@ class Parts(NamedTuple):
     replay: Replay
 
 
-class Carry(NamedTuple):
-    """What passes from chunk to chunk, and is donated."""
-
-    state: training.TrainState
-    metrics: training.Metrics
-
-
 class Fleet(NamedTuple):
-    """Compiled programs over [D, L] arrays.
+    """Compiled programs over stacks of lanes. A stack's arrays are [D, W, ...]; `states` and `metrics` are lists of
+    stacks, and the states that `collect` and `step` are given are donated.
 
-    collect, step(carry, hparams, start, stop) -> (carry, token); the token is ready when the chunk is
-    evaluate(params) -> Episodes [D, L, E];  zero_metrics(metrics) -> Metrics
+    collect, step(states, metrics, start, stop) -> (states, metrics);  evaluate(states) -> Episodes [D, W, E] per stack
     """
 
     parts: Parts
     assignment: Assignment
     shards: int
-    hparams: Any
-    initial: Carry
     collect: Any
     step: Any
     evaluate: Any
-    zero_metrics: Any
+    zero_metrics: list[training.Metrics]
     compile_seconds: float
+    program: Any  # the compiled step of one stack, for its memory analysis
 
 
 def shard_config(config: Config, shards: int) -> Config:
@@ -96,104 +88,102 @@ def build(
     assignment: Assignment,
     seeds: Sequence[int],
     settings: Sequence[HParams],
-    how: population.How | None = None,
-) -> Fleet:
-    """Initialises the members and compiles their programs. `seeds` and `settings` are those of the assignment."""
+    width: int | None = None,
+) -> tuple[Fleet, list[training.TrainState]]:
+    """Compiles the programs and initialises the members. `seeds` and `settings` are those of the assignment.
+
+    `width` lanes are vmapped together; it must divide their number, and is by default the fastest for the backend.
+    """
+    began = time.perf_counter()
     shards = _devices.make_shards(len(devices), devices_per_agent)
-    how = how or population.fastest(devices[0].platform)
+    width = width or population.fastest_width(devices[0].platform, assignment.num_lanes)
     trainer = training.make_trainer(parts.environment, parts.agent, parts.replay, parts.config, shards)
-    start_time = time.perf_counter()
-    carry, hparams = _initialise(trainer, devices, shards, assignment, seeds, settings, how)
 
-    def compiled(iterate: Any) -> Any:
-        loop = training.loop(iterate)
+    # Inside a mapped function: states made elsewhere would be uncommitted, and compile a second time.
+    def init_lane(seed: Any, hparams: Any) -> tuple[training.TrainState, training.Metrics, Any]:
+        key = jax.random.key(seed)
+        stream = jax.random.fold_in(jax.random.fold_in(key, EXPERIENCE_STREAM), shard_index(shards))
+        state = trainer.init(jax.random.fold_in(key, PARAMS_STREAM), stream, hparams)
+        return state, trainer.zero_metrics(), hparams
 
-        def run(carry: Carry, hparams: Any, start: Any, stop: Any) -> Carry:
-            return Carry(*loop(carry.state, carry.metrics, hparams, start, stop))
+    init = _devices.over_devices(population.over_lanes(init_lane), devices, num_mapped=2)
+    spread = jax.tree.map(
+        lambda x: assignment.spread(x, devices_per_agent),
+        (np.asarray(seeds, np.uint32), population.stack_hparams(list(settings))),
+    )
+    stacks = range(0, assignment.num_lanes, width)
+    made = [init(*jax.tree.map(lambda x: x[:, i : i + width], spread)) for i in stacks]
+    states, metrics, hparams = (list(column) for column in zip(*made, strict=True))
 
-        def chunk(carry: Carry, hparams: Any, start: Any, stop: Any) -> tuple[Carry, Any]:
-            return population.carry_over_lanes(run, how)(carry, hparams, start, stop), stop
+    def chunk(iterate: Any) -> Any:
+        lanes = population.over_lanes(training.loop(iterate), num_shared=2)
+        program = _devices.over_devices(lanes, devices, num_mapped=3, num_shared=2, donate=(0,))
+        return program.lower(states[0], metrics[0], hparams[0], np.int32(0), np.int32(1)).compile()
 
-        program = _devices.over_devices(chunk, devices, num_mapped=2, num_shared=2, donate=(0,))
-        return program.lower(carry, hparams, np.int32(0), np.int32(1)).compile()
-
-    def evaluate(params: PyTree) -> evaluation.Episodes:
+    def evaluate_lane(params: PyTree, _: Any) -> evaluation.Episodes:
         key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), shard_index(shards))
         config = parts.config
+        return evaluation.evaluate(
+            parts.environment, parts.agent, params, key, config.eval_episodes, config.eval_max_steps
+        )
 
-        def lane(params: PyTree, _: Any) -> evaluation.Episodes:
-            return evaluation.evaluate(
-                parts.environment, parts.agent, params, key, config.eval_episodes, config.eval_max_steps
-            )
-
-        dummy = np.zeros(assignment.num_lanes)
-        return population.over_lanes(lane, how)(params, dummy)
-
-    def zeros(metrics: training.Metrics) -> training.Metrics:
-        return jax.tree.map(lambda x: x * 0, metrics)
-
-    params = carry.state.learner.params
-    return Fleet(
+    # The learning rate only gives agents without parameters a lane to map over.
+    judge = _devices.over_devices(population.over_lanes(evaluate_lane), devices, num_mapped=2)
+    judge = judge.lower(states[0].learner.params, hparams[0].learning_rate).compile()
+    collect, step = chunk(trainer.collect), chunk(trainer.step)
+    fleet = Fleet(
         parts=parts,
         assignment=assignment,
         shards=devices_per_agent,
-        hparams=hparams,
-        initial=carry,
-        collect=compiled(trainer.collect),
-        step=compiled(trainer.step),
-        evaluate=_devices.over_devices(evaluate, devices, num_mapped=1).lower(params).compile(),
-        zero_metrics=_devices.over_devices(zeros, devices, num_mapped=1).lower(carry.metrics).compile(),
-        compile_seconds=time.perf_counter() - start_time,
+        collect=_stack_by_stack(collect, hparams),
+        step=_stack_by_stack(step, hparams),
+        evaluate=lambda states: [
+            judge(state.learner.params, h.learning_rate) for state, h in zip(states, hparams, strict=True)
+        ],
+        zero_metrics=metrics,
+        compile_seconds=time.perf_counter() - began,
+        program=step,
     )
+    return fleet, states
 
 
-def _initialise(
-    trainer: training.Trainer,
-    devices: Sequence[jax.Device],
-    shards: Shards | None,
-    assignment: Assignment,
-    seeds: Sequence[int],
-    settings: Sequence[HParams],
-    how: population.How,
-) -> tuple[Carry, Any]:
-    size = shards.size if shards else 1
-    stacked = population.stack_hparams(list(settings))
-    hparams = jax.tree.map(lambda x: assignment.spread(x, size), stacked)
-    spread_seeds = assignment.spread(np.asarray(seeds, np.uint32), size)
+def _stack_by_stack(program: Any, hparams: list[Any]) -> Any:
+    """One call per stack: they queue on the devices while Python goes on."""
 
-    # Inside the mapped function: states made elsewhere would be uncommitted, and compile a second time.
-    def init(seeds: Any, hparams: Any) -> tuple[Carry, Any]:
-        def lane(seed: Any, hparams: Any) -> Carry:
-            key = jax.random.key(seed)
-            stream = jax.random.fold_in(jax.random.fold_in(key, EXPERIENCE_STREAM), shard_index(shards))
-            state = trainer.init(jax.random.fold_in(key, PARAMS_STREAM), stream, hparams)
-            return Carry(state, trainer.zero_metrics())
+    def run(states: list[Any], metrics: list[Any], start: int, stop: int) -> tuple[list[Any], list[Any]]:
+        bounds = np.int32(start), np.int32(stop)
+        done = [program(s, m, h, *bounds) for s, m, h in zip(states, metrics, hparams, strict=True)]
+        return [state for state, _ in done], [sums for _, sums in done]
 
-        return population.over_lanes(lane, how)(seeds, hparams), hparams
-
-    return _devices.over_devices(init, devices, num_mapped=2)(spread_seeds, hparams)
+    return run
 
 
-def host(tree: PyTree) -> PyTree:
-    """The arrays of a tree as NumPy, keys as their data."""
+def gather(stacks: list[PyTree]) -> PyTree:
+    """Stacks of lanes [D, W, ...] as one tree of NumPy arrays [D, L, ...], keys as their data."""
 
     def pull(leaf: Any) -> np.ndarray:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        # Shard by shard: indexing or converting a sharded array as a whole is slow.
-        pieces = sorted(leaf.addressable_shards, key=lambda piece: piece.index[0].start or 0 if piece.index else 0)
+        # Shard by shard: converting a sharded array as a whole is slow.
+        pieces = sorted(leaf.addressable_shards, key=lambda piece: piece.index[0].start or 0)
         return np.concatenate([np.asarray(piece.data) for piece in pieces])
 
-    return jax.tree.map(pull, tree)
+    pulled = [jax.tree.map(pull, stack) for stack in stacks]
+    return pulled[0] if len(pulled) == 1 else jax.tree.map(lambda *x: np.concatenate(x, axis=1), *pulled)
 
 
-def restore(template: PyTree, values: PyTree) -> PyTree:
-    """The inverse of `host`: `values` with the placement and types of `template`."""
+def scatter(templates: list[PyTree], values: PyTree) -> list[PyTree]:
+    """The inverse of `gather`: values [D, L, ...] as stacks with the placement and types of `templates`."""
 
     def push(like: Any, value: np.ndarray) -> Any:
         if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-            data = jax.device_put(value, jax.random.key_data(like).sharding)
-            return jax.random.wrap_key_data(data)
+            return jax.random.wrap_key_data(jax.device_put(value, jax.random.key_data(like).sharding))
         return jax.device_put(value, like.sharding)
 
-    return jax.tree.map(push, template, values)
+    stacks, first = [], 0
+    for template in templates:
+        width = jax.tree.leaves(template)[0].shape[1]
+        part = jax.tree.map(lambda x: x[:, first : first + width], values)
+        stacks.append(jax.tree.map(push, template, part))
+        first += width
+    return stacks

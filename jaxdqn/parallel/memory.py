@@ -56,18 +56,13 @@ class Plan(NamedTuple):
     num_batches: int
 
 
-def plan(
-    shard_bytes: int, replay_bytes: int, num_members: int, num_groups: int, bytes_per_device: int, sequential: bool
-) -> Plan:
+def plan(shard_bytes: int, replay_bytes: int, num_members: int, num_groups: int, bytes_per_device: int) -> Plan:
     """Splits `num_members` into the fewest batches whose lanes fit the memory of each device.
 
-    Sequential lanes need one member's temporaries besides the lanes. Raises `UserError` where not even one fits.
+    Raises `UserError` where not even one fits.
     """
     usable = int(bytes_per_device * HEADROOM)
-    extra = shard_bytes if sequential and num_members > num_groups else 0
-    lanes = (usable - extra) // shard_bytes if shard_bytes <= usable else 0
-    if lanes < 1 and shard_bytes <= usable:
-        lanes = 1
+    lanes = usable // shard_bytes
     if lanes < 1:
         share = max(1, int(100 * usable / shard_bytes))
         raise UserError(

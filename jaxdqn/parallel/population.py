@@ -1,59 +1,36 @@
 """Populations: many members (seeds and hyperparameters) over the functions of one, without a second loop.
 
-Members lie in lanes. A device runs its lanes vmapped, or one after the other; which is faster depends on the backend
-(measured: a CPU core is fastest with one member at a time, its arrays in cache; a GPU with all at once).
+Members lie in lanes: each device has L of them, in stacks of W lanes that run vmapped; stacks run one after the other,
+as separate calls of one program on separate arrays. W = 1 runs every member as its own single run would (measured: a
+CPU core is fastest with one member at a time, its arrays in cache); W = L vmaps them all (a GPU).
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxdqn.base import PyTree
 
-How = Literal["vmap", "sequential"]
+
+def fastest_width(platform: str, num_lanes: int) -> int:
+    """How many of a device's lanes to vmap into one program: one on a CPU, all elsewhere."""
+    return 1 if platform == "cpu" else num_lanes
 
 
-def fastest(platform: str) -> How:
-    """How one device of `platform` runs its lanes fastest."""
-    return "sequential" if platform == "cpu" else "vmap"
+def over_lanes(function: Callable[..., PyTree], num_shared: int = 0) -> Callable[..., PyTree]:
+    """function(*mapped, *shared) over the leading axis [W] of the mapped arguments: vmapped, or for W = 1 as it is."""
 
-
-def over_lanes(function: Callable[..., PyTree], how: How) -> Callable[..., PyTree]:
-    """function(*args) over the leading axis [L] of all arguments; the results are stacked."""
-    if how == "vmap":
-        return jax.vmap(function)
-    return lambda *args: lax.map(lambda lane: function(*lane), args)
-
-
-def carry_over_lanes(run: Callable[..., PyTree], how: How) -> Callable[..., PyTree]:
-    """run(carry, hparams, *shared) -> carry over the leading axis [L] of carry and hparams.
-
-    Sequential lanes run one after the other, each for the whole call, and are updated in place: that takes the
-    temporaries of one member, where a mapped loop would hold a second copy of every ring.
-    """
-
-    def vmapped(carries: PyTree, hparams: PyTree, *shared: Any) -> PyTree:
-        return jax.vmap(run, in_axes=(0, 0, *(None for _ in shared)))(carries, hparams, *shared)
-
-    def sequential(carries: PyTree, hparams: PyTree, *shared: Any) -> PyTree:
-        def lane(index: Any, carries: PyTree) -> PyTree:
-            carry, setting = jax.tree.map(
-                lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), (carries, hparams)
-            )
-            new = run(carry, setting, *shared)
-            return jax.tree.map(lambda old, x: lax.dynamic_update_index_in_dim(old, x, index, 0), carries, new)
-
-        num_lanes = jax.tree.leaves(carries)[0].shape[0]
-        if num_lanes > 1:
-            return lax.fori_loop(0, num_lanes, lane, carries)
-        only = run(*jax.tree.map(lambda x: x[0], (carries, hparams)), *shared)
+    def run(*args: Any) -> PyTree:
+        split = len(args) - num_shared
+        mapped, shared = args[:split], args[split:]
+        if jax.tree.leaves(mapped)[0].shape[0] > 1:
+            return jax.vmap(function, in_axes=(0,) * split + (None,) * num_shared)(*args)
+        only = function(*jax.tree.map(lambda x: x[0], mapped), *shared)
         return jax.tree.map(lambda x: x[None], only)
 
-    return vmapped if how == "vmap" else sequential
+    return run
 
 
 class Assignment(NamedTuple):
@@ -75,7 +52,7 @@ class Assignment(NamedTuple):
         return np.repeat(values[np.maximum(self.members, 0)], shards, axis=0)
 
     def collect(self, values: np.ndarray) -> np.ndarray:
-        """The inverse: [D, L, ...] -> [M, shards, ...], members in order."""
+        """The inverse: [D, L, ...] -> [M, shards, ...], members in order, dead lanes left out."""
         groups, lanes = self.members.shape
         shards = values.shape[0] // groups
         by_lane = np.moveaxis(values.reshape(groups, shards, *values.shape[1:]), 1, 2)
@@ -97,8 +74,3 @@ def assign(num_members: int, num_groups: int) -> Assignment:
 def stack_hparams(settings: list[Any]) -> Any:
     """A list of `HParams` as one `HParams` of float32 arrays [M]."""
     return jax.tree.map(lambda *values: np.asarray(values, np.float32), *settings)
-
-
-def float_hparams(hparams: Any) -> Any:
-    """`HParams` as traced-ready float32 scalars."""
-    return jax.tree.map(jnp.float32, hparams)

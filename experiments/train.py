@@ -1,0 +1,236 @@
+"""Trains agents and draws their learning curves.
+
+    python experiments/train.py                                        DQN on CartPole-v1, in about a minute
+    python experiments/train.py --env Breakout-MinAtar --num-seeds 3
+    python experiments/train.py --vary.learning-rate 1e-4 3e-4 1e-3 --num-seeds 5      one population
+    python experiments/train.py --num-devices 2 --devices-per-agent 2                  one agent over two devices
+    python experiments/train.py --resume runs/NAME [--total-steps 1000000]
+
+Also: --env-params.FIELD VALUE, --env-kwargs.ARGUMENT VALUE, --vary.HPARAM VALUES.
+"""
+
+import dataclasses
+import datetime
+import pathlib
+import sys
+from typing import Annotated
+
+import tyro
+
+from jaxdqn import cli, presets
+from jaxdqn.config import Config, HParams, members, validate, validate_hparams
+from jaxdqn.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """What to train, on what, and where to keep it."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    hparams: HParams
+    preset: str | None = None
+    """Named settings; by default those of the environment. Other flags change them."""
+    seed: int = 0
+    """First seed."""
+    num_seeds: int = 1
+    """How many seeds to train, as one population: seed, seed + 1, ..."""
+    num_devices: int | None = None
+    """Devices used in all; by default every GPU, or every core that has work."""
+    devices_per_agent: int = 1
+    """Devices each agent is spread over (data parallelism)."""
+    out: pathlib.Path | None = None
+    """Run directory; by default runs/ENV-AGENT-TIME."""
+    resume: pathlib.Path | None = None
+    """Continue the run in this directory, bit for bit; with --total-steps, extend it."""
+    init_from: pathlib.Path | None = None
+    """Start from the parameters of the run in this directory."""
+    init_member: int = 0
+    """Which member of --init-from."""
+    stop_at_return: float | None = None
+    """Stop when every member's greedy return reaches this."""
+    max_minutes: float | None = None
+    """Stop after this much training time; the run can be resumed."""
+    checkpoint_seconds: float = 60.0
+    """Least time between two checkpoints."""
+    dry_run: bool = False
+    """Print the configuration, its memory and an estimate of its time, and stop."""
+    profile: bool = False
+    """Write a JAX profiler trace to the run directory."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+    wandb: str | None = None
+    """Also log to this Weights & Biases project (pip install wandb)."""
+    quiet: bool = False
+    """No progress."""
+
+
+def parse(arguments: list[str]) -> tuple[Args, dict[str, list[float]]]:
+    """Flags over the defaults of --resume, --preset or --env, in this order; and the values of --vary."""
+    env_params, arguments = cli.take_dotted(arguments, "env-params")
+    env_kwargs, arguments = cli.take_dotted(arguments, "env-kwargs")
+    vary, arguments = cli.take_dotted(arguments, "vary")
+    saved = cli.flag_value(arguments, "--resume")
+    if saved is not None:
+        from jaxdqn.runs import directory
+
+        spec, _ = directory.load(pathlib.Path(saved))
+        config, hparams = spec.config, spec.hparams
+    else:
+        name, env = cli.flag_value(arguments, "--preset"), cli.flag_value(arguments, "--env")
+        chosen = presets.preset(name) if name else presets.for_environment(env or Config.env)
+        config, hparams = chosen.config, chosen.hparams
+    args = cli.parse(Args, arguments, Args(config, hparams), str(__doc__))
+    changes = {**cli.single(env_params, "env-params")}, {**cli.single(env_kwargs, "env-kwargs")}
+    config = dataclasses.replace(
+        args.config,
+        env_params={**args.config.env_params, **changes[0]},
+        env_kwargs={**args.config.env_kwargs, **changes[1]},
+    )
+    return dataclasses.replace(args, config=config), vary
+
+
+def run(arguments: list[str]) -> int:
+    """The script; returns its exit code."""
+    args, vary = parse(arguments)
+    if args.num_seeds < 1:
+        raise UserError(f"num_seeds is {args.num_seeds}; it must be at least 1.")
+    if args.seed < 0 or args.seed + args.num_seeds > 2**32:
+        raise UserError(f"seed is {args.seed}; seeds must lie in [0, 2^32).")
+    for name in ("num_devices", "devices_per_agent"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1.")
+    if args.resume is not None:
+        return resume(args, vary)
+    seeds = tuple(range(args.seed, args.seed + args.num_seeds))
+    validate(args.config, args.devices_per_agent)
+    validate_hparams(args.hparams, args.config.epsilon_schedule)
+    everyone = members(args.hparams, seeds, vary, args.config.epsilon_schedule)
+    cli.prepare_backend(args.config, len(everyone), args.num_devices, args.devices_per_agent)
+    from jaxdqn import experiment
+
+    if args.dry_run:
+        dry_run(args, seeds, vary)
+        return 0
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = args.out or pathlib.Path("runs") / f"{args.config.env}-{args.config.agent}-{stamp}"
+    result = experiment.train(
+        args.config,
+        args.hparams,
+        seeds=seeds,
+        vary=vary,
+        out=out,
+        num_devices=args.num_devices,
+        devices_per_agent=args.devices_per_agent,
+        settings=settings(args),
+    )
+    return report(result.summary, out)
+
+
+def settings(args: Args):  # type: ignore[no-untyped-def]
+    """The flags that do not change a run's result."""
+    from jaxdqn.experiment import Settings
+
+    if args.wandb:
+        try:
+            import wandb  # noqa: F401
+        except ImportError:
+            raise UserError('--wandb needs the wandb package: pip install "jaxdqn[wandb]".') from None
+    return Settings(
+        stop_at_return=args.stop_at_return,
+        max_seconds=None if args.max_minutes is None else 60 * args.max_minutes,
+        checkpoint_seconds=args.checkpoint_seconds,
+        progress=not args.quiet,
+        tensorboard=args.tensorboard,
+        wandb=args.wandb,
+        profile=args.profile,
+        init_from=args.init_from,
+        init_member=args.init_member,
+    )
+
+
+def resume(args: Args, vary: dict[str, list[float]]) -> int:
+    """--resume: the saved configuration, of which only --total-steps may change."""
+    from jaxdqn.runs import directory
+
+    assert args.resume is not None
+    spec, _ = directory.load(args.resume)
+    wanted = dataclasses.replace(args.config, total_steps=spec.config.total_steps)
+    differences = [
+        f"{field.name} {getattr(spec.config, field.name)!r} (asked: {getattr(wanted, field.name)!r})"
+        for field in dataclasses.fields(Config)
+        if getattr(spec.config, field.name) != getattr(wanted, field.name)
+    ]
+    differences += [
+        f"hparams.{name} {old!r} (asked: {new!r})"
+        for (name, old), new in zip(spec.hparams._asdict().items(), args.hparams, strict=True)
+        if old != new
+    ]
+    if vary or differences:
+        what = "; ".join(differences) or "its population"
+        raise UserError(f"{args.resume} was trained with {what}: only --total-steps may change when resuming.")
+    cli.prepare_backend(spec.config, spec.num_devices, spec.num_devices, spec.devices_per_agent)
+    from jaxdqn import experiment
+
+    result = experiment.resume(args.resume, args.config.total_steps, settings(args))
+    return report(result.summary, args.resume)
+
+
+def report(summary: dict, out: pathlib.Path) -> int:
+    """The last lines a user reads; returns the exit code."""
+    from jaxdqn.experiment import DIVERGED, INTERRUPTED, TIMEOUT
+
+    interval = summary["final_return_ci95"]
+    spread = f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
+    mean = summary["final_return_mean"]
+    print(
+        f"{summary['status']}: {summary['env_steps']:,} steps in {summary['run_seconds']:.1f} s "
+        f"({summary['env_steps_per_second']:,.0f}/s; compiled in {summary['compile_seconds']:.1f} s), "
+        f"final return {'-' if mean is None else f'{mean:.1f}'}{spread}, {summary['num_members']} member(s)"
+    )
+    print(f"curves: {out / 'curves.png'}")
+    if summary["status"] in (INTERRUPTED, TIMEOUT):
+        print(f"continue with: python experiments/train.py --resume {out}")
+    return {INTERRUPTED: 130, DIVERGED: 1}.get(summary["status"], 0)
+
+
+def dry_run(args: Args, seeds: tuple[int, ...], vary: dict[str, list[float]]) -> None:
+    """Prints what would run, its bytes, and its time, estimated from a second of training."""
+    import time
+
+    import yaml
+
+    from jaxdqn import experiment
+    from jaxdqn.config import timeline
+    from jaxdqn.parallel import devices, fleet, memory, population
+
+    spec, parts, budget = experiment.plan(
+        args.config, args.hparams, seeds, vary, args.num_devices, args.devices_per_agent
+    )
+    print(yaml.safe_dump(spec.to_dict(), sort_keys=False).strip())
+    everyone = members(args.hparams, seeds, vary)
+    used = devices.choose(spec.num_devices, spec.devices_per_agent, len(everyone))
+    assignment = population.assign(spec.members_per_batch, len(used) // spec.devices_per_agent)
+    chosen = everyone[: spec.members_per_batch]
+    made, states = fleet.build(
+        parts, used, spec.devices_per_agent, assignment, [seed for seed, _ in chosen], [h for _, h in chosen]
+    )
+    line = timeline(spec.config)
+    states, sums = made.collect(states, made.zero_metrics, 0, line.prefill)
+    length, elapsed = 8, 0.0
+    while elapsed < 0.5:
+        length *= 2
+        began = time.perf_counter()
+        states, sums = made.step(states, sums, line.prefill, line.prefill + length)
+        [leaf.block_until_ready() for leaf in __import__("jax").tree.leaves(sums)]
+        elapsed = time.perf_counter() - began
+    seconds = elapsed / length * line.total * budget.num_batches
+    print(
+        f"# {memory.gib(budget.shard_bytes)} per agent and device, {memory.gib(budget.replay_bytes)} of it replay; "
+        f"{len(everyone)} member(s) in {budget.num_batches} batch(es) on {len(used)} device(s)"
+    )
+    print(f"# compiled in {made.compile_seconds:.1f} s; training would take about {seconds:,.0f} s, evaluation aside")
+
+
+if __name__ == "__main__":
+    cli.main(lambda: run(sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""The plain Python between compiled chunks: when to log, evaluate, checkpoint and stop.
+
+The next chunk is dispatched before the last one's metrics are read. Its state is donated, so whatever needs a state
+(evaluation, checkpoint) happens before that dispatch, and a stop that depends on metrics acts one logging point late.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxdqn.config import Timeline
+from jaxdqn.parallel.fleet import Fleet
+
+CHUNK_SECONDS = 1.0  # long enough to hide the dispatch, short enough for Ctrl-C
+
+
+class Point(NamedTuple):
+    """A logging point: stacks of device arrays still to be read."""
+
+    iteration: int
+    metrics: list[Any]
+    episodes: list[Any] | None  # of the greedy evaluation, where one was due
+
+
+class Progressed(NamedTuple):
+    """Where a batch stands between two chunks: lists of stacks, and the iterations done."""
+
+    states: list[Any]
+    metrics: list[Any]
+    iteration: int
+
+
+class Hooks(NamedTuple):
+    """What the caller does at the events of a run.
+
+    on_point(point) -> True to stop at the next logging point; interrupted() -> True to stop now;
+    checkpoint_due() -> True for a checkpoint at this logging point; save(progressed) writes one.
+    """
+
+    on_point: Callable[[Point], bool]
+    interrupted: Callable[[], bool]
+    checkpoint_due: Callable[[], bool]
+    save: Callable[[Progressed], None]
+
+
+def drive(fleet: Fleet, at: Progressed, line: Timeline, hooks: Hooks) -> Progressed:
+    """Runs chunks from where `at` stands to the end of the timeline or a stop."""
+    start, pace, stopping = at.iteration, _Pace(), False
+    pending: list[Point] = []
+
+    def read() -> bool:
+        points = pending[:]
+        pending.clear()
+        stops = [hooks.on_point(point) for point in points]  # every point, also after one that asks to stop
+        return any(stops)
+
+    while True:
+        states, metrics, iteration = at
+        at_point = iteration > start and (iteration % line.log_every == 0 or iteration == line.total)
+        leaving = hooks.interrupted() or iteration >= line.total or (at_point and stopping)
+        if at_point:
+            due = iteration % line.eval_every == 0 or iteration == line.total
+            pending.append(Point(iteration, metrics, fleet.evaluate(states) if due else None))
+            at = at._replace(metrics=fleet.zero_metrics)
+        if leaving or (at_point and hooks.checkpoint_due()):
+            pace.settle()
+            stopping = read() or stopping
+            hooks.save(at)
+        if leaving:
+            return at
+        learning = iteration >= line.prefill
+        stop = _next_event(iteration, line, pace.length[learning])
+        states, metrics = (fleet.step if learning else fleet.collect)(at.states, at.metrics, iteration, stop)
+        at = Progressed(states, metrics, stop)
+        stopping = read() or stopping
+        pace.dispatched(metrics, stop - iteration, learning)
+
+
+def _next_event(iteration: int, line: Timeline, length: int) -> int:
+    next_log = (iteration // line.log_every + 1) * line.log_every
+    ends = [iteration + length, next_log, line.total]
+    if iteration < line.prefill:
+        ends.append(line.prefill)
+    return min(ends)
+
+
+class _Pace:
+    """Chooses chunk lengths that take about a second, and keeps one chunk in flight besides the current one."""
+
+    def __init__(self) -> None:
+        self.length = {False: 64, True: 16}  # iterations, while filling the replay and while learning
+        self._flying: list[tuple[Any, int, bool]] = []
+        self._last = 0.0
+
+    def dispatched(self, results: Any, length: int, learning: bool) -> None:
+        """Notes a chunk whose `results` are ready when it is, and waits for the one before it."""
+        if not self._flying:
+            self._last = time.perf_counter()
+        self._flying.append((results, length, learning))
+        while len(self._flying) > 1:
+            self._wait()
+
+    def settle(self) -> None:
+        """Waits for all chunks."""
+        while self._flying:
+            self._wait()
+
+    def _wait(self) -> None:
+        results, length, learning = self._flying.pop(0)
+        jax.block_until_ready(results)
+        now = time.perf_counter()
+        elapsed, self._last = max(now - self._last, 1e-6), now
+        wanted = length * CHUNK_SECONDS / elapsed
+        # A chunk cut short by an event says little about long ones: grow by at most a factor of eight.
+        self.length[learning] = int(min(max(wanted, 1), 8 * max(length, self.length[learning]), 10_000_000))

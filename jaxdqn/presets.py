@@ -1,0 +1,79 @@
+"""Presets: settings found by our own small sweeps, on other seeds than the reported ones; plain Python values."""
+
+from typing import NamedTuple
+
+from jaxdqn.config import Config, HParams
+from jaxdqn.errors import unknown_name
+
+
+class Preset(NamedTuple):
+    """A configuration and hyperparameters, and in one line what they are for."""
+
+    summary: str
+    config: Config
+    hparams: HParams
+
+
+CLASSIC = Config(num_envs=16, batch_size=128, updates_per_iteration=1, replay_capacity=100_000, hidden_sizes=(128, 128))
+
+PRESETS: dict[str, Preset] = {
+    "cartpole": Preset(
+        "CartPole-v1 in a minute on a laptop",
+        CLASSIC,
+        HParams(learning_rate=5e-4, target_period=1, target_tau=0.01, epsilon_steps=100_000),
+    ),
+    "cartpole-reference": Preset(
+        "the work of a well-known single-file JAX DQN: 10 environments, 120-84, batch 128, one update per 10 steps",
+        Config(num_envs=10, batch_size=128, replay_capacity=10_000, hidden_sizes=(120, 84), learning_starts=10_000),
+        HParams(learning_rate=2.5e-4, target_period=50, epsilon_steps=250_000, max_grad_norm=float("inf")),
+    ),
+    "acrobot": Preset(
+        "Acrobot-v1",
+        Config(env="Acrobot-v1", num_envs=16, replay_capacity=100_000),
+        HParams(learning_rate=5e-4, target_period=1, target_tau=0.01, epsilon_steps=100_000),
+    ),
+    "mountaincar": Preset(
+        "MountainCar-v0",
+        Config(env="MountainCar-v0", num_envs=16, replay_capacity=100_000),
+        HParams(learning_rate=5e-4, target_period=1, target_tau=0.01, epsilon_steps=250_000),
+    ),
+    "catch": Preset(
+        "Catch-bsuite within 100k steps",
+        Config(env="Catch-bsuite", num_envs=16, total_steps=100_000, replay_capacity=50_000),
+        HParams(learning_rate=5e-4, target_period=1, target_tau=0.01, epsilon_steps=20_000),
+    ),
+}
+
+MINATAR = Config(
+    agent="double_dqn",
+    num_envs=16,
+    batch_size=128,
+    replay_capacity=100_000,
+    learning_starts=5_000,
+    loss="huber",
+    total_steps=1_000_000,
+)
+MINATAR_HPARAMS = HParams(learning_rate=5e-4, target_period=500, epsilon_steps=100_000)
+
+for _game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"):
+    PRESETS[f"minatar-{_game.lower()}"] = Preset(
+        f"{_game}-MinAtar on a CPU: double DQN, one update of 128 per 16 steps",
+        Config(**{**MINATAR.__dict__, "env": f"{_game}-MinAtar"}),
+        MINATAR_HPARAMS,
+    )
+
+BY_ENVIRONMENT = {value.config.env: name for name, value in reversed(PRESETS.items())}
+
+
+def preset(name: str) -> Preset:
+    """The preset called `name`. Raises `UserError` for an unknown one."""
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS, "`python experiments/list.py` shows all.")
+    return PRESETS[name]
+
+
+def for_environment(env: str) -> Preset:
+    """The preset of an environment; the classic settings for one without."""
+    if env in BY_ENVIRONMENT:
+        return PRESETS[BY_ENVIRONMENT[env]]
+    return Preset(f"{env}", Config(**{**CLASSIC.__dict__, "env": env}), PRESETS["cartpole"].hparams)

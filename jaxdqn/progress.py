@@ -1,0 +1,65 @@
+"""Progress for people: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+PLAIN_EVERY = 5.0  # seconds between plain lines
+
+
+class Progress:
+    """Shows steps, rate, return and time left. A context manager."""
+
+    def __init__(self, total_steps: int, label: str, enabled: bool = True):
+        self._total, self._label, self._enabled = total_steps, label, enabled
+        self._bar: Any = None
+        self._task: Any = None
+        self._last_line = 0.0
+        self._start: tuple[float, int] | None = None
+
+    def __enter__(self) -> "Progress":
+        if self._enabled and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=self._total, text="compiling")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, env_steps: int, episode_return: float, final: bool = False) -> None:
+        """`env_steps` done per member, and the latest mean return."""
+        if not self._enabled:
+            return
+        now = time.perf_counter()
+        self._start = self._start or (now, env_steps)
+        elapsed, done = now - self._start[0], env_steps - self._start[1]
+        rate = done / elapsed if elapsed > 0 else 0.0
+        text = f"{env_steps:,}/{self._total:,} steps  {rate:,.0f}/s  return {episode_return:.1f}"
+        if self._bar:
+            self._bar.update(self._task, completed=env_steps, text=text)
+        elif final or now - self._last_line > PLAIN_EVERY:
+            self._last_line = now
+            left = f"  {(self._total - env_steps) / rate:,.0f} s left" if rate > 0 and not final else ""
+            self.say(f"{self._label}  {text}{left}")
+
+    def say(self, line: str) -> None:
+        """One line, above the bar where there is one."""
+        if self._bar:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Run directories: configuration, metrics, checkpoints, pictures. Whatever was computed is written atomically."""

@@ -1,0 +1,144 @@
+"""Checkpoints: complete states, written whole or not at all, verified when read.
+
+checkpoints/<batch>-<iteration>/  state/ (orbax)   meta.json   manifest.json (size and CRC-32 of every file)
+"""
+
+import json
+import logging
+import pathlib
+import re
+import shutil
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdqn.base import PyTree
+from jaxdqn.errors import UserError
+
+_NAME = re.compile(r"(\d{4})-(\d{12})")
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds: arrays by path, and meta (batch, iteration, seconds, versions, device)."""
+
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+def save(root: pathlib.Path, tree: PyTree, meta: dict[str, Any], keep: int) -> pathlib.Path:
+    """Writes a tree of NumPy arrays and keeps the newest `keep` checkpoints of its batch."""
+    root.mkdir(exist_ok=True)
+    final = root / f"{meta['batch']:04d}-{meta['iteration']:012d}"
+    temporary = root / f".writing-{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        _checkpointer().save((temporary / "state").absolute(), _nested(tree))
+        (temporary / "meta.json").write_text(json.dumps(meta))
+        (temporary / "manifest.json").write_text(json.dumps(_checksums(temporary)))
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in [path for path in listing(root) if path.name[:4] == final.name[:4]][:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def listing(root: pathlib.Path) -> list[pathlib.Path]:
+    """All complete-looking checkpoints, oldest first."""
+    return sorted(path for path in root.glob("*") if _NAME.fullmatch(path.name)) if root.is_dir() else []
+
+
+def newest(root: pathlib.Path, batch: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+    """The newest undamaged checkpoint (of `batch`), or None; and a line for each damaged one that was passed over."""
+    warnings: list[str] = []
+    for path in reversed(listing(root)):
+        if batch is not None and int(path.name[:4]) != batch:
+            continue
+        damage = _damage(path)
+        if damage is None:
+            return load(path), warnings
+        warnings.append(f"checkpoint {path} is damaged ({damage}); falling back to the one before it.")
+    return None, warnings
+
+
+def load(path: pathlib.Path) -> Checkpoint:
+    """Reads one checkpoint."""
+    nested = _checkpointer().restore((path / "state").absolute())
+    arrays = {jax.tree_util.keystr(key, simple=True, separator="/"): leaf for key, leaf in _leaves(nested)}
+    return Checkpoint(arrays, json.loads((path / "meta.json").read_text()))
+
+
+def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "") -> PyTree:
+    """`template` with its leaves replaced by the arrays of the same paths under `prefix`.
+
+    Raises `UserError` where one is missing or has another shape: the checkpoint is of another configuration.
+    """
+
+    def pick(path: Any, leaf: Any) -> np.ndarray:
+        name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
+        if name not in arrays:
+            raise UserError(f"the checkpoint has no {name}: it was written with another configuration.")
+        array = np.asarray(arrays[name])
+        if array.shape != leaf.shape:
+            raise UserError(
+                f"the checkpoint's {name} has shape {list(array.shape)}, expected {list(leaf.shape)}: it was written "
+                "with another configuration."
+            )
+        return array
+
+    return jax.tree_util.tree_map_with_path(pick, template)
+
+
+def _leaves(tree: PyTree) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _nested(tree: PyTree) -> dict[str, Any]:
+    root: dict[str, Any] = {}
+    for path, leaf in _leaves(tree):
+        *parents, name = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        node = root
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = np.asarray(leaf)
+    return root
+
+
+def _checkpointer() -> Any:
+    # Late: orbax takes a second to import. Its INFO lines are of no use to a reader.
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return ocp.PyTreeCheckpointer()
+
+
+def _checksums(path: pathlib.Path) -> dict[str, list[int]]:
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "manifest.json")
+    return {str(file.relative_to(path)): [file.stat().st_size, _crc32(file)] for file in files}
+
+
+def _crc32(file: pathlib.Path) -> int:
+    value = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _damage(path: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        expected = json.loads((path / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return "no readable manifest.json"
+    for name, (size, crc) in expected.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size or _crc32(file) != crc:
+            return f"{name} has changed"
+    return None

@@ -1,0 +1,125 @@
+"""One run's directory: who may write it, and its configuration."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import filelock
+import yaml
+
+from jaxdqn.config import Config, HParams, from_dict, to_dict
+from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.runs.files import write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """All that determines a run's result: what config.yaml holds."""
+
+    config: Config
+    hparams: HParams
+    seeds: tuple[int, ...]
+    vary: dict[str, list[float]]
+    num_devices: int
+    devices_per_agent: int
+    members_per_batch: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for YAML."""
+        return {
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
+            "config": to_dict(self.config),
+            "hparams": {name: float(value) for name, value in self.hparams._asdict().items()},
+            "seeds": list(self.seeds),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunSpec":
+        """The inverse of `to_dict`. Raises `UserError` for unknown or missing fields."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise UserError(f"config.yaml lacks {', '.join(missing)}.")
+        for name in values["hparams"]:
+            if name not in HParams._fields:
+                raise unknown_name("hyperparameter", name, HParams._fields)
+        own = {name: values[name] for name in names}
+        return cls(
+            **{
+                **own,
+                "config": from_dict(values["config"]),
+                "hparams": HParams(**values["hparams"]),
+                "seeds": tuple(values["seeds"]),
+            }
+        )
+
+
+class RunDirectory:
+    """A locked run directory. Use as a context manager; the lock goes with the process at the latest."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self._lock = filelock.FileLock(path / ".lock")
+
+    def __enter__(self) -> "RunDirectory":
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UserError(f"{self.path} is in use by another process; wait for it or choose another --out.") from None
+        except OSError as error:
+            raise UserError(f"cannot write in {self.path}: {error.strerror or error}.") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def check_unused(self) -> None:
+        """Raises `UserError` where the directory already holds a run, or anything else."""
+        if (self.path / "config.yaml").exists():
+            raise UserError(
+                f"{self.path} already holds a run ({status(self.path)}); continue it with --resume {self.path}, or "
+                "choose another --out."
+            )
+        foreign = sorted(item.name for item in self.path.iterdir() if item.name != ".lock")
+        if foreign:
+            raise UserError(f"{self.path} is not empty ({foreign[0]}, ...) and holds no run; choose another --out.")
+
+    def write_config(self, spec: RunSpec, provenance: dict[str, Any]) -> None:
+        """Writes config.yaml: the spec, and where it ran."""
+        text = yaml.safe_dump({**spec.to_dict(), **provenance}, sort_keys=False)
+        write_atomically(self.path / "config.yaml", lambda path: path.write_text(text))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json."""
+        text = json.dumps(summary, indent=2) + "\n"
+        write_atomically(self.path / "summary.json", lambda path: path.write_text(text))
+
+
+def create(path: pathlib.Path) -> RunDirectory:
+    """The directory `path`, made where it does not exist. Raises `UserError` where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run directory {path}: {error.strerror or error}.") from error
+    return RunDirectory(path)
+
+
+def load(path: pathlib.Path) -> tuple[RunSpec, dict[str, Any]]:
+    """The spec of the run in `path`, and all of config.yaml. Raises `UserError` where there is none."""
+    file = path / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{path} holds no run: there is no config.yaml in it.")
+    try:
+        values = yaml.safe_load(file.read_text())
+        return RunSpec.from_dict(values), values
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
+
+
+def status(path: pathlib.Path) -> str:
+    """What summary.json says of the run: "finished", "interrupted", ...; "unfinished" without one."""
+    try:
+        return str(json.loads((path / "summary.json").read_text())["status"])
+    except (OSError, ValueError, KeyError):
+        return "unfinished"

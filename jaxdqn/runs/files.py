@@ -1,0 +1,51 @@
+"""Small file helpers: atomic writes, and what a run must say about where it came from."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+PACKAGES = ("jaxdqn", "jax", "jaxlib", "flax", "optax", "gymnax", "chex", "orbax-checkpoint", "numpy")
+
+
+def write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+    """Calls write(temporary path) and moves the result to `path`: readers see the old file or the new one."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = pathlib.Path(name)
+    umask = os.umask(0)
+    os.umask(umask)
+    try:
+        temporary.chmod(0o666 & ~umask)  # mkstemp's are private
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def provenance(devices: list[jax.Device]) -> dict[str, Any]:
+    """Package versions, commit and device, for config.yaml and summary.json."""
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "commit": commit(),
+        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+    }
+
+
+def commit() -> str | None:
+    """The commit of the source tree this package runs from, with "+" if it has changes; None outside a repository."""
+    here = pathlib.Path(__file__).parent
+    try:
+        run = lambda *args: subprocess.run(  # noqa: E731
+            ["git", "-C", str(here), *args], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+        return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,38 @@
+"""metrics.parquet: a folder of parts, one row per member and logging point; `pandas.read_parquet` reads it whole."""
+
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from jaxdqn.runs.files import write_atomically
+
+_PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
+
+
+def append(path: pathlib.Path, batch: int, iteration: int, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes `rows`, the last of them of `iteration`, as one part; atomic."""
+    if rows:
+        path.mkdir(exist_ok=True)
+        frame = pd.DataFrame(rows)
+        part = path / f"part-{batch:04d}-{iteration:012d}.parquet"
+        write_atomically(part, lambda temporary: frame.to_parquet(temporary, index=False))
+
+
+def read(path: pathlib.Path) -> pd.DataFrame:
+    """All rows, by member and environment steps; empty where there are none yet."""
+    parts = sorted(path.glob("part-*.parquet")) if path.is_dir() else []
+    if not parts:
+        return pd.DataFrame()
+    frame = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+    return frame.sort_values(["member", "env_steps"], ignore_index=True)
+
+
+def drop_after(path: pathlib.Path, batch: int, iteration: int) -> None:
+    """Removes what lies after a checkpoint: parts of `batch` beyond `iteration`, and all of later batches."""
+    for part in path.glob("part-*.parquet") if path.is_dir() else []:
+        match = _PART.fullmatch(part.name)
+        if match and (int(match[1]), int(match[2])) > (batch, iteration):
+            part.unlink()
