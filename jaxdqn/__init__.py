@@ -7,7 +7,7 @@ __all__ = ["Config", "HParams", "Result", "Settings", "load", "preset", "registe
 
 if TYPE_CHECKING:
     from jaxdqn.config import Config, HParams
-    from jaxdqn.environments import register
+    from jaxdqn.environments.registry import register
     from jaxdqn.experiment import Result, Settings, load, resume, train
     from jaxdqn.presets import preset
 
@@ -15,7 +15,7 @@ _HOME = {
     "Config": "config",
     "HParams": "config",
     "preset": "presets",
-    "register": "environments",
+    "register": "environments.registry",
     **dict.fromkeys(("Result", "Settings", "load", "resume", "train"), "experiment"),
 }
 

@@ -24,6 +24,8 @@ def main(script: Callable[[], int | None]) -> NoReturn:
         sys.exit(script() or 0)
     except UserError as error:
         _fail(" ".join(str(error).split()), 2)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os._exit(0)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1)
     except KeyboardInterrupt:

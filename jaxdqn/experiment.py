@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxdqn import driver, evaluation
+from jaxdqn import acting, driver, evaluation
 from jaxdqn.base import PyTree
 from jaxdqn.config import Config, HParams, members, timeline, validate, validate_hparams
 from jaxdqn.driver import Hooks, Point, Progressed
@@ -30,6 +30,7 @@ from jaxdqn.runs.directory import RunDirectory, RunSpec
 from jaxdqn.runs.files import provenance
 
 FLUSH_SECONDS = 5.0
+MAX_WATCHED = 2_500  # steps of an episode that is drawn
 OK, INTERRUPTED, SOLVED, TIMEOUT, DIVERGED = "finished", "interrupted", "solved", "out of time", "diverged"
 
 
@@ -95,6 +96,23 @@ def evaluate_params(parts: Parts, params: PyTree, episodes: int, seed: int) -> e
         return evaluation.evaluate(parts.environment, parts.agent, params, key, episodes, bound)
 
     return jax.tree.map(np.asarray, run(params, jax.random.key(seed)))
+
+
+def watch(result: Result, member: int, seed: int) -> np.ndarray:
+    """The observations of one greedy episode, [L, *O], as stored."""
+    parts = result.parts
+    params = member_params(result.params, member)
+    bound = min(parts.environment.spec.max_episode_steps or MAX_WATCHED, MAX_WATCHED)
+
+    @jax.jit
+    def run(key: Any) -> Any:
+        actor = acting.start(parts.environment, parts.agent, 1, key)
+        block = acting.rollout(parts.environment, parts.agent, params, actor, key, jnp.zeros(1), bound)[1]
+        return block.observation[:, 0], block.next_observation[:, 0], block.episode_end[:, 0]
+
+    before, after, end = jax.tree.map(np.asarray, run(jax.random.key(seed)))
+    length = int(end.argmax()) + 1 if end.any() else bound
+    return np.concatenate([before[:length], after[length - 1 : length]])
 
 
 def plan(

@@ -13,7 +13,6 @@ import probe_environments
 import pytest
 import scipy.stats
 
-from jaxdqn import environments
 from jaxdqn.base import Array, Environment, PyTree, Spec, TimeStep
 from jaxdqn.environments import registry
 from jaxdqn.environments.gymnax_adapter import BINARY
@@ -36,7 +35,7 @@ class Rollout(NamedTuple):
 
 @functools.cache
 def limited(name: str) -> Environment:
-    return environments.make(name, {"max_steps_in_episode": LIMIT})
+    return registry.make(name, {"max_steps_in_episode": LIMIT})
 
 
 def random_inputs(num_actions: int):
@@ -208,7 +207,7 @@ def test_the_registry_knows_gymnaxs_names():
 
 
 def test_names_are_known_without_importing_gymnax():
-    code = "import sys; from jaxdqn import environments as e; assert e.names(); assert 'gymnax' not in sys.modules"
+    code = "import sys; from jaxdqn.environments import registry; registry.names(); assert 'gymnax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -230,14 +229,14 @@ def starts(environment: Environment, num: int, steps: int) -> tuple[np.ndarray, 
 
 
 def test_cartpole_starts_alike_after_reset_and_auto_reset():
-    fresh, again = starts(environments.make("CartPole-v1", {"max_steps_in_episode": 2}), 4000, 2)
+    fresh, again = starts(registry.make("CartPole-v1", {"max_steps_in_episode": 2}), 4000, 2)
     assert np.all(np.std(fresh, axis=0) > 0.01)
     for dimension in range(4):
         assert scipy.stats.ks_2samp(fresh[:, dimension], again[:, dimension]).pvalue > SIGNIFICANCE
 
 
 def test_catch_starts_alike_after_reset_and_auto_reset():
-    fresh, again = starts(environments.make("Catch-bsuite"), 4000, 9)
+    fresh, again = starts(registry.make("Catch-bsuite"), 4000, 9)
     grids, index = np.unique(np.concatenate([fresh, again]).reshape(8000, -1), axis=0, return_inverse=True)
     table = [np.bincount(part, minlength=len(grids)) for part in np.split(index.reshape(-1), 2)]
     assert len(grids) == 5  # the ball's column
@@ -250,7 +249,7 @@ def test_catch_starts_alike_after_reset_and_auto_reset():
 def assert_refused(*parts: str, name: str = "CartPole-v1", **arguments) -> None:
     """One line that has all of `parts`."""
     with pytest.raises(UserError) as error:
-        environments.make(name, **arguments)
+        registry.make(name, **arguments)
     text = str(error.value)
     assert "\n" not in text
     for part in parts:
@@ -286,16 +285,16 @@ def test_a_switch_is_neither_number_nor_text(value):
 
 def test_a_switch_can_be_turned():
     """Published MinAtar numbers depend on ramping."""
-    environments.make("Asterix-MinAtar", {"ramping": False})
+    registry.make("Asterix-MinAtar", {"ramping": False})
 
 
 def test_a_whole_number_serves_where_a_fraction_is_meant():
-    environment = environments.make("BernoulliBandit-misc", {"max_steps_in_episode": 3, "min_lim": -1})
+    environment = registry.make("BernoulliBandit-misc", {"max_steps_in_episode": 3, "min_lim": -1})
     assert environment.spec.max_episode_steps == 3
 
 
 def test_parameters_reach_the_environment():
-    plain, heavy = (environments.make("CartPole-v1", {"gravity": gravity}) for gravity in (9.8, 98.0))
+    plain, heavy = (registry.make("CartPole-v1", {"gravity": gravity}) for gravity in (9.8, 98.0))
     (state, _), key = plain.reset(jax.random.key(0)), jax.random.key(1)
     assert np.any(plain.step(key, state, 0)[1].observation != heavy.step(key, state, 0)[1].observation)
 
@@ -319,15 +318,15 @@ MINIMAL_ACTIONS = {"Asterix": 5, "Breakout": 3, "Freeway": 3, "Seaquest": 6, "Sp
 @pytest.mark.parametrize("game, minimal", MINIMAL_ACTIONS.items())
 def test_minatar_has_its_minimal_and_its_full_action_set(game, minimal):
     name = f"{game}-MinAtar"
-    assert environments.make(name).spec.num_actions == minimal
-    assert environments.make(name, env_kwargs={"use_minimal_action_set": False}).spec.num_actions == 6
+    assert registry.make(name).spec.num_actions == minimal
+    assert registry.make(name, env_kwargs={"use_minimal_action_set": False}).spec.num_actions == 6
 
 
 def test_the_minimal_actions_are_those_of_their_place_in_the_full_set():
     """Breakout: no-op, left, right are 0, 1, 3 of [n, l, u, r, d, f]."""
     key = jax.random.key(0)
-    minimal = environments.make("Breakout-MinAtar")
-    full = environments.make("Breakout-MinAtar", env_kwargs={"use_minimal_action_set": False})
+    minimal = registry.make("Breakout-MinAtar")
+    full = registry.make("Breakout-MinAtar", env_kwargs={"use_minimal_action_set": False})
     state = minimal.reset(key)[0]
     after_minimal = [minimal.step(key, state, jnp.int32(a))[1].observation for a in range(3)]
     after_full = [full.step(key, state, jnp.int32(a))[1].observation for a in (0, 1, 3)]
@@ -336,7 +335,7 @@ def test_the_minimal_actions_are_those_of_their_place_in_the_full_set():
 
 
 def test_constructor_arguments_shape_the_observation():
-    assert environments.make("Catch-bsuite", env_kwargs={"rows": 6, "columns": 4}).spec.observation.shape == (6, 4)
+    assert registry.make("Catch-bsuite", env_kwargs={"rows": 6, "columns": 4}).spec.observation.shape == (6, 4)
 
 
 # Sticky actions.
@@ -398,30 +397,30 @@ def test_sticky_with_probability_0_is_the_identity():
 
 @pytest.fixture
 def register(monkeypatch):
-    """environments.register, forgotten after the test."""
+    """registry.register, forgotten after the test."""
     monkeypatch.setattr(registry, "_registered", {})
-    return environments.register
+    return registry.register
 
 
 def test_make_adds_sticky_actions_when_asked(register):
     register("echo", echo)
-    np.testing.assert_array_equal(executed(environments.make("echo"), REQUESTED), REQUESTED)
-    assert np.any(executed(environments.make("echo", sticky_actions=0.25), REQUESTED) != REQUESTED)
+    np.testing.assert_array_equal(executed(registry.make("echo"), REQUESTED), REQUESTED)
+    assert np.any(executed(registry.make("echo", sticky_actions=0.25), REQUESTED) != REQUESTED)
 
 
 def test_an_own_record_can_be_registered(register):
     register("mine", probe_environments.action)
-    environment = environments.make("mine")
+    environment = registry.make("mine")
     state, _ = environment.reset(jax.random.key(0))
     assert environment.step(jax.random.key(0), state, jnp.int32(1))[1].reward == -1.0
-    assert "mine" in environments.names()
+    assert "mine" in registry.names()
 
 
 def test_a_gymnax_class_can_be_registered(register):
     from gymnax.environments.bsuite.catch import Catch
 
     register("SmallCatch", Catch)
-    environment = environments.make("SmallCatch", {"max_steps_in_episode": 3}, {"rows": 6})
+    environment = registry.make("SmallCatch", {"max_steps_in_episode": 3}, {"rows": 6})
     assert environment.spec.name == "SmallCatch"
     assert (environment.spec.observation.shape, environment.spec.max_episode_steps) == ((6, 5), 3)
 
@@ -429,7 +428,7 @@ def test_a_gymnax_class_can_be_registered(register):
 def test_registering_again_replaces(register):
     register("mine", probe_environments.action)
     register("mine", echo)
-    assert environments.make("mine").spec.name == "echo"
+    assert registry.make("mine").spec.name == "echo"
 
 
 def test_gymnaxs_names_are_taken(register):
@@ -445,7 +444,7 @@ def test_a_registered_name_is_suggested(register):
 
 def test_arguments_reach_the_factory(register):
     register("sized", lambda size=1: echo()._replace(spec=echo().spec._replace(num_actions=size)))
-    assert environments.make("sized", env_kwargs={"size": 3}).spec.num_actions == 3
+    assert registry.make("sized", env_kwargs={"size": 3}).spec.num_actions == 3
     assert_refused("'sise'", "'size'", name="sized", env_kwargs={"sise": 3})
 
 
@@ -509,4 +508,4 @@ def test_a_reset_of_wrong_shape_is_refused(register):
 def test_probe_environments_keep_the_contract(register):
     for probe in ("value", "observed_value", "action", "observed_action", "discount", "time_limit"):
         register(probe, getattr(probe_environments, probe))
-        assert isinstance(environments.make(probe).reset(jax.random.key(0))[1], Array)
+        assert isinstance(registry.make(probe).reset(jax.random.key(0))[1], Array)

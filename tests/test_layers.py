@@ -33,6 +33,7 @@ LAYERS = {
     "driver": 6,
     "experiment": 6,
     "cli": 7,
+    "exporting": 7,
     "sweeps": 6,  # over everything of layer 5
     "analysis": 1,  # reads the files of runs, not their code
 }

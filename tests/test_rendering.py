@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from jaxdqn import environments, rendering
+from jaxdqn import rendering
 from jaxdqn.base import Spec
+from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
 
 NIGHT, LINE, CYAN, RED = (22, 27, 46), (32, 39, 63), (76, 201, 240), (249, 65, 68)
@@ -140,7 +141,7 @@ def test_maps_are_those_of_gymnax():
     ],
 )
 def test_first_observations_of_real_environments(name, env_kwargs):
-    environment = environments.make(name, env_kwargs=env_kwargs)
+    environment = registry.make(name, env_kwargs=env_kwargs)
     _, observations = jax.vmap(environment.reset)(jax.random.split(jax.random.key(0), 2))
     frames = rendering.frames(environment.spec, observations, env_kwargs)
     assert frames.dtype == np.uint8 and frames.shape[0] == 2 and 200 <= max(frames.shape[1:3]) <= 400

@@ -7,33 +7,8 @@ import jax
 
 from jaxdqn.base import Environment
 from jaxdqn.environments.contract import check
+from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.errors import UserError, unknown_name
-
-# Listed here so that names can be shown and checked without importing gymnax (seconds). Left out: continuous actions,
-# and MNISTBandit, which downloads when it is made.
-GYMNAX = (
-    "CartPole-v1",
-    "Acrobot-v1",
-    "MountainCar-v0",
-    "Asterix-MinAtar",
-    "Breakout-MinAtar",
-    "Freeway-MinAtar",
-    "Seaquest-MinAtar",
-    "SpaceInvaders-MinAtar",
-    "Catch-bsuite",
-    "DeepSea-bsuite",
-    "MemoryChain-bsuite",
-    "UmbrellaChain-bsuite",
-    "DiscountingChain-bsuite",
-    "SimpleBandit-bsuite",
-    "FourRooms-misc",
-    "MetaMaze-misc",
-    "BernoulliBandit-misc",
-    "GaussianBandit-misc",
-    "Pong-misc",
-    "FrozenLake-misc",
-)
-CONTINUOUS = ("Pendulum-v1", "MountainCarContinuous-v0", "PointRobot-misc", "Reacher-misc", "Swimmer-misc")
 
 _registered: dict[str, Callable[..., Any]] = {}
 

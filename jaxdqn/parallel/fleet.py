@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdqn import agents, environments, evaluation, replay, training
+from jaxdqn import agents, evaluation, replay, training
 from jaxdqn.base import Agent, Environment, PyTree, Replay
 from jaxdqn.config import Config, HParams, replay_rows
+from jaxdqn.environments import registry
 from jaxdqn.learning import shard_index
 from jaxdqn.parallel import devices as _devices
 from jaxdqn.parallel import population
@@ -65,7 +66,7 @@ def shard_config(config: Config, shards: int) -> Config:
 def make_parts(config: Config, shards: int = 1) -> Parts:
     """Environment, agent and replay of one shard, from their names in `config`."""
     local = shard_config(config, shards)
-    environment = environments.make(config.env, config.env_params, config.env_kwargs, config.sticky_actions)
+    environment = registry.make(config.env, config.env_params, config.env_kwargs, config.sticky_actions)
     agent = agents.make(config, environment.spec)
     example = training.transition_example(environment, agent, HParams())
     ring = replay.uniform(example, replay_rows(local), local.num_envs, local.batch_size, local.n_step)

@@ -1,0 +1,95 @@
+"""Greedy returns of a trained run, and a GIF of its policy.
+
+python experiments/evaluate.py runs/NAME --episodes 100 --json
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from jaxdqn import cli
+from jaxdqn.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Which policy to judge, and how."""
+
+    run: Annotated[pathlib.Path, tyro.conf.Positional] = pathlib.Path("RUN")
+    """Run directory."""
+    member: int = 0
+    """Member of the population."""
+    episodes: int = 100
+    """Greedy episodes."""
+    seed: int = 1
+    """Seed of the start states."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+    gif: pathlib.Path | None = None
+    """Where to write the GIF; by default policy-member-K.gif in the run directory."""
+    no_gif: bool = False
+    """Write no GIF."""
+
+
+def run(arguments: list[str]) -> int:
+    """The script; returns its exit code."""
+    args = cli.parse(Args, arguments, Args(), str(__doc__))
+    from jaxdqn.runs import directory
+
+    spec, _ = directory.load(args.run)
+    if args.episodes < 1:
+        raise UserError(f"episodes is {args.episodes}; it must be at least 1.")
+    cli.prepare_backend(spec.config, 1, 1, 1)
+    from jaxdqn import experiment, rendering
+
+    result = experiment.load(args.run)
+    episodes = result.evaluate(args.episodes, args.member, args.seed)
+    report = {
+        "run": str(args.run),
+        "env": spec.config.env,
+        "agent": spec.config.agent,
+        "member": args.member,
+        "episodes": args.episodes,
+        "return_mean": float(episodes.returns.mean()),
+        "return_std": float(episodes.returns.std()),
+        "return_min": float(episodes.returns.min()),
+        "return_max": float(episodes.returns.max()),
+        "length_mean": float(episodes.lengths.mean()),
+        "finished": int(episodes.finished.sum()),
+        "returns": [float(value) for value in episodes.returns],
+    }
+    path = args.gif or args.run / f"policy-member-{args.member}.gif"
+    drawn = None
+    if not args.no_gif:
+        try:
+            rendering.painter(result.parts.environment.spec, spec.config.env_kwargs)
+            observations = experiment.watch(result, args.member, args.seed)
+            frames = rendering.frames(
+                result.parts.environment.spec, rendering.thin(observations), spec.config.env_kwargs
+            )
+            rendering.save_gif(path, frames)
+            drawn = path
+        except UserError as error:
+            if args.gif is not None:
+                raise
+            print(f"no GIF: {error}", file=sys.stderr)
+    if args.json:
+        print(json.dumps({**report, "gif": str(drawn) if drawn else None}))
+        return 0
+    low, high = np.percentile(episodes.returns, [5, 95])
+    print(
+        f"{spec.config.agent} on {spec.config.env}, member {args.member}: return {report['return_mean']:.1f} "
+        f"(5 % {low:.1f}, 95 % {high:.1f}) over {args.episodes} greedy episodes of {report['length_mean']:.0f} steps"
+    )
+    if drawn:
+        print(f"gif: {drawn}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.main(lambda: run(sys.argv[1:]))

@@ -1,0 +1,32 @@
+"""Lists environments, agents and presets.
+
+python experiments/list.py
+"""
+
+import sys
+
+from jaxdqn import cli
+from jaxdqn.environments.names import CONTINUOUS, GYMNAX
+from jaxdqn.errors import UserError
+from jaxdqn.presets import BY_ENVIRONMENT, PRESETS
+
+AGENTS = "dqn, double_dqn, random"
+
+
+def run(arguments: list[str]) -> int:
+    """The script; returns its exit code."""
+    if arguments not in ([], ["--help"], ["-h"]):
+        raise UserError(f"list.py takes no arguments; it got {' '.join(arguments)}.")
+    print("environments (--env; their preset is used by default)")
+    for name in GYMNAX:
+        print(f"  {name:26}{BY_ENVIRONMENT.get(name, '')}")
+    print(f"  not possible, actions are continuous: {', '.join(CONTINUOUS)}")
+    print(f"\nagents (--agent)\n  {AGENTS}")
+    print("\npresets (--preset)")
+    for name, preset in PRESETS.items():
+        print(f"  {name:26}{preset.summary}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.main(lambda: run(sys.argv[1:]))
