@@ -98,22 +98,31 @@ def make_trainer(
         metrics = metrics._replace(epsilon=jnp.float32(1), first_bad_update=state.learner.first_bad_update)
         return act_and_store(state, metrics, iteration, jnp.ones(config.num_envs))
 
-    def learn(state: TrainState, iteration: Array, hparams: Any) -> tuple[TrainState, dict[str, Array]]:
+    def update_once(
+        learner: LearnerState, ring: PyTree, written: Array, key: Key, hparams: Any
+    ) -> tuple[LearnerState, PyTree, dict[str, Array]]:
+        sample_key, loss_key = jax.random.split(key)
+        batch = replay.sample(ring, sample_key, written, hparams)
+        learner, output, gradient_norm = learning.update(agent, learner, batch, loss_key, hparams, shards)
+        ring = replay.update_priorities(ring, getattr(batch, "indices", ()), output.priorities)
+        return learner, ring, {"loss": output.loss, "gradient_norm": gradient_norm, **output.metrics}
+
+    def learn(
+        state: TrainState, sums: dict[str, Array], iteration: Array, hparams: Any
+    ) -> tuple[TrainState, dict[str, Array]]:
         written = (iteration + 1) * config.rollout_length
         key = jax.random.fold_in(jax.random.fold_in(state.key, iteration), SAMPLE)
 
-        def one(carry: tuple[LearnerState, PyTree], key: Key) -> tuple[tuple[LearnerState, PyTree], dict[str, Array]]:
-            learner, ring = carry
-            sample_key, loss_key = jax.random.split(key)
-            batch = replay.sample(ring, sample_key, written, hparams)
-            learner, output, gradient_norm = learning.update(agent, learner, batch, loss_key, hparams, shards)
-            ring = replay.update_priorities(ring, getattr(batch, "indices", ()), output.priorities)
-            values = {"loss": output.loss, "gradient_norm": gradient_norm, **output.metrics}
-            return (learner, ring), values
+        def one(index: Array, carry: tuple[LearnerState, PyTree, dict[str, Array]]) -> Any:
+            learner, ring, sums = carry
+            learner, ring, values = update_once(learner, ring, written, jax.random.fold_in(key, index), hparams)
+            return learner, ring, jax.tree.map(jnp.add, sums, values)
 
-        keys = jax.random.split(key, config.updates_per_iteration)
-        (learner, ring), values = jax.lax.scan(one, (state.learner, state.replay), keys)
-        sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), values)
+        # XLA inlines a loop that it knows to turn once, and then fuses the ring's write into the sample's gather: that
+        # reads the ring as it was, so whole fields are copied in every iteration (a compiler sees min(iteration, 0)
+        # as unknown; it is 0). optimization_barrier is dropped before fusion and does not help.
+        turns = config.updates_per_iteration + jnp.minimum(iteration, 0)
+        learner, ring, sums = jax.lax.fori_loop(0, turns, one, (state.learner, state.replay, sums))
         return state._replace(learner=learner, replay=ring), sums
 
     def step(state: TrainState, metrics: Metrics, iteration: Array, hparams: Any) -> tuple[TrainState, Metrics]:
@@ -125,20 +134,20 @@ def make_trainer(
             epsilon, hparams.ladder_power, config.num_envs, first, size * config.num_envs
         )
         state, metrics = act_and_store(state, metrics, iteration, ladder)
-        state, sums = learn(state, iteration, hparams)
-        total = jax.tree.map(jnp.add, metrics.learning, sums)
-        return state, Metrics(metrics.episodes, total, jnp.float32(epsilon), state.learner.first_bad_update)
+        state, sums = learn(state, metrics.learning, iteration, hparams)
+        return state, Metrics(metrics.episodes, sums, jnp.float32(epsilon), state.learner.first_bad_update)
 
     def zero_metrics() -> Metrics:
-        hparams = HParams()
-        state = jax.eval_shape(lambda key: init(key, key, hparams), jax.random.key(0))
-        iteration = jax.ShapeDtypeStruct((), jnp.int32)
-        if shards is None:
-            sums = jax.eval_shape(lambda s, i: learn(s, i, hparams)[1], state, iteration)
-        else:  # the shapes do not depend on shards, but a trace needs the axis
-            sums = make_trainer(environment, agent, replay, config).zero_metrics().learning
+        # The shapes do not depend on shards, but tracing an update over shards would need their axis.
+        if shards is not None:
+            return make_trainer(environment, agent, replay, config).zero_metrics()
+
+        def values(key: Key) -> dict[str, Array]:
+            state = init(key, key, HParams())
+            return update_once(state.learner, state.replay, jnp.int32(config.n_step), key, HParams())[2]
+
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(values, jax.random.key(0)))
         episodes = EpisodeSums(*(jnp.zeros((), jnp.float32) for _ in EpisodeSums._fields))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
         return Metrics(episodes, zeros, jnp.float32(1), jnp.int32(-1))
 
     return Trainer(init, zero_metrics, collect, step)

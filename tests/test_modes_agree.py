@@ -1,0 +1,200 @@
+"""The same functions, run in different ways, give the same training: DESIGN section 7."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+import jaxdqn
+from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.experiment import Settings
+from jaxdqn.learning import Shards, mean_over_shards
+from jaxdqn.parallel import devices, fleet, population
+
+SMALL = Config(
+    hidden_sizes=(32,),
+    num_envs=8,
+    batch_size=32,
+    replay_capacity=2_000,
+    learning_starts=200,
+    total_steps=8_000,
+    n_step=2,
+    eval_episodes=2,
+    env_params={"max_steps_in_episode": 100},
+)
+H = HParams(target_period=50, epsilon_steps=2_000)
+QUIET = Settings(progress=False, tensorboard=False)
+SETTINGS = [H, H._replace(learning_rate=2e-3), H._replace(gamma=0.9, target_tau=0.5), H]
+SEEDS = [3, 4, 5, 6]
+
+
+def run_fleet(num_devices, devices_per_agent, seeds, settings, width=None, iterations=500, chunk=None):
+    """Parameters [M, shards, ...] after `iterations` beyond the prefill, in chunks."""
+    parts = fleet.make_parts(SMALL, devices_per_agent)
+    assignment = population.assign(len(seeds), num_devices // devices_per_agent)
+    used = jax.devices()[:num_devices]
+    built, states = fleet.build(parts, used, devices_per_agent, assignment, seeds, settings, width)
+    metrics, prefill = built.zero_metrics, timeline(SMALL).prefill
+    states, metrics = built.collect(states, metrics, 0, prefill)
+    stop = prefill + iterations
+    for start in range(prefill, stop, chunk or iterations):
+        states, metrics = built.step(states, metrics, start, min(start + (chunk or iterations), stop))
+    gathered = fleet.gather([state.learner.params for state in states])
+    return jax.tree.map(assignment.collect, gathered)
+
+
+def assert_equal(one, other, **tolerance):
+    compare = np.testing.assert_allclose if tolerance else np.testing.assert_array_equal
+    jax.tree.map(lambda a, b: compare(a, b, **tolerance), one, other)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Each member's own single run, [M, 1, ...]."""
+    runs = [run_fleet(1, 1, [seed], [setting]) for seed, setting in zip(SEEDS, SETTINGS, strict=True)]
+    return jax.tree.map(lambda *x: np.concatenate(x), *runs)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 3])
+def test_members_one_after_the_other_equal_their_own_runs_bitwise(alone, num_devices):
+    # Three devices leave dead lanes.
+    assert_equal(run_fleet(num_devices, 1, SEEDS, SETTINGS), alone)
+
+
+def test_vmapped_members_equal_their_own_runs(alone):
+    # Reductions run in another order when batched: 1e-5 over the first 500 iterations, as DESIGN section 7 measured.
+    assert_equal(run_fleet(1, 1, SEEDS, SETTINGS, width=4), alone, atol=1e-5)
+
+
+def test_vmapped_members_on_two_devices_equal_their_own_runs(alone):
+    assert_equal(run_fleet(2, 1, SEEDS, SETTINGS, width=2), alone, atol=1e-5)  # as above
+
+
+def test_chunks_do_not_matter_bitwise():
+    assert_equal(run_fleet(1, 1, [3], [H], chunk=37), run_fleet(1, 1, [3], [H]))
+
+
+def test_shards_of_an_agent_stay_equal_bitwise():
+    params = run_fleet(2, 2, [3], [H])
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x[:, 0], x[:, 1]), params)
+
+
+def test_groups_of_two_devices_equal_one_group_alone_bitwise():
+    both = run_fleet(4, 2, [3, 4], [H, H])
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x[:, 0], x[:, 1]), both)
+    first = run_fleet(2, 2, [3], [H])
+    assert_equal(jax.tree.map(lambda x: x[:1], both), first)
+
+
+def test_mean_over_groups_of_devices():
+    shards = devices.make_shards(4, 2)
+    values = np.arange(4.0)
+    mean = devices.over_devices(lambda x: mean_over_shards(x, shards), jax.devices()[:4], num_mapped=1)
+    np.testing.assert_array_equal(mean(values), [0.5, 0.5, 2.5, 2.5])
+    assert devices.make_shards(2, 2) == Shards(devices.AXIS, 2) and devices.make_shards(2, 1) is None
+
+
+@pytest.mark.parametrize("num_members, num_groups", [(1, 1), (3, 2), (8, 3), (5, 4)])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_assignment_spreads_and_collects(num_members, num_groups, shards):
+    assignment = population.assign(num_members, num_groups)
+    values = np.arange(num_members) * 10
+    back = assignment.collect(assignment.spread(values, shards))
+    np.testing.assert_array_equal(back, np.repeat(values[:, None], shards, axis=1))
+    assert assignment.num_members == num_members
+
+
+# -- resume: train(2N) equals train(N), then resume ------------------------------------------------------------------
+
+KINDS = {
+    "single": {"num_devices": 1},
+    "population": {"num_devices": 2, "seeds": (0, 1, 2), "vary": {"learning_rate": [1e-3]}},
+    "data parallel": {"num_devices": 2, "devices_per_agent": 2},
+}
+
+
+def without_times(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.drop(columns="seconds")
+
+
+def finished(out, kind):
+    return jaxdqn.train(SMALL, H, out=out, settings=QUIET, **KINDS[kind])
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def uninterrupted(request, tmp_path_factory):
+    return request.param, finished(tmp_path_factory.mktemp("run") / "whole", request.param)
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(uninterrupted, tmp_path, monkeypatch):
+    kind, whole = uninterrupted
+    out = tmp_path / "run"
+    seen = []
+
+    def die(rows):
+        seen.append(rows)
+        if len(seen) == 60:
+            raise KeyboardInterrupt  # as abrupt as kill -9 for what lies on disk
+
+    often = QUIET._replace(checkpoint_seconds=0.0, on_chunk=die)
+    with pytest.raises(KeyboardInterrupt):
+        jaxdqn.train(SMALL, H, out=out, settings=often, **KINDS[kind])
+    # A checkpoint from well before the end, so that rows are recomputed.
+    resumed = jaxdqn.resume(out, settings=QUIET)
+    assert_equal(resumed.params, whole.params)
+    pd.testing.assert_frame_equal(without_times(resumed.metrics), without_times(whole.metrics), check_exact=True)
+
+
+def test_extending_a_finished_run_equals_the_longer_run(tmp_path):
+    grid = {"log_interval": 400, "eval_interval": 1_600}
+    half = dataclasses.replace(SMALL, total_steps=4_800, **grid)
+    whole = dataclasses.replace(SMALL, total_steps=9_600, **grid)
+    jaxdqn.train(half, H, out=tmp_path / "half", settings=QUIET, num_devices=1)
+    extended = jaxdqn.resume(tmp_path / "half", total_steps=9_600, settings=QUIET)
+    longer = jaxdqn.train(whole, H, settings=QUIET, num_devices=1)
+    assert_equal(extended.params, longer.params)
+    pd.testing.assert_frame_equal(without_times(extended.metrics), without_times(longer.metrics), check_exact=True)
+
+
+def test_a_checkpoint_in_the_middle_of_a_window_loses_nothing(tmp_path, monkeypatch):
+    """Ctrl-C falls between two logging points: the sums so far are in the checkpoint."""
+    from jaxdqn import driver
+
+    monkeypatch.setattr(driver, "CHUNK_SECONDS", 1e-9)  # chunks of one iteration
+    whole = jaxdqn.train(SMALL, H, settings=QUIET, num_devices=1)
+    original, calls = driver.drive, []
+
+    def interrupt_soon(built, at, line, hooks):
+        def interrupted():
+            calls.append(1)
+            return len(calls) == 123
+
+        return original(built, at, line, hooks._replace(interrupted=interrupted))
+
+    monkeypatch.setattr(driver, "drive", interrupt_soon)
+    jaxdqn.train(SMALL, H, settings=QUIET, num_devices=1, out=tmp_path / "run")
+    monkeypatch.setattr(driver, "drive", original)
+    resumed = jaxdqn.resume(tmp_path / "run", settings=QUIET)
+    assert_equal(resumed.params, whole.params)
+    pd.testing.assert_frame_equal(without_times(resumed.metrics), without_times(whole.metrics), check_exact=True)
+
+
+def test_another_version_is_a_warning(tmp_path, capsys):
+    jaxdqn.train(dataclasses.replace(SMALL, total_steps=800), H, out=tmp_path / "a", settings=QUIET, num_devices=1)
+    meta = next((tmp_path / "a" / "checkpoints").glob("*/meta.json"))
+    text = meta.read_text()
+    meta.write_text(text.replace('"jax": "', '"jax": "0.'))
+    # The manifest guards the meta data too: with it rewritten, only the version differs.
+    from jaxdqn.runs import checkpoints
+
+    manifest = meta.parent / "manifest.json"
+    manifest.unlink()
+    import json
+
+    manifest.write_text(json.dumps(checkpoints._checksums(meta.parent)))
+    jaxdqn.resume(tmp_path / "a", total_steps=1_600, settings=QUIET)
+    assert "not bit for bit" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "a")
