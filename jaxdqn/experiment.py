@@ -178,9 +178,10 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
     spec, _ = directory.load(path)
     if total_steps is not None:
         spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, total_steps=total_steps))
-    fresh, parts, budget = plan(
-        spec.config, spec.hparams, spec.seeds, spec.vary, spec.num_devices, spec.devices_per_agent
-    )
+    per_agent = spec.devices_per_agent
+    available = max(per_agent, len(jax.local_devices()) // per_agent * per_agent)
+    spec = dataclasses.replace(spec, num_devices=min(spec.num_devices, available))
+    fresh, parts, budget = plan(spec.config, spec.hparams, spec.seeds, spec.vary, spec.num_devices, per_agent)
     if fresh.members_per_batch < spec.members_per_batch:
         raise UserError(
             f"the run has {spec.members_per_batch} members at a time, and now only {fresh.members_per_batch} fit in "
@@ -224,6 +225,7 @@ class _Run:
             Progress(self.line.total * self.line.steps_per_iteration, label, self.settings.progress) as bar,
         ):
             self.bar = bar
+            self._say(f"{len(self.everyone)} member(s) in {len(batches)} batch(es) on {self.origin['device']}")
             for self.batch, batch in enumerate(batches):
                 params.append(self._run_batch(batch, start, interrupted))
                 if self.status in (INTERRUPTED, TIMEOUT):
@@ -273,7 +275,7 @@ class _Run:
         at = Progressed(states, fleet.zero_metrics, 0)
         found = self._checkpoint_of_batch(start)
         if found is not None:
-            at = self._restored(at, found)
+            at = self._restored(at, found, assignment)
         elif self.settings.init_from:
             at = at._replace(states=self._with_params(states))
         # The states are donated chunk by chunk: nobody else may hold them.
@@ -310,11 +312,11 @@ class _Run:
             raise UserError(f"the checkpoints of batch {self.batch} are damaged; nothing can be resumed.")
         return found
 
-    def _restored(self, at: Progressed, found: checkpoints.Checkpoint) -> Progressed:
-        template = _as_saved(at.states, at.metrics)
-        values = checkpoints.fill(template, found.arrays)
-        states, metrics_ = _fleet.scatter(at.states, values["state"]), _fleet.scatter(at.metrics, values["metrics"])
-        return Progressed(states, metrics_, found.meta["iteration"])
+    def _restored(self, at: Progressed, found: checkpoints.Checkpoint, assignment: population.Assignment) -> Progressed:
+        by_member = checkpoints.fill(_as_saved(assignment, at.states, at.metrics), found.arrays)
+        values = jax.tree.map(assignment.place, by_member)
+        states, sums = _fleet.scatter(at.states, values["state"]), _fleet.scatter(at.metrics, values["metrics"])
+        return Progressed(states, sums, found.meta["iteration"])
 
     def _with_params(self, states: list[Any]) -> list[Any]:
         """`states` with every member's parameters and target replaced by those of one member of another run."""
@@ -404,9 +406,8 @@ class _Run:
 
     def _save(self, fleet: Fleet, at: Progressed) -> None:
         iteration = at.iteration
-        values = _as_saved(at.states, at.metrics)
-        if fleet.shards > 1:
-            _assert_replicas_equal(fleet, values["state"].learner)
+        values = _as_saved(fleet.assignment, at.states, at.metrics)
+        _assert_replicas_equal(values["state"].learner)
         self._flush(iteration)
         if self.directory is None:
             return
@@ -418,8 +419,7 @@ class _Run:
             "device": self.origin["device"],
             "versions": self.origin["versions"],
         }
-        finished = iteration >= self.line.total
-        checkpoints.save(self.directory.path / "checkpoints", values, meta, keep=1 if finished else 2)
+        checkpoints.save(self.directory.path / "checkpoints", values, meta, keep=2)
         self.last_save = time.perf_counter()
 
     def _profiled(self) -> Any:
@@ -428,6 +428,8 @@ class _Run:
         return jax.profiler.trace(str(self.directory.path / "profile"))
 
     def _say(self, line: str) -> None:
+        if not self.settings.progress and not line.startswith("warning"):
+            return
         if hasattr(self, "bar"):
             self.bar.say(line)
         else:
@@ -502,8 +504,7 @@ def load(path: str | pathlib.Path) -> Result:
         if found is None:
             break
         size = min(spec.members_per_batch, len(everyone) - batch * spec.members_per_batch)
-        assignment = population.assign(size, spec.num_devices // spec.devices_per_agent)
-        arrays = {name: assignment.collect(x)[:, 0] for name, x in found.arrays.items() if "learner/params/" in name}
+        arrays = {name: x[:, 0] for name, x in found.arrays.items() if "learner/params/" in name}
         lanes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), template)
         pieces.append(checkpoints.fill(lanes, arrays, "state/learner/params/"))
     if not pieces:
@@ -514,8 +515,9 @@ def load(path: str | pathlib.Path) -> Result:
     return Result(frame, params, values, spec.config, everyone, parts, varying, path)
 
 
-def _as_saved(states: list[Any], sums: list[Any]) -> dict[str, Any]:
-    return {"state": _fleet.gather(states), "metrics": _fleet.gather(sums)}
+def _as_saved(assignment: population.Assignment, states: list[Any], sums: list[Any]) -> dict[str, Any]:
+    """What a checkpoint holds, [M, shards, ...]: by member, so that another number of devices can take it up."""
+    return jax.tree.map(assignment.collect, {"state": _fleet.gather(states), "metrics": _fleet.gather(sums)})
 
 
 def _load_params(path: pathlib.Path, member: int) -> dict[str, np.ndarray]:
@@ -526,11 +528,10 @@ def _load_params(path: pathlib.Path, member: int) -> dict[str, np.ndarray]:
     }
 
 
-def _assert_replicas_equal(fleet: Fleet, learner: PyTree) -> None:
+def _assert_replicas_equal(learner: PyTree) -> None:
     """Every shard of an agent must hold the same learner; anything else is a bug of ours."""
-    for key, leaf in jax.tree_util.tree_leaves_with_path(learner):
-        shards = fleet.assignment.collect(leaf)
-        if not np.array_equal(shards, np.broadcast_to(shards[:, :1], shards.shape), equal_nan=leaf.dtype.kind == "f"):
+    for key, shards in jax.tree_util.tree_leaves_with_path(learner):
+        if not np.array_equal(shards, np.broadcast_to(shards[:, :1], shards.shape), equal_nan=shards.dtype.kind == "f"):
             raise AssertionError(f"replicas differ in {jax.tree_util.keystr(key)}.")
 
 

@@ -198,3 +198,16 @@ def test_another_version_is_a_warning(tmp_path, capsys):
     jaxdqn.resume(tmp_path / "a", total_steps=1_600, settings=QUIET)
     assert "not bit for bit" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "a")
+
+
+def test_another_number_of_devices_takes_up_a_checkpoint(tmp_path, monkeypatch, capsys):
+    kind = {"num_devices": 3, "seeds": (0, 1, 2, 3)}
+    whole = jaxdqn.train(SMALL, H, settings=QUIET, **kind)
+    half = dataclasses.replace(SMALL.resolved(), total_steps=4_000)
+    jaxdqn.train(half, H, settings=QUIET, out=tmp_path / "run", **kind)
+    two = jax.local_devices()[:2]
+    monkeypatch.setattr(jax, "local_devices", lambda: two)
+    resumed = jaxdqn.resume(tmp_path / "run", total_steps=SMALL.total_steps, settings=QUIET)
+    # A warning, though on CPU devices not even a bit differs: members run one after the other.
+    assert "warning: the checkpoint was written with device 3 x cpu" in capsys.readouterr().err
+    assert_equal(resumed.params, whole.params)

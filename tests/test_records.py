@@ -1,4 +1,4 @@
-"""The four records admit what is to come: a recurrent and a prioritised agent, some forty lines each, on the one loop."""
+"""The four records admit what is to come: a recurrent and a prioritised agent, forty lines each, on the one loop."""
 
 from typing import NamedTuple
 

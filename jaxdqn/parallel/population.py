@@ -47,12 +47,17 @@ class Assignment(NamedTuple):
     def num_members(self) -> int:
         return int((self.members >= 0).sum())
 
+    def place(self, values: np.ndarray) -> np.ndarray:
+        """Values [M, shards, ...] laid out for D = G * shards devices, [D, L, ...]."""
+        laid = np.moveaxis(values[np.maximum(self.members, 0)], 2, 1)  # [G, shards, L, ...]
+        return laid.reshape(-1, *laid.shape[2:])
+
     def spread(self, values: np.ndarray, shards: int) -> np.ndarray:
-        """Per-member values [M, ...] laid out for D = G * shards devices, [D, L, ...]."""
-        return np.repeat(values[np.maximum(self.members, 0)], shards, axis=0)
+        """The same values [M, ...] on all shards of a member, [D, L, ...]."""
+        return self.place(np.repeat(values[:, None], shards, axis=1))
 
     def collect(self, values: np.ndarray) -> np.ndarray:
-        """The inverse: [D, L, ...] -> [M, shards, ...], members in order, dead lanes left out."""
+        """The inverse of `place`: [D, L, ...] -> [M, shards, ...], members in order, dead lanes left out."""
         groups, lanes = self.members.shape
         shards = values.shape[0] // groups
         by_lane = np.moveaxis(values.reshape(groups, shards, *values.shape[1:]), 1, 2)

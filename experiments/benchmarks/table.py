@@ -1,0 +1,74 @@
+"""The benchmark table of the README, made from results/*.json.
+
+python experiments/benchmarks/table.py            prints it
+python experiments/benchmarks/table.py --readme   writes it between the markers in README.md
+"""
+
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parents[1] / "README.md"
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+
+
+def rows() -> list[tuple[str, str, str, str]]:
+    """(what, measured, target, commit) of every result there is."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
+    table: list[tuple[str, str, str, str]] = []
+
+    def add(name: str, what: str, measured: str, target: str) -> None:
+        table.append((what, measured, target, found[name]["measured"]["commit"]))
+
+    if "single" in found:
+        for setting, values in found["single"]["settings"].items():
+            steps = values["environment_steps_per_second"]
+            what = f"one CartPole agent against a flat hand-written loop, {setting}"
+            measured = f"{values['ratio_of_rates']:.2f} x ({steps['ours']:,.0f} against {steps['flat']:,.0f} steps/s)"
+            add("single", what, measured, ">= 0.85 x" if setting == "one thread" else "")
+    if "population" in found:
+        result = found["population"]
+        rate = sum(entry["population"]["steps_per_second"] for entry in result["rounds"]) / len(result["rounds"])
+        what = f"population of {result['members']} on 2 cores against the sum of two pinned single agents"
+        add("population", what, f"{result['median_ratio']:.2f} x ({rate:,.0f} steps/s in all)", ">= 0.8 x")
+    if "rejax" in found:
+        result = found["rejax"]
+        add("rejax", "8 DQN agents against 8 of rejax, its settings", f"{result['ratio']:.1f} x", ">= 8 x")
+    if "convolution" in found:
+        for case, values in found["convolution"]["cases"].items():
+            milliseconds = values["milliseconds_per_update"]
+            measured = f"{values['speedup']:.1f} x ({milliseconds['patches']:.1f} against {milliseconds['lax']:.1f} ms)"
+            target = ">= 4 x" if "512" in case else ""
+            add("convolution", f"MinAtar network, patches against lax.conv, {case}", measured, target)
+        measured = f"{found['convolution']['replay_bytes_per_transition']:.0f} B"
+        add("convolution", "replay bytes per Breakout transition at 1M", measured, "<= 130 B")
+    if "startup" in found:
+        second = found["startup"]["second"]
+        add("startup", "second start: trace and cached compilation", f"{second['compile']:.1f} s", "< 3 s")
+        what = f"second start: first metrics (imports {second['imports']:.1f} s of it)"
+        add("startup", what, f"{second['first_metrics']:.1f} s", "< 10 s")
+    return table
+
+
+def markdown() -> str:
+    """The table, and on what it was measured."""
+    lines = ["| what | measured | target | commit |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows()]
+    result = json.loads(next((HERE / "results").glob("*.json")).read_text())["measured"]
+    versions = ", ".join(f"{name} {result['versions'][name]}" for name in ("jax", "flax", "gymnax"))
+    return "\n".join([*lines, "", f"{result['device']}, {result['cpu_count']} cores; {versions}."])
+
+
+def main() -> None:
+    text = markdown()
+    if "--readme" not in sys.argv:
+        print(text)
+        return
+    before, rest = README.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
