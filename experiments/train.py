@@ -11,6 +11,7 @@ Also: --env-params.FIELD VALUE, --env-kwargs.ARGUMENT VALUE, --vary.HPARAM VALUE
 
 import dataclasses
 import datetime
+import math
 import pathlib
 import sys
 from typing import Annotated
@@ -20,6 +21,8 @@ import tyro
 from jaxdqn import cli, presets
 from jaxdqn.config import Config, HParams, members, validate, validate_hparams
 from jaxdqn.errors import UserError
+
+MAX_SEEDS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +99,14 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"num_seeds is {args.num_seeds}; it must be at least 1.")
     if args.seed < 0 or args.seed + args.num_seeds > 2**32:
         raise UserError(f"seed is {args.seed}; seeds must lie in [0, 2^32).")
+    if args.num_seeds > MAX_SEEDS:
+        raise UserError(f"num_seeds is {args.num_seeds}; at most {MAX_SEEDS} members fit one run.")
+    for name in ("stop_at_return", "max_minutes", "checkpoint_seconds"):
+        value = getattr(args, name)
+        if value is not None and (math.isnan(value) or (name != "stop_at_return" and value < 0)):
+            raise UserError(
+                f"{name} is {value}; it must be a number{'' if name == 'stop_at_return' else ' of at least 0'}."
+            )
     for name in ("num_devices", "devices_per_agent"):
         value = getattr(args, name)
         if value is not None and value < 1:

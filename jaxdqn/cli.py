@@ -121,7 +121,10 @@ def prepare_backend(config: Config, num_members: int, num_devices: int | None, d
 
 
 def _yaml(text: str) -> Any:
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"the value {text!r} cannot be read.") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         with contextlib.suppress(ValueError):
             return float(value)

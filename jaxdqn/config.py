@@ -19,6 +19,10 @@ class HParams(NamedTuple):
 
     learning_rate: float = 5e-4
     """Step size of the optimizer."""
+    learning_rate_end: float = 1.0
+    """Factor on the learning rate from learning_rate_updates on, approached linearly; 1 keeps it constant."""
+    learning_rate_updates: float = 50_000.0
+    """Gradient updates over which the learning rate changes."""
     gamma: float = 0.99
     """Discount per environment step."""
     target_period: float = 500.0
@@ -197,6 +201,9 @@ def _validate_sizes(config: Config) -> None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+    for name in ("rollout_length", "updates_per_iteration", "eval_episodes", "eval_max_steps"):
+        if getattr(config, name) > INT32_MAX:
+            raise UserError(f"{name} is {getattr(config, name)}; it must be at most {INT32_MAX}.")
     if not isinstance(config.learning_starts, int) or config.learning_starts < 0:
         raise UserError(f"learning_starts is {config.learning_starts!r}; it must be a whole number of at least 0.")
     widths = config.hidden_sizes
@@ -216,6 +223,8 @@ def _validate_shards(config: Config, num_shards: int) -> None:
 
 _RANGES: dict[str, tuple[str, Any]] = {
     "learning_rate": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
+    "learning_rate_end": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
+    "learning_rate_updates": ("above 0", lambda x: x > 0),
     "gamma": ("in [0, 1]", lambda x: 0 <= x <= 1),
     "target_period": ("at least 1", lambda x: x >= 1),
     "target_tau": ("in (0, 1]", lambda x: 0 < x <= 1),

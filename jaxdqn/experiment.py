@@ -37,7 +37,7 @@ OK, INTERRUPTED, SOLVED, TIMEOUT, DIVERGED = "finished", "interrupted", "solved"
 class Settings(NamedTuple):
     """What does not change a run's result: when to stop, save and speak.
 
-    stop_at_return: stop once every member's greedy return reaches it; max_seconds: wall time of the training loop;
+    stop_at_return: stop once every member's greedy return reaches it; max_seconds: wall time of this session;
     checkpoint_seconds: at least this long between checkpoints. on_chunk(rows) is called with each logging point's rows.
     """
 
@@ -167,6 +167,8 @@ def train(
     settings = settings._replace(on_chunk=on_chunk or settings.on_chunk)
     if out is None:
         return _Run(spec, parts, budget, settings, None).execute()
+    if settings.init_from:
+        _load_params(pathlib.Path(str(settings.init_from)), settings.init_member)  # its errors come before a directory
     with directory.create(pathlib.Path(out)) as run_directory:
         run_directory.check_unused()
         return _Run(spec, parts, budget, settings, run_directory).execute()
@@ -175,7 +177,10 @@ def train(
 def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Settings | None = None) -> Result:
     """Continues the run in `out` from its newest good checkpoint, bit for bit; `total_steps` extends it."""
     path = pathlib.Path(out)
-    spec, _ = directory.load(path)
+    spec, values = directory.load(path)
+    settings = (settings or Settings())._replace(
+        init_from=values.get("init_from"), init_member=values.get("init_member", 0)
+    )
     if total_steps is not None:
         spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, total_steps=total_steps))
     per_agent = spec.devices_per_agent
@@ -188,7 +193,7 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
             "memory; free some and resume again."
         )
     with directory.create(path) as run_directory:
-        return _Run(spec, parts, budget, settings or Settings(), run_directory).execute()
+        return _Run(spec, parts, budget, settings, run_directory).execute()
 
 
 class _Run:
@@ -211,6 +216,7 @@ class _Run:
         self.compile_seconds = 0.0
         self.batch = 0
         self.diverged: dict[int, int] = {}
+        self.earlier = 0.0  # of that, in sessions before this one
 
     # -- the whole run ------------------------------------------------------------------------------------------------
 
@@ -218,7 +224,7 @@ class _Run:
         start = self._open()
         size = self.spec.members_per_batch
         batches = [range(i, min(i + size, len(self.everyone))) for i in range(0, len(self.everyone), size)]
-        params = []
+        params, statuses = [], []
         label = f"{self.spec.config.agent} on {self.spec.config.env}"
         with (
             _catch_signals() as interrupted,
@@ -227,9 +233,13 @@ class _Run:
             self.bar = bar
             self._say(f"{len(self.everyone)} member(s) in {len(batches)} batch(es) on {self.origin['device']}")
             for self.batch, batch in enumerate(batches):
+                self.status = OK
                 params.append(self._run_batch(batch, start, interrupted))
+                statuses.append(self.status)
                 if self.status in (INTERRUPTED, TIMEOUT):
                     break
+        if self.status not in (INTERRUPTED, TIMEOUT) and len(set(statuses)) > 1:
+            self.status = OK
         stacked = jax.tree.map(lambda *leaves: np.concatenate(leaves), *params)
         return self._finish(stacked)
 
@@ -246,10 +256,16 @@ class _Run:
                 self._say(f"warning: {warning}")
             if start is not None:
                 self._warn_differences(start.meta, origin)
-                self.seconds, self.compile_seconds = start.meta["seconds"], start.meta["compile_seconds"]
+                self.seconds = self.earlier = start.meta["seconds"]
+                self.compile_seconds = start.meta["compile_seconds"]
             batch, iteration = (start.meta["batch"], start.meta["iteration"]) if start else (0, -1)
             metrics.drop_after(path / "metrics.parquet", batch, iteration)
-            self.directory.write_config(self.spec, origin)
+            source = self.settings.init_from
+            started = {
+                "init_from": source and str(pathlib.Path(source).resolve()),
+                "init_member": self.settings.init_member,
+            }
+            self.directory.write_config(self.spec, {**origin, **started})
         tensorboard = self.directory.path / "tensorboard" if self.directory and self.settings.tensorboard else None
         purge = start.meta["iteration"] * self.line.steps_per_iteration + 1 if start else 0
         self.scalars = reporting.Scalars(tensorboard, purge, self.settings.wandb, self.spec.to_dict())
@@ -287,7 +303,7 @@ class _Run:
 
         hooks = Hooks(
             on_point=lambda point: self._on_point(fleet, batch, point),
-            interrupted=lambda: interrupted() or (stop_at is not None and self.clock() > stop_at),
+            interrupted=lambda: interrupted() or (stop_at is not None and self.clock() - self.earlier > stop_at),
             checkpoint_due=lambda: time.perf_counter() - self.last_save > self.settings.checkpoint_seconds,
             save=lambda at: self._save(fleet, at),
         )
@@ -297,8 +313,12 @@ class _Run:
         if at.iteration < self.line.total:
             if interrupted():
                 self.status = INTERRUPTED
-            elif stop_at is not None and self.seconds > stop_at:
+            elif stop_at is not None and self.clock() - self.earlier > stop_at:
                 self.status = TIMEOUT
+        first_bad = assignment.collect(_fleet.gather([state.learner.first_bad_update for state in at.states]))[:, 0]
+        self.diverged |= {m: int(update) for m, update in zip(batch, first_bad, strict=True) if update >= 0}
+        if all(m in self.diverged for m in batch) and self.status == OK:
+            self.status = DIVERGED
         params = _fleet.gather([state.learner.params for state in at.states])
         return jax.tree.map(lambda x: assignment.collect(x)[:, 0], params)
 
@@ -440,7 +460,7 @@ class _Run:
     def _finish(self, params: PyTree) -> Result:
         if self.scalars is not None:
             self.scalars.close()
-        frame = pd.DataFrame(self.rows)
+        frame = metrics.tidy(pd.DataFrame(self.rows))
         if self.directory is not None:
             frame = metrics.read(self.directory.path / "metrics.parquet")
         summary = self._summary(frame)

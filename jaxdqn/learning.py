@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdqn.base import Agent, Array, Key, LearnerState, LossOutput, Network, PyTree
+from jaxdqn.exploration import linear_schedule
 
 
 class Shards(NamedTuple):
@@ -86,7 +87,10 @@ def sgd_agent(
         gradient_norm = optax.global_norm(gradients)
         scale = jnp.minimum(1.0, hparams.max_grad_norm / gradient_norm)
         gradients = jax.tree.map(lambda g: g * scale, gradients)
-        steps, opt_state = optimizer(hparams).update(gradients, learner.opt_state, learner.params)
+        end = hparams.learning_rate * hparams.learning_rate_end
+        rate = linear_schedule(hparams.learning_rate, end, hparams.learning_rate_updates, learner.updates)
+        annealed = hparams._replace(learning_rate=rate)
+        steps, opt_state = optimizer(annealed).update(gradients, learner.opt_state, learner.params)
         params = optax.apply_updates(learner.params, steps)
         updates = learner.updates + 1
         due = updates.astype(jnp.float32) % hparams.target_period < 1.0

@@ -31,10 +31,10 @@ LAYERS = {
     "progress": 5,
     "presets": 2,
     "driver": 6,
-    "experiment": 6,
-    "cli": 7,
-    "exporting": 7,
-    "sweeps": 6,  # over everything of layer 5
+    "experiment": 7,
+    "cli": 8,
+    "exporting": 8,
+    "sweeps": 8,  # over everything of layer 5
     "analysis": 1,  # reads the files of runs, not their code
 }
 FOUNDATION = {"base", "errors"}  # the vocabulary: also for their own layer; they themselves import nothing of ours

@@ -275,3 +275,15 @@ def test_one_compilation_serves_all_hyperparameters_chunks_and_states():
     assert state.learner.updates == 10
     assert len(traces) == 1
     assert (init._cache_size(), run._cache_size()) == (1, 1)
+
+
+def test_the_learning_rate_is_annealed_over_updates():
+    # Under a constant gradient every step of Adam is as long as the learning rate.
+    hparams = HParams(learning_rate=0.1, learning_rate_end=0.2, learning_rate_updates=4.0, max_grad_norm=math.inf)
+    agent = sgd_agent(Network(lambda key: jnp.zeros(1), None), None, None, OPTIMIZERS["adam"])
+    learner, steps = agent.init(jax.random.key(0), hparams), []
+    for _ in range(6):
+        after, _ = agent.apply(learner, jnp.ones(1), jnp.float32(0), hparams)
+        steps.append(float(learner.params[0] - after.params[0]))
+        learner = after
+    np.testing.assert_allclose(steps, [0.1, 0.08, 0.06, 0.04, 0.02, 0.02], rtol=1e-4)  # float32 sums of 0.1

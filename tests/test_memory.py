@@ -83,5 +83,10 @@ def test_plan_splits_into_the_fewest_batches(num_members, num_groups, free, batc
 
 
 def test_plan_refuses_with_numbers():
-    with pytest.raises(UserError, match=r"needs 2\.0 GiB.*1\.8 GiB of it replay.*lower replay_capacity to 39 %"):
+    with pytest.raises(UserError, match=r"needs 2\.0 GiB.*1\.8 GiB of it replay.*lower replay_capacity to 33 %"):
         memory.plan(2 * 2**30, int(1.8 * 2**30), 1, 1, 2**30)
+
+
+def test_plan_does_not_blame_a_small_replay():
+    with pytest.raises(UserError, match="smaller network"):
+        memory.plan(2 * 2**30, 1000, 1, 1, 2**30)

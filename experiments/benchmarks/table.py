@@ -34,7 +34,7 @@ def rows() -> list[tuple[str, str, str, str]]:
         add("population", what, f"{result['median_ratio']:.2f} x ({rate:,.0f} steps/s in all)", ">= 0.8 x")
     if "rejax" in found:
         result = found["rejax"]
-        add("rejax", "8 DQN agents against 8 of rejax, its settings", f"{result['ratio']:.1f} x", ">= 8 x")
+        add("rejax", "8 DQN agents against 8 of rejax, its settings", f"{result['ratio_of_rates']:.1f} x", ">= 8 x")
     if "convolution" in found:
         for case, values in found["convolution"]["cases"].items():
             milliseconds = values["milliseconds_per_update"]

@@ -101,6 +101,8 @@ def _like(what: str, value: Any, default: Any) -> Any:
         if isinstance(default, kind):
             if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
                 raise UserError(f"{what} is {value!r}; it must be {words}, as its default {default!r} is.")
+            if kind is int and abs(value) > jnp.iinfo(jnp.int32).max:
+                raise UserError(f"{what} is {value!r}; it must lie within 32 bits.")
             return kind(value)
     raise UserError(f"{what} is not a single value; it cannot be changed here.")
 

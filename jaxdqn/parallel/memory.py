@@ -64,11 +64,13 @@ def plan(shard_bytes: int, replay_bytes: int, num_members: int, num_groups: int,
     usable = int(bytes_per_device * HEADROOM)
     lanes = usable // shard_bytes
     if lanes < 1:
-        share = max(1, int(100 * usable / shard_bytes))
+        left = usable - (shard_bytes - replay_bytes)
+        advice = f"lower replay_capacity to {100 * left // replay_bytes} % of what it is, or raise devices_per_agent"
+        if left < replay_bytes / 100:
+            advice = "use a smaller network or fewer environments"
         raise UserError(
             f"one agent needs {gib(shard_bytes)} per device ({gib(replay_bytes)} of it replay) and {gib(usable)} of "
-            f"{gib(bytes_per_device)} free memory can be used; lower replay_capacity to {share} % of what it is, or "
-            "raise devices_per_agent."
+            f"{gib(bytes_per_device)} free memory can be used; {advice}."
         )
     num_batches = -(-num_members // (lanes * num_groups))
     return Plan(shard_bytes, replay_bytes, -(-num_members // num_batches), num_batches)

@@ -113,7 +113,7 @@ def load(path: pathlib.Path) -> tuple[RunSpec, dict[str, Any]]:
     try:
         values = yaml.safe_load(file.read_text())
         return RunSpec.from_dict(values), values
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
 
 

@@ -27,7 +27,12 @@ def read(path: pathlib.Path) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame()
     frame = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
-    return frame.sort_values(["member", "env_steps"], ignore_index=True)
+    return tidy(frame)
+
+
+def tidy(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows by member and environment steps."""
+    return frame.sort_values(["member", "env_steps"], ignore_index=True) if len(frame) else frame
 
 
 def drop_after(path: pathlib.Path, batch: int, iteration: int) -> None:

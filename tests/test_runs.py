@@ -1,0 +1,402 @@
+"""Run directories: checkpoints that survive damage, metrics, locks, atomic files, TensorBoard events."""
+
+import json
+import math
+import os
+import pathlib
+import struct
+import sys
+
+import filelock
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import jaxdqn
+from jaxdqn import experiment
+from jaxdqn.config import Config, HParams
+from jaxdqn.errors import UserError
+from jaxdqn.runs import checkpoints, directory, files, metrics, reporting
+from jaxdqn.runs.directory import RunSpec
+
+SMALL = Config(num_envs=4, batch_size=16, hidden_sizes=(16,), replay_capacity=400, learning_starts=64, total_steps=400)
+
+
+def tree(scale):
+    return {
+        "params": {"dense": {"kernel": np.arange(12, dtype=np.float32).reshape(3, 4) * scale}},
+        "stack": (np.array([scale, 2], np.uint32), np.array([True, False])),
+    }
+
+
+def meta(iteration, batch=0):
+    return {"batch": batch, "iteration": iteration, "seconds": 1.5}
+
+
+def save(root, iteration, batch=0, keep=9):
+    return checkpoints.save(root, tree(iteration), meta(iteration, batch), keep)
+
+
+def biggest(path):
+    return max((f for f in (path / "state").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_tree_comes_back_with_values_dtypes_and_meta(tmp_path):
+    root = tmp_path / "checkpoints"
+    assert checkpoints.newest(root) == (None, [])
+    path = save(root, 7)
+    assert path.name == "0000-000000000007"
+    found, warnings = checkpoints.newest(root)
+    assert warnings == [] and found.meta == meta(7)
+    template = jax.tree.map(np.zeros_like, tree(7))
+    filled = checkpoints.fill(template, found.arrays)
+    assert jax.tree.structure(filled) == jax.tree.structure(template)
+    for expected, actual in zip(jax.tree.leaves(tree(7)), jax.tree.leaves(filled), strict=True):
+        assert expected.dtype == actual.dtype
+        np.testing.assert_array_equal(expected, actual)
+    again = checkpoints.load(path)
+    assert sorted(again.arrays) == ["params/dense/kernel", "stack/0", "stack/1"]
+
+
+def test_fill_takes_a_prefix_and_names_what_is_missing_or_misshapen():
+    arrays = {"state/a": np.ones(3)}
+    np.testing.assert_array_equal(checkpoints.fill({"a": np.zeros(3)}, arrays, "state/")["a"], np.ones(3))
+    with pytest.raises(UserError, match=r"no state/b.*another configuration"):
+        checkpoints.fill({"b": np.zeros(3)}, arrays, "state/")
+    with pytest.raises(UserError, match=r"state/a has shape \[3\], expected \[4\]"):
+        checkpoints.fill({"a": np.zeros(4)}, arrays, "state/")
+
+
+def truncate(path):
+    file = biggest(path)
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(path):
+    file = biggest(path)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def flip_meta(path):
+    (path / "meta.json").write_text(json.dumps(meta(99)))
+
+
+def remove_file(path):
+    biggest(path).unlink()
+
+
+def remove_manifest(path):
+    (path / "manifest.json").unlink()
+
+
+def break_manifest(path):
+    (path / "manifest.json").write_text((path / "manifest.json").read_text()[:-5])
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, flip_meta, remove_file, remove_manifest, break_manifest])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage):
+    root = tmp_path / "checkpoints"
+    save(root, 1)
+    damage(newer := save(root, 2))
+    found, warnings = checkpoints.newest(root)
+    assert found.meta["iteration"] == 1
+    np.testing.assert_array_equal(found.arrays["params/dense/kernel"], tree(1)["params"]["dense"]["kernel"])
+    assert len(warnings) == 1 and str(newer) in warnings[0] and "damaged" in warnings[0] and "\n" not in warnings[0]
+
+
+def test_a_half_written_directory_is_no_checkpoint_and_the_next_save_replaces_it(tmp_path):
+    root = tmp_path / "checkpoints"
+    first = save(root, 1)
+    half = root / ".writing-0000-000000000002"
+    (half / "state").mkdir(parents=True)
+    (half / "state" / "junk").write_text("x")
+    assert checkpoints.listing(root) == [first]
+    found, warnings = checkpoints.newest(root)
+    assert found.meta["iteration"] == 1 and warnings == []
+    second = save(root, 2)
+    assert not half.exists() and not (second / "state" / "junk").exists()
+    assert checkpoints.newest(root)[0].meta["iteration"] == 2
+
+
+def test_a_failing_save_leaves_the_older_checkpoints_and_no_half_written_one(tmp_path, monkeypatch):
+    root = tmp_path / "checkpoints"
+    first = save(root, 1, keep=1)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "_checksums", full)
+    with pytest.raises(OSError, match="No space"):
+        save(root, 2, keep=1)
+    assert list(root.iterdir()) == [first]
+
+
+def test_keep_counts_the_checkpoints_of_one_batch(tmp_path):
+    root = tmp_path / "checkpoints"
+    for batch, iteration in [(0, 1), (0, 2), (0, 10), (1, 1), (1, 5)]:
+        save(root, iteration, batch, keep=2)
+    kept = [path.name for path in checkpoints.listing(root)]
+    assert kept == [f"{b:04d}-{i:012d}" for b, i in [(0, 2), (0, 10), (1, 1), (1, 5)]]
+    save(root, 9, 1, keep=1)
+    assert [path.name for path in checkpoints.listing(root)][2:] == ["0001-000000000009"]
+    assert checkpoints.newest(root)[0].meta["batch"] == 1
+    assert checkpoints.newest(root, batch=0)[0].meta["iteration"] == 10
+
+
+def test_resume_refuses_a_run_of_which_every_checkpoint_is_damaged(tmp_path):
+    spec = experiment.plan(SMALL, HParams(), (0,), None, 1, 1)[0]
+    directory.create(tmp_path / "run").write_config(spec, {})
+    for iteration in (1, 2):
+        flip(save(tmp_path / "run" / "checkpoints", iteration))
+    with pytest.raises(UserError, match=r"every checkpoint .* is damaged"):
+        jaxdqn.resume(tmp_path / "run")
+
+
+# -- metrics and files ------------------------------------------------------------------------------------------------
+
+
+def rows(iteration, batch=0, value=0.5):
+    members = (0, 1) if batch == 0 else (2,)
+    return [{"member": m, "env_steps": iteration * 10, "loss": value, "eval_return": math.nan} for m in members]
+
+
+def test_metrics_are_appended_read_in_order_and_dropped_after_a_checkpoint(tmp_path):
+    path = tmp_path / "metrics.parquet"
+    assert metrics.read(path).empty
+    metrics.drop_after(path, 0, 0)
+    metrics.append(path, 0, 5, [])
+    assert not path.exists()
+    metrics.append(path, 0, 2, rows(1) + rows(2))
+    metrics.append(path, 0, 3, rows(3))
+    metrics.append(path, 1, 1, rows(1, batch=1))
+    frame = metrics.read(path)
+    assert list(zip(frame.member, frame.env_steps, strict=True)) == [
+        (0, 10), (0, 20), (0, 30), (1, 10), (1, 20), (1, 30), (2, 10)
+    ]  # fmt: skip
+    assert list(frame.index) == list(range(7)) and frame.loss.eq(0.5).all() and frame.eval_return.isna().all()
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(path).sort_values(["member", "env_steps"], ignore_index=True), frame, check_like=True
+    )
+    metrics.drop_after(path, 1, 1)
+    assert len(metrics.read(path)) == 7
+    metrics.drop_after(path, 0, 3)
+    assert set(metrics.read(path).member) == {0, 1}
+    metrics.drop_after(path, 0, 2)
+    assert metrics.read(path).env_steps.max() == 20
+    metrics.drop_after(path, 0, -1)
+    assert metrics.read(path).empty
+
+
+def test_an_atomic_write_replaces_the_file(tmp_path):
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    files.write_atomically(target, lambda path: path.write_text("new"))
+    assert target.read_text() == "new" and list(tmp_path.iterdir()) == [target]
+    assert target.stat().st_mode & 0o400 and target.stat().st_mode & 0o044 == (~_umask() & 0o044)
+
+
+def _umask():
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_temporary(tmp_path):
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+
+    def half(path):
+        path.write_text("ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        files.write_atomically(target, half)
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+# -- directories ------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_opener_of_a_run_directory_is_refused(tmp_path):
+    path = tmp_path / "run"
+    with directory.create(path):
+        with pytest.raises(UserError, match=r"in use by another process"), directory.create(path):
+            pass
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(path / ".lock").acquire(timeout=0)
+    with directory.create(path) as again:
+        again.check_unused()
+
+
+def test_a_foreign_directory_is_refused_by_name(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with directory.create(tmp_path) as run, pytest.raises(UserError, match=r"not empty \(thesis.tex"):
+        run.check_unused()
+    with pytest.raises(UserError, match="not empty"):
+        jaxdqn.train(SMALL, out=tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".lock") == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("summary", ['{"status": "finished"}', None, "{"])
+def test_a_directory_with_a_run_is_refused_with_a_hint(tmp_path, summary):
+    path = tmp_path / "run"
+    directory.create(path).write_config(spec(), {})
+    if summary:
+        (path / "summary.json").write_text(summary)
+    with directory.create(path) as run, pytest.raises(UserError) as caught:
+        run.check_unused()
+    assert f"--resume {path}" in str(caught.value)
+    assert ("(finished)" if summary and "status" in summary else "(unfinished)") in str(caught.value)
+
+
+def test_a_path_below_a_file_cannot_be_a_run_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot make the run directory .*Not a directory"):
+        directory.create(tmp_path / "file" / "run")
+    with pytest.raises(UserError, match="cannot make the run directory"):
+        directory.create(tmp_path / "file")
+
+
+def spec(**changes):
+    values = {
+        "config": Config(env="Catch-bsuite", hidden_sizes=(7, 9), env_params={"a": 1}, log_interval=5),
+        "hparams": HParams(learning_rate=1e-3, max_grad_norm=math.inf),
+        "seeds": (3, 4),
+        "vary": {"gamma": [0.9, 0.99]},
+        "num_devices": 2,
+        "devices_per_agent": 1,
+        "members_per_batch": 3,
+    }
+    return RunSpec(**{**values, **changes})
+
+
+def test_a_spec_survives_yaml_and_the_directory(tmp_path):
+    assert RunSpec.from_dict(spec().to_dict()) == spec()
+    text = yaml.safe_dump(spec().to_dict())
+    assert RunSpec.from_dict(yaml.safe_load(text)) == spec()
+    directory.create(tmp_path / "run").write_config(spec(), {"commit": "abc", "python": "3"})
+    loaded, values = directory.load(tmp_path / "run")
+    assert loaded == spec() and values["commit"] == "abc"
+
+
+BROKEN = {
+    "not YAML": b"config: [1, 2",
+    "not text": b"\xff\xfe\x00config",
+    "empty": b"",
+    "a list": b"- 1\n- 2\n",
+    "a field missing": b"seeds: [0]\n",
+    "seeds no list": yaml.safe_dump({**spec().to_dict(), "seeds": 3}).encode(),
+    "hparams a number": yaml.safe_dump({**spec().to_dict(), "hparams": 3}).encode(),
+    "config nothing": yaml.safe_dump({**spec().to_dict(), "config": None}).encode(),
+    "unknown hparam": yaml.safe_dump({**spec().to_dict(), "hparams": {"gama": 1.0}}).encode(),
+    "unknown field": yaml.safe_dump({**spec().to_dict(), "config": {"envv": "x"}}).encode(),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_config_is_the_users_error(tmp_path, name):
+    (tmp_path / "config.yaml").write_bytes(BROKEN[name])
+    with pytest.raises(UserError) as caught:
+        directory.load(tmp_path)
+    assert "config" in str(caught.value) or "gama" in str(caught.value)
+
+
+def test_a_directory_without_a_run_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        directory.load(tmp_path / "nothing")
+    with pytest.raises(UserError, match="holds no run"):
+        jaxdqn.resume(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+    directory.create(tmp_path / "run").write_config(experiment.plan(SMALL, HParams(), (0,), None, 1, 1)[0], {})
+    with pytest.raises(UserError, match="no readable checkpoint"):
+        jaxdqn.load(tmp_path / "run")
+
+
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_interval():
+    assert reporting.bootstrap_ci95([]) is None and reporting.bootstrap_ci95([4.0]) is None
+    assert reporting.bootstrap_ci95([1.0, math.nan]) is None
+    assert reporting.bootstrap_ci95([4.0, 4.0, 4.0]) == [4.0, 4.0]
+    # Two values: the resampled mean is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4, so both tails exceed 2.5 %.
+    assert reporting.bootstrap_ci95([0.0, 1.0]) == [0.0, 1.0]
+    # Many values: the normal interval, mean +- 1.96 sd / sqrt(n).
+    values = np.random.default_rng(1).normal(10.0, 2.0, 400)
+    low, high = reporting.bootstrap_ci95(list(values))
+    half = 1.96 * values.std() / math.sqrt(400)
+    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.1 * half)
+    assert reporting.bootstrap_ci95(list(values)) == [low, high]
+
+
+def test_final_returns_are_the_mean_over_the_last_fifth():
+    nan = math.nan
+    frame = pd.DataFrame(
+        {
+            "member": [0] * 6 + [1] * 3 + [2],
+            "env_steps": [20, 40, 80, 81, 90, 100, 10, 20, 50, 100],
+            # Member 0: 80 is not in the last fifth, 90 has none: (6 + 8) / 2. Member 1 stopped at 50, so above 40.
+            "eval_return": [1.0, 2.0, 100.0, 6.0, nan, 8.0, 1.0, 2.0, 5.0, nan],
+        }
+    )
+    finals = reporting.final_returns(frame)
+    assert finals[:2] == [7.0, 5.0] and math.isnan(finals[2]) and len(finals) == 3
+
+
+# -- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+def read_events(file):
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, at = file.read_bytes(), 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        body = data[at + 12 : at + 12 + length]
+        assert len(body) == length
+        at += 12 + length + 4
+        yield Event.FromString(body)
+
+
+def test_scalars_are_in_the_event_files_exactly(tmp_path):
+    scalars = reporting.Scalars(tmp_path, 0, None, {})
+    values = {
+        (0, 10): {"loss": 0.1, "eval_return": 21.5},
+        (0, 20): {"loss": 1e-20},
+        (1, 10): {"loss": -3.0, "eval_return": math.pi},
+    }
+    written = [
+        {"member": m, "seed": 5, "iteration": 1, "env_steps": s, "updates": 2, "seconds": 0.5, "bad": math.nan, **x}
+        for (m, s), x in values.items()
+    ]
+    scalars.write(written[:1])
+    scalars.flush()
+    scalars.write(written[1:])
+    scalars.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["member-0000", "member-0001"]
+    found = {}
+    for member in (0, 1):
+        (file,) = (tmp_path / f"member-{member:04d}").iterdir()
+        for event in read_events(file):
+            for value in event.summary.value:
+                found[member, value.tag, event.step] = value.simple_value
+    expected = {(m, tag, s): float(np.float32(v)) for (m, s), x in values.items() for tag, v in x.items()}
+    assert found == expected
+
+
+def test_nothing_is_written_where_tensorboard_is_off(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # importing it would fail
+    scalars = reporting.Scalars(None, 0, None, {})
+    scalars.write([{"member": 0, "env_steps": 1, "loss": 1.0}])
+    scalars.flush()
+    scalars.close()
+    assert list(pathlib.Path().iterdir()) == []
