@@ -1,6 +1,7 @@
 """From a loss to an update: shards, clipping, targets, optimizers and the guard, each against plain arithmetic."""
 
 import functools
+import math
 
 import chex
 import jax
