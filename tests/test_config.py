@@ -88,6 +88,8 @@ def test_sizes_that_devices_cannot_share_are_refused_with_the_nearest(name, valu
 
 HPARAMS_WRONG = {
     "learning_rate": (-1e-3, math.nan),
+    "learning_rate_end": (-0.1, math.inf, math.nan),
+    "learning_rate_updates": (0.0, -1.0, math.nan),
     "gamma": (-0.1, 1.1, math.nan),
     "target_period": (0, 0.5),
     "target_tau": (0, 1.5),

@@ -13,14 +13,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import common
 
+IMPORTS = """
+import json, time
+began = time.perf_counter()
+import jax, gymnax, optax, flax, pandas, tensorboardX, tyro
+print(json.dumps(time.perf_counter() - began))
+"""
+# gymnax touches the backend when imported, which must be set up before: imports are timed in a process of their own.
 CHILD = """
 import json, sys, time
 began = time.perf_counter()
-import jax, gymnax, optax, flax, pandas, matplotlib.figure, orbax.checkpoint, tensorboardX, tyro
-imported = time.perf_counter()
 sys.path.insert(0, "experiments")
 import train
 from jaxdqn import experiment
@@ -32,8 +38,7 @@ def on_point(self, *args):
 experiment._Run._on_point = on_point
 train.run(["--quiet", "--total-steps", "50000", "--out", sys.argv[1]])
 summary = json.load(open(sys.argv[1] + "/summary.json"))
-print(json.dumps({"imports": imported - began, "compile": summary["compile_seconds"],
-                  "first_metrics": first[0] - began}))
+print(json.dumps({"compile": summary["compile_seconds"], "first_metrics": first[0] - began}))
 """
 
 
@@ -41,10 +46,15 @@ def start(cache: str, out: str) -> dict:
     """One start of the script in a fresh process."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAXDQN_CACHE": cache}
+
+    def child(*arguments: str) -> Any:
+        command = [sys.executable, "-c", *arguments]
+        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    imports = child(IMPORTS)
     began = time.perf_counter()
-    command = [sys.executable, "-c", CHILD, out]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
-    return {**json.loads(done.stdout.strip().splitlines()[-1]), "whole_process": time.perf_counter() - began}
+    return {"imports": imports, **child(CHILD, out), "whole_process": time.perf_counter() - began}
 
 
 def main() -> None:
