@@ -209,10 +209,11 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: dict[str, list[float]]) ->
     """Prints what would run, its bytes, and its time, estimated from a second of training."""
     import time
 
+    import jax
     import yaml
 
     from jaxdqn import experiment
-    from jaxdqn.config import timeline
+    from jaxdqn.config import advice, timeline
     from jaxdqn.parallel import devices, fleet, memory, population
 
     spec, parts, budget = experiment.plan(
@@ -233,13 +234,20 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: dict[str, list[float]]) ->
         length *= 2
         began = time.perf_counter()
         states, sums = made.step(states, sums, line.prefill, line.prefill + length)
-        [leaf.block_until_ready() for leaf in __import__("jax").tree.leaves(sums)]
+        jax.block_until_ready(sums)
         elapsed = time.perf_counter() - began
+    per_update = line.steps_per_iteration / spec.config.updates_per_iteration
     seconds = elapsed / length * line.total * budget.num_batches
     print(
         f"# {memory.gib(budget.shard_bytes)} per agent and device, {memory.gib(budget.replay_bytes)} of it replay; "
         f"{len(everyone)} member(s) in {budget.num_batches} batch(es) on {len(used)} device(s)"
     )
+    print(
+        f"# target network every {spec.hparams.target_period:,g} updates = "
+        f"{spec.hparams.target_period * per_update:,g} environment steps"
+    )
+    for line_of_advice in advice(spec.config):
+        print(f"# warning: {line_of_advice}")
     print(f"# compiled in {made.compile_seconds:.1f} s; training would take about {seconds:,.0f} s, evaluation aside")
 
 

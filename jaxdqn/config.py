@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from jaxdqn.errors import UserError, unknown_name
 
 INT32_MAX = 2**31 - 1
+LEAST_ITERATIONS = 2_000
 
 
 class HParams(NamedTuple):
@@ -147,6 +148,18 @@ def timeline(config: Config) -> Timeline:
         log_every=log_every,
         eval_every=log_every * max(1, round(config.eval_interval / steps / log_every)),
     )
+
+
+def advice(config: Config) -> list[str]:
+    """What runs, but seldom learns; one line each."""
+    iterations, steps = timeline(config).total, config.num_envs * config.rollout_length
+    if steps == 1 or iterations >= LEAST_ITERATIONS:
+        return []
+    return [
+        f"num_envs {config.num_envs} x rollout_length {config.rollout_length} leaves {iterations:,} iterations in "
+        f"{config.total_steps:,} steps; below {LEAST_ITERATIONS:,} an agent seldom learns. Raise total_steps or lower "
+        "num_envs."
+    ]
 
 
 def replay_rows(config: Config) -> int:

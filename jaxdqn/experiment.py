@@ -17,7 +17,7 @@ import pandas as pd
 
 from jaxdqn import acting, driver, evaluation
 from jaxdqn.base import PyTree
-from jaxdqn.config import Config, HParams, members, timeline, validate, validate_hparams
+from jaxdqn.config import Config, HParams, advice, members, timeline, validate, validate_hparams
 from jaxdqn.driver import Hooks, Point, Progressed
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import devices as _devices
@@ -137,6 +137,7 @@ def plan(
     groups = len(devices) // devices_per_agent
     state_bytes, replay_bytes = _fleet.shard_bytes(parts)
     shares = memory.available_bytes(devices)
+    state_bytes += _fleet.evaluation_bytes(parts)
     budget = memory.plan(state_bytes, replay_bytes, len(everyone), groups, shares)
     varied = {name: [float(value) for value in values] for name, values in (vary or {}).items()}
     spec = RunSpec(
@@ -231,6 +232,8 @@ class _Run:
             Progress(self.line.total * self.line.steps_per_iteration, label, self.settings.progress) as bar,
         ):
             self.bar = bar
+            for warning in advice(self.spec.config):
+                self._say(f"warning: {warning}")
             self._say(f"{len(self.everyone)} member(s) in {len(batches)} batch(es) on {self.origin['device']}")
             for self.batch, batch in enumerate(batches):
                 self.status = OK

@@ -67,7 +67,7 @@ def sgd_agent(
     """An agent that descends loss(params, target_params, batch, key, hparams), with a target network.
 
     The target network moves a fraction target_tau towards the parameters every target_period updates. Where loss or
-    gradient are not finite, the learner keeps its values from then on and `first_bad_update` says since when.
+    gradient are not finite, the learner keeps its parameters from then on and `first_bad_update` says since when.
     """
 
     def init(key: Key, hparams: Any) -> LearnerState:
@@ -84,25 +84,24 @@ def sgd_agent(
         return jax.grad(scalar_loss, has_aux=True)(learner.params)
 
     def apply(learner: LearnerState, gradients: PyTree, loss: Array, hparams: Any) -> tuple[LearnerState, Array]:
-        gradient_norm = optax.global_norm(gradients)
-        scale = jnp.minimum(1.0, hparams.max_grad_norm / gradient_norm)
-        gradients = jax.tree.map(lambda g: g * scale, gradients)
-        end = hparams.learning_rate * hparams.learning_rate_end
-        rate = linear_schedule(hparams.learning_rate, end, hparams.learning_rate_updates, learner.updates)
-        annealed = hparams._replace(learning_rate=rate)
-        steps, opt_state = optimizer(annealed).update(gradients, learner.opt_state, learner.params)
-        params = optax.apply_updates(learner.params, steps)
         updates = learner.updates + 1
-        due = updates.astype(jnp.float32) % hparams.target_period < 1.0
-        mix = jnp.where(due, hparams.target_tau, 0.0)
-        target_params = jax.tree.map(lambda p, t: mix * p + (1.0 - mix) * t, params, learner.target_params)
-
+        gradient_norm = optax.global_norm(gradients)
         bad = jnp.logical_not(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
         first_bad = jnp.where(bad & (learner.first_bad_update < 0), updates, learner.first_bad_update)
         healthy = first_bad < 0
-        new = (params, target_params, opt_state)
-        old = (learner.params, learner.target_params, learner.opt_state)
-        kept = jax.tree.map(lambda n, o: jnp.where(healthy, n, o), new, old)
-        return LearnerState(kept[0], kept[1], kept[2], updates, first_bad), gradient_norm
+
+        # A frozen learner takes steps of size 0 along a gradient of 0: one select, not one for each array it keeps.
+        scale = jnp.minimum(1.0, hparams.max_grad_norm / gradient_norm)
+        gradients = jax.tree.map(lambda g: jnp.where(healthy, g * scale, 0.0), gradients)
+        end = hparams.learning_rate * hparams.learning_rate_end
+        rate = linear_schedule(hparams.learning_rate, end, hparams.learning_rate_updates, learner.updates)
+        annealed = hparams._replace(learning_rate=jnp.where(healthy, rate, 0.0))
+        steps, opt_state = optimizer(annealed).update(gradients, learner.opt_state, learner.params)
+        params = optax.apply_updates(learner.params, steps)
+
+        due = healthy & (updates.astype(jnp.float32) % hparams.target_period < 1.0)
+        mix = jnp.where(due, hparams.target_tau, 0.0)
+        target_params = jax.tree.map(lambda p, t: mix * p + (1.0 - mix) * t, params, learner.target_params)
+        return LearnerState(params, target_params, opt_state, updates, first_bad), gradient_norm
 
     return Agent(init, initial_carry, act, gradient, apply)

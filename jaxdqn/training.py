@@ -19,8 +19,6 @@ from jaxdqn.base import Agent, Array, Environment, Key, LearnerState, PyTree, Re
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.learning import Shards
 
-ACT, SAMPLE = 0, 1  # streams of an iteration's key
-
 
 class TrainState(NamedTuple):
     """Everything one shard of one member is made of, but for the shared iteration counter."""
@@ -67,6 +65,12 @@ def transition_example(environment: Environment, agent: Agent, hparams: Any) -> 
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), shapes)
 
 
+def stream_keys(key: Key, count: Array) -> tuple[Key, Key]:
+    """Two independent keys for the `count`-th ([]) turn of a loop; one draw each, and only where it is used."""
+    first = 2 * count.astype(jnp.uint32)
+    return jax.random.fold_in(key, first), jax.random.fold_in(key, first + 1)
+
+
 def make_trainer(
     environment: Environment, agent: Agent, replay: Replay, config: Config, shards: Shards | None = None
 ) -> Trainer:
@@ -85,7 +89,7 @@ def make_trainer(
     def act_and_store(
         state: TrainState, metrics: Metrics, iteration: Array, epsilon: Array
     ) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.fold_in(state.key, iteration), ACT)
+        key, _ = stream_keys(state.key, iteration)
         actor, block, sums = acting.rollout(
             environment, agent, state.learner.params, state.actor, key, epsilon, config.rollout_length
         )
@@ -99,9 +103,9 @@ def make_trainer(
         return act_and_store(state, metrics, iteration, jnp.ones(config.num_envs))
 
     def update_once(
-        learner: LearnerState, ring: PyTree, written: Array, key: Key, hparams: Any
+        learner: LearnerState, ring: PyTree, written: Array, keys: tuple[Key, Key], hparams: Any
     ) -> tuple[LearnerState, PyTree, dict[str, Array]]:
-        sample_key, loss_key = jax.random.split(key)
+        sample_key, loss_key = keys
         batch = replay.sample(ring, sample_key, written, hparams)
         learner, output, gradient_norm = learning.update(agent, learner, batch, loss_key, hparams, shards)
         ring = replay.update_priorities(ring, getattr(batch, "indices", ()), output.priorities)
@@ -111,11 +115,11 @@ def make_trainer(
         state: TrainState, sums: dict[str, Array], iteration: Array, hparams: Any
     ) -> tuple[TrainState, dict[str, Array]]:
         written = (iteration + 1) * config.rollout_length
-        key = jax.random.fold_in(jax.random.fold_in(state.key, iteration), SAMPLE)
+        _, key = stream_keys(state.key, iteration)
 
         def one(index: Array, carry: tuple[LearnerState, PyTree, dict[str, Array]]) -> Any:
             learner, ring, sums = carry
-            learner, ring, values = update_once(learner, ring, written, jax.random.fold_in(key, index), hparams)
+            learner, ring, values = update_once(learner, ring, written, stream_keys(key, index), hparams)
             return learner, ring, jax.tree.map(jnp.add, sums, values)
 
         # XLA inlines a loop that it knows to turn once, and then fuses the ring's write into the sample's gather: that
@@ -144,7 +148,7 @@ def make_trainer(
 
         def values(key: Key) -> dict[str, Array]:
             state = init(key, key, HParams())
-            return update_once(state.learner, state.replay, jnp.int32(config.n_step), key, HParams())[2]
+            return update_once(state.learner, state.replay, jnp.int32(config.n_step), (key, key), HParams())[2]
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(values, jax.random.key(0)))
         episodes = EpisodeSums(*(jnp.zeros((), jnp.float32) for _ in EpisodeSums._fields))

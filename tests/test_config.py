@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jaxdqn.config import (
     Config,
     HParams,
+    advice,
     from_dict,
     members,
     replay_rows,
@@ -249,3 +250,10 @@ def test_every_setting_has_a_line_of_help(record):
     settings = [i for i in fields if ": " in lines[i] and " = " in lines[i]]
     assert len(settings) == len(record.__annotations__)
     assert all(lines[i + 1].strip().startswith('"""') for i in settings)
+
+
+def test_many_environments_on_a_small_budget_get_advice():
+    assert advice(Config(num_envs=10, total_steps=20_000)) == []
+    assert advice(Config(num_envs=1, total_steps=100)) == []  # nothing could be lowered
+    (line,) = advice(Config(num_envs=500, rollout_length=2, total_steps=500_000))
+    assert "500 x rollout_length 2 leaves 500 iterations" in line

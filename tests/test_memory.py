@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxdqn import experiment
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import fleet, memory, population
@@ -68,6 +69,12 @@ def test_shard_bytes_are_those_of_the_arrays():
     state = fleet.build(built.parts, jax.devices()[:1], 1, built.assignment, [0], [HParams()])[1]
     gathered = jax.tree.leaves(fleet.gather(state))
     assert total == sum(leaf.nbytes for leaf in gathered)
+
+
+def test_too_many_evaluation_episodes_are_refused_before_they_are_allocated():
+    config = dataclasses.replace(RING, eval_episodes=2_000_000_000)
+    with pytest.raises(UserError, match="fewer eval_episodes"):
+        experiment.plan(config, HParams(), [0], None, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ takes turns with a tenth of the other's. The rate is environment steps of all ag
 median tenth, compilation apart; the ratio is the median over the pairs of tenths. Target: at least 8.
 
 Where the two differ: evaluation is switched off in both; rejax clips each element of the gradient at 10 where we clip
-its norm; and rejax, vmapped, computes its updates also while the replay fills (a vmapped `cond` runs both branches).
+its norm.
 
     python experiments/benchmarks/rejax_peer.py [--venv FOLDER]
 """
@@ -88,15 +88,19 @@ def peer() -> Iterator[Any]:
         skip_initial_evaluation=True,
     )
     keys = jax.random.split(jax.random.PRNGKey(0), AGENTS)
-    state = jax.jit(jax.vmap(full.init_state))(keys)
-    train, compile_seconds = common.compiled(
-        jax.vmap(lambda state: chunk.train(train_state=state)[0]), state, donate=(0,)
-    )
+    # The counters are one for all agents, as they are in `vmap(train)`: mapped, they would turn each `cond` on them
+    # into a select between whole replays.
+    axes = jax.tree.map(lambda _: 0, jax.eval_shape(full.init_state, keys[0]))
+    axes = axes.replace(global_step=None, replay_buffer=axes.replay_buffer.replace(index=None, full=None))
+    state = jax.jit(jax.vmap(full.init_state, out_axes=axes))(keys)
+    train = jax.vmap(lambda state: chunk.train(train_state=state)[0], in_axes=(axes,), out_axes=axes)
+    train, compile_seconds = common.compiled(train, state, donate=(0,))
     yield compile_seconds
     for _ in range(CHUNKS):
         state = jax.block_until_ready(train(state))
         yield None
-    returns = jax.jit(jax.vmap(lambda state, key: full.eval_callback(full, state, key)[1]))(state, keys)
+    evaluate = jax.vmap(lambda state, key: full.eval_callback(full, state, key)[1], in_axes=(axes, 0))
+    returns = jax.jit(evaluate)(state, keys)
     yield returns.mean(axis=1).tolist()
 
 

@@ -5,6 +5,7 @@ device of its group.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdqn import agents, evaluation, replay, training
+from jaxdqn import acting, agents, evaluation, replay, training
 from jaxdqn.base import Agent, Environment, PyTree, Replay
 from jaxdqn.config import Config, HParams, replay_rows
 from jaxdqn.environments import registry
@@ -80,6 +81,12 @@ def shard_bytes(parts: Parts) -> tuple[int, int]:
     return tree_bytes(jax.eval_shape(lambda k: trainer.init(k, k, HParams()), key)), tree_bytes(
         jax.eval_shape(parts.replay.init)
     )
+
+
+def evaluation_bytes(parts: Parts) -> int:
+    """Bytes of the environments of one member's evaluation."""
+    start = functools.partial(acting.start, parts.environment, parts.agent, parts.config.eval_episodes)
+    return tree_bytes(jax.eval_shape(start, jax.random.key(0)))
 
 
 def build(

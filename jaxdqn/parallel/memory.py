@@ -67,7 +67,7 @@ def plan(shard_bytes: int, replay_bytes: int, num_members: int, num_groups: int,
         left = usable - (shard_bytes - replay_bytes)
         advice = f"lower replay_capacity to {100 * left // replay_bytes} % of what it is, or raise devices_per_agent"
         if left < replay_bytes / 100:
-            advice = "use a smaller network or fewer environments"
+            advice = "use a smaller network, fewer environments or fewer eval_episodes"
         raise UserError(
             f"one agent needs {gib(shard_bytes)} per device ({gib(replay_bytes)} of it replay) and {gib(usable)} of "
             f"{gib(bytes_per_device)} free memory can be used; {advice}."
