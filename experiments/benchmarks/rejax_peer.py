@@ -88,19 +88,30 @@ def peer() -> Iterator[Any]:
         skip_initial_evaluation=True,
     )
     keys = jax.random.split(jax.random.PRNGKey(0), AGENTS)
+    # rejax makes a new class of state in every call: the state travels as the list of its leaves.
+    paths, structure = jax.tree_util.tree_flatten_with_path(jax.eval_shape(full.init_state, keys[0]))
     # The counters are one for all agents, as they are in `vmap(train)`: mapped, they would turn each `cond` on them
     # into a select between whole replays.
-    axes = jax.tree.map(lambda _: 0, jax.eval_shape(full.init_state, keys[0]))
-    axes = axes.replace(global_step=None, replay_buffer=axes.replay_buffer.replace(index=None, full=None))
-    state = jax.jit(jax.vmap(full.init_state, out_axes=axes))(keys)
-    train = jax.vmap(lambda state: chunk.train(train_state=state)[0], in_axes=(axes,), out_axes=axes)
-    train, compile_seconds = common.compiled(train, state, donate=(0,))
+    counters = (".global_step", ".replay_buffer.index", ".replay_buffer.full")
+    axes = [None if jax.tree_util.keystr(path) in counters else 0 for path, _ in paths]
+    assert axes.count(None) == len(counters)
+
+    def init(key: Any) -> Any:
+        return jax.tree.leaves(full.init_state(key))
+
+    def train(leaves: Any) -> Any:
+        return jax.tree.leaves(chunk.train(train_state=structure.unflatten(leaves))[0])
+
+    def evaluate(leaves: Any, key: Any) -> Any:
+        return full.eval_callback(full, structure.unflatten(leaves), key)[1]
+
+    state = jax.jit(jax.vmap(init, out_axes=axes))(keys)
+    program, compile_seconds = common.compiled(jax.vmap(train, in_axes=(axes,), out_axes=axes), state, donate=(0,))
     yield compile_seconds
     for _ in range(CHUNKS):
-        state = jax.block_until_ready(train(state))
+        state = jax.block_until_ready(program(state))
         yield None
-    evaluate = jax.vmap(lambda state, key: full.eval_callback(full, state, key)[1], in_axes=(axes, 0))
-    returns = jax.jit(evaluate)(state, keys)
+    returns = jax.jit(jax.vmap(evaluate, in_axes=(axes, 0)))(state, keys)
     yield returns.mean(axis=1).tolist()
 
 
