@@ -22,6 +22,7 @@ class Point(NamedTuple):
     iteration: int
     metrics: list[Any]
     episodes: list[Any] | None  # of the greedy evaluation, where one was due
+    telemetry: dict[str, Any]  # of the parallel scheme, scalars by column
 
 
 class Progressed(NamedTuple):
@@ -62,7 +63,8 @@ def drive(fleet: Fleet, at: Progressed, line: Timeline, hooks: Hooks) -> Progres
         leaving = hooks.interrupted() or iteration >= line.total or (at_point and stopping)
         if at_point:
             due = iteration % line.eval_every == 0 or iteration == line.total
-            pending.append(Point(iteration, metrics, fleet.evaluate(states) if due else None))
+            episodes = fleet.evaluate(states) if due else None
+            pending.append(Point(iteration, metrics, episodes, fleet.telemetry(states)))
             at = at._replace(metrics=fleet.zero_metrics)
         if leaving or (at_point and hooks.checkpoint_due()):
             pace.settle()

@@ -414,6 +414,7 @@ class _Run:
                 "epsilon": values.epsilon[index, 0],
                 "eval_return": evaluated.returns[index].mean() if evaluated else math.nan,
                 "eval_length": evaluated.lengths[index].mean() if evaluated else math.nan,
+                **{name: float(value) for name, value in point.telemetry.items()},
             }
             rows.append({k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()})
         return rows

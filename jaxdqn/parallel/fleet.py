@@ -7,7 +7,7 @@ device of its group.
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +41,10 @@ class Fleet(NamedTuple):
     stacks, and the states that `collect` and `step` are given are donated.
 
     collect, step(states, metrics, start, stop) -> (states, metrics);  evaluate(states) -> Episodes [D, W, E] per stack
+    telemetry(states) -> figures of the parallel scheme at a logging point, scalars by column name
+
+    Every parallel scheme is a fleet: a way to take `states` from one iteration to a later one. Logging, evaluation,
+    checkpoints, resume and stops are the driver's, and the same for all.
     """
 
     parts: Parts
@@ -52,6 +56,7 @@ class Fleet(NamedTuple):
     zero_metrics: list[training.Metrics]
     compile_seconds: float
     program: Any  # the compiled step of one stack, for its memory analysis
+    telemetry: Callable[[list[Any]], dict[str, Any]] = lambda states: {}
 
 
 def shard_config(config: Config, shards: int) -> Config:
