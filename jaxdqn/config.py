@@ -46,6 +46,10 @@ class HParams(NamedTuple):
     """Factor on every reward the learner sees; reported returns are unscaled."""
     optimizer_epsilon: float = 1e-8
     """Denominator constant of Adam, AdamW, RMSProp and RAdam."""
+    value_weight: float = 0.5
+    """Weight of the squared value error of actor-critic agents."""
+    entropy_weight: float = 0.01
+    """Weight of the entropy bonus of actor-critic agents."""
     weight_decay: float = 1e-4
     """Weight decay of AdamW; unused by the other optimizers."""
 
@@ -64,7 +68,7 @@ class Config:
     """Probability that the environment repeats the previous action instead (Machado et al., 2018)."""
 
     agent: str = "dqn"
-    """Agent: dqn, double_dqn or random."""
+    """Agent: dqn, double_dqn, a2c or random."""
     network: Literal["auto", "mlp", "minatar", "nature"] = "auto"
     """Torso; auto takes mlp for vectors, minatar for small grids, nature for images of at least 36 x 36."""
     hidden_sizes: tuple[int, ...] = (128, 128)
@@ -90,8 +94,11 @@ class Config:
     """U: gradient updates per iteration; samples per insert are U * B / (T * N)."""
     replay_capacity: int = 100_000
     """Transitions the replay holds; rounded up to whole blocks of T * N."""
+    replay: Literal["auto", "uniform", "latest"] = "auto"
+    """What is learned from: the ring (uniform), or only the block just acted (latest: on-policy, all T * N of it at
+    once, whatever batch_size says); auto takes latest for actor-critic agents."""
     n_step: int = 1
-    """Length of the returns."""
+    """Length of the returns; with the latest block, at most what is left of it."""
     learning_starts: int = 1_000
     """Environment steps with random actions before the first update."""
     loss: Literal["squared", "huber"] = "squared"
@@ -249,6 +256,8 @@ _RANGES: dict[str, tuple[str, Any]] = {
     "huber_delta": ("above 0 and finite", lambda x: 0 < x < math.inf),
     "reward_scale": ("finite", math.isfinite),
     "optimizer_epsilon": ("above 0", lambda x: x > 0),
+    "value_weight": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
+    "entropy_weight": ("finite", math.isfinite),
     "weight_decay": ("at least 0", lambda x: x >= 0),
 }
 

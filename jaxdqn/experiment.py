@@ -232,7 +232,7 @@ class _Run:
             Progress(self.line.total * self.line.steps_per_iteration, label, self.settings.progress) as bar,
         ):
             self.bar = bar
-            for warning in advice(self.spec.config):
+            for warning in advice(self.spec.config) if start is None else ():
                 self._say(f"warning: {warning}")
             self._say(f"{len(self.everyone)} member(s) in {len(batches)} batch(es) on {self.origin['device']}")
             for self.batch, batch in enumerate(batches):

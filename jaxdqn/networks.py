@@ -47,23 +47,25 @@ class Conv3x3(nn.Module):
         return jnp.concatenate(patches, axis=-1) @ kernel.reshape(9 * channels, self.features) + bias
 
 
-class QNetwork(nn.Module):
-    """A torso and a (dueling) linear head, [B, *O] -> [B, A]."""
+class TorsoAndHead(nn.Module):
+    """A torso and a linear head: "q" and "dueling" give Q [B, A]; "actor_critic" gives (logits [B, A], value [B])."""
 
     num_actions: int
+    head: str
     torso: str
     hidden_sizes: Sequence[int]
-    dueling: bool
     layer_norm: bool
     activation: str
     initializer: str
     convolution: str
 
     @nn.compact
-    def __call__(self, observation: Array) -> Array:
+    def __call__(self, observation: Array) -> Any:
         x = self._torso(_decode(observation))
-        if not self.dueling:
+        if self.head == "q":
             return self._dense(self.num_actions, gain=1.0)(x)
+        if self.head == "actor_critic":
+            return self._dense(self.num_actions, gain=0.01)(x), self._dense(1, gain=1.0)(x)[:, 0]
         value, advantage = self._dense(1, gain=1.0)(x), self._dense(self.num_actions, gain=1.0)(x)
         return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
 
@@ -106,15 +108,26 @@ def q_network(
     "auto" takes nature for images of at least 36 x 36, minatar for smaller grids with channels, else mlp. Raises
     `UserError` where the torso does not fit the observation.
     """
-    module = QNetwork(
-        spec.num_actions,
-        _choose_torso(torso, spec.observation.shape),
-        tuple(hidden_sizes),
-        dueling,
-        layer_norm,
-        activation,
-        initializer,
-        convolution,
+    head = "dueling" if dueling else "q"
+    return _network(spec, head, torso, hidden_sizes, layer_norm, activation, initializer, convolution)
+
+
+def actor_critic(
+    spec: Spec,
+    torso: str = "auto",
+    hidden_sizes: Sequence[int] = (128, 128),
+    layer_norm: bool = False,
+    activation: str = "relu",
+    initializer: str = "default",
+    convolution: str = "patches",
+) -> Network:
+    """Policy and value on one torso, (logits [B, A], value [B]); arguments and errors as for `q_network`."""
+    return _network(spec, "actor_critic", torso, hidden_sizes, layer_norm, activation, initializer, convolution)
+
+
+def _network(spec: Spec, head: str, torso: str, hidden_sizes: Sequence[int], *options: Any) -> Network:
+    module = TorsoAndHead(
+        spec.num_actions, head, _choose_torso(torso, spec.observation.shape), tuple(hidden_sizes), *options
     )
 
     def init(key: Array) -> Any:

@@ -36,6 +36,19 @@ PRESETS: dict[str, Preset] = {
         Config(num_envs=10, batch_size=128, replay_capacity=10_000, hidden_sizes=(120, 84), learning_starts=10_000),
         HParams(learning_rate=2.5e-4, target_period=50, epsilon_steps=250_000, max_grad_norm=float("inf")),
     ),
+    "cartpole-a2c": Preset(
+        "CartPole-v1 on-policy: A2C, 16 environments, 8 steps",
+        Config(
+            agent="a2c",
+            num_envs=16,
+            rollout_length=8,
+            n_step=8,
+            hidden_sizes=(120, 84),
+            learning_starts=0,
+            total_steps=1_000_000,
+        ),
+        HParams(learning_rate=1e-3),
+    ),
     "acrobot": Preset(
         "Acrobot-v1",
         Config(env="Acrobot-v1", num_envs=16, replay_capacity=100_000),

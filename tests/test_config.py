@@ -102,6 +102,8 @@ HPARAMS_WRONG = {
     "huber_delta": (0, -1, math.inf),  # inf * 0 would make the loss NaN
     "reward_scale": (math.inf, math.nan),
     "optimizer_epsilon": (0,),
+    "value_weight": (-1, math.inf),
+    "entropy_weight": (math.inf, math.nan),
     "weight_decay": (-1e-4,),
 }
 

@@ -20,10 +20,9 @@ def final_returns(out: Path, *flags: str) -> list[float]:
 @pytest.mark.slow
 def test_cartpole_is_solved_by_ten_seeds(tmp_path):
     returns = final_returns(tmp_path / "run", "--env", "CartPole-v1", "--num-seeds", "10", "--total-steps", "500000")
-    # Reported: 480.5, 95 % interval [442.9, 500]. Another CPU rounds differently and so trains other agents: the bound
-    # is within the interval, or chance would fail it. The bounds are 475 and, for the lowest seed, 400: the
-    # lowest of the reported ten is 312 (it forgets late), which is not good enough yet and is said in the README.
-    assert sum(returns) / 10 >= 450
+    # Reported: 498.3, lowest 483. Another CPU rounds differently and so trains other agents; of the 40 seeds of the
+    # preset's choice the mean was 490 and the lowest 414.
+    assert sum(returns) / 10 >= 475 and min(returns) >= 400
 
 
 @pytest.mark.slow
@@ -44,3 +43,9 @@ def test_breakout_within_300k_steps(tmp_path):
         tmp_path / "run", "--env", "Breakout-MinAtar", "--num-seeds", "2", "--total-steps", "300000"
     )
     assert sum(returns) / 2 >= 5
+
+
+@pytest.mark.slow
+def test_a2c_solves_cartpole(tmp_path):
+    returns = final_returns(tmp_path / "run", "--preset", "cartpole-a2c", "--num-seeds", "4")
+    assert sum(returns) / 4 >= 475

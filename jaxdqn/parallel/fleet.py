@@ -75,8 +75,11 @@ def make_parts(config: Config, shards: int = 1) -> Parts:
     environment = registry.make(config.env, config.env_params, config.env_kwargs, config.sticky_actions)
     agent = agents.make(config, environment.spec)
     example = training.transition_example(environment, agent, HParams())
-    ring = replay.uniform(example, replay_rows(local), local.num_envs, local.batch_size, local.n_step)
-    return Parts(local, environment, agent, ring)
+    if agents.learns_from_latest(config):
+        memory = replay.latest(example, local.rollout_length, local.num_envs, local.n_step)
+    else:
+        memory = replay.uniform(example, replay_rows(local), local.num_envs, local.batch_size, local.n_step)
+    return Parts(local, environment, agent, memory)
 
 
 def shard_bytes(parts: Parts) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Replay: the experience of one shard, as arrays on its device."""
 
+from jaxdqn.replay.latest import latest
 from jaxdqn.replay.ring import uniform
 from jaxdqn.replay.sequence import sequences
 
-__all__ = ["sequences", "uniform"]
+__all__ = ["latest", "sequences", "uniform"]
