@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxdqn import acting, exploration, learning
 from jaxdqn.acting import ActorState, EpisodeSums
 from jaxdqn.base import Agent, Array, Environment, Key, LearnerState, PyTree, Replay, Transition
-from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.config import Config, HParams
 from jaxdqn.learning import Shards
 
 
@@ -71,28 +71,110 @@ def stream_keys(key: Key, count: Array) -> tuple[Key, Key]:
     return jax.random.fold_in(key, first), jax.random.fold_in(key, first + 1)
 
 
+Act = Callable[..., tuple[ActorState, Transition, EpisodeSums, Array]]
+Learn = Callable[..., tuple[LearnerState, PyTree, dict[str, Array]]]
+
+
+def make_act(environment: Environment, agent: Agent, config: Config, total_envs: int) -> Act:
+    """The acting half of an iteration, for config.num_envs of `total_envs` environments.
+
+    act(params, actor, key, iteration [], first [], hparams) -> (actor, block [T, N], episode sums, epsilon []); `first`
+    is the index of the first of these environments, and iteration counts what all environments did together.
+    """
+    schedule = {"linear": exploration.linear_schedule, "exponential": exploration.exponential_schedule}[
+        config.epsilon_schedule
+    ]
+
+    def act(
+        params: PyTree, actor: ActorState, key: Key, iteration: Array, first: Array | int, hparams: Any
+    ) -> tuple[ActorState, Transition, EpisodeSums, Array]:
+        env_steps = iteration.astype(jnp.float32) * (config.rollout_length * total_envs)
+        epsilon = schedule(hparams.epsilon_begin, hparams.epsilon_end, hparams.epsilon_steps, env_steps)
+        ladder = exploration.epsilon_ladder(epsilon, hparams.ladder_power, config.num_envs, first, total_envs)
+        actor, block, sums = acting.rollout(environment, agent, params, actor, key, ladder, config.rollout_length)
+        return actor, block, sums, jnp.float32(epsilon)
+
+    return act
+
+
+def make_learn(agent: Agent, replay: Replay, config: Config, shards: Shards | None = None) -> Learn:
+    """The learning half: U gradient updates.
+
+    learn(learner, ring, sums, key, written, iteration [], hparams) -> (learner, ring, sums), `sums` being the metrics
+    `update_once` gives, added up.
+    """
+
+    def learn(
+        learner: LearnerState,
+        ring: PyTree,
+        sums: dict[str, Array],
+        key: Key,
+        written: Array,
+        iteration: Array,
+        hparams: Any,
+    ) -> tuple[LearnerState, PyTree, dict[str, Array]]:
+        def one(index: Array, carry: tuple[LearnerState, PyTree, dict[str, Array]]) -> Any:
+            learner, ring, sums = carry
+            keys = stream_keys(key, index)
+            learner, ring, values = update_once(agent, replay, shards, learner, ring, written, keys, hparams)
+            return learner, ring, jax.tree.map(jnp.add, sums, values)
+
+        # XLA inlines a loop that it knows to turn once, and then fuses the ring's write into the sample's gather: that
+        # reads the ring as it was, so whole fields are copied in every iteration (a compiler sees min(iteration, 0)
+        # as unknown; it is 0). optimization_barrier is dropped before fusion and does not help.
+        turns = config.updates_per_iteration + jnp.minimum(iteration, 0)
+        return jax.lax.fori_loop(0, turns, one, (learner, ring, sums))
+
+    return learn
+
+
+def update_once(
+    agent: Agent,
+    replay: Replay,
+    shards: Shards | None,
+    learner: LearnerState,
+    ring: PyTree,
+    written: Array,
+    keys: tuple[Key, Key],
+    hparams: Any,
+) -> tuple[LearnerState, PyTree, dict[str, Array]]:
+    """Sample, gradient, apply: (learner, ring, the update's metrics)."""
+    sample_key, loss_key = keys
+    batch = replay.sample(ring, sample_key, written, hparams)
+    learner, output, gradient_norm = learning.update(agent, learner, batch, loss_key, hparams, shards)
+    ring = replay.update_priorities(ring, getattr(batch, "indices", ()), output.priorities)
+    return learner, ring, {"loss": output.loss, "gradient_norm": gradient_norm, **output.metrics}
+
+
+def zero_metrics(agent: Agent, replay: Replay, config: Config) -> Metrics:
+    """Metrics before the first iteration."""
+
+    def values(key: Key) -> dict[str, Array]:
+        learner = agent.init(key, HParams())
+        written = jnp.int32(config.n_step)
+        return update_once(agent, replay, None, learner, replay.init(), written, (key, key), HParams())[2]
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(values, jax.random.key(0)))
+    episodes = EpisodeSums(*(jnp.zeros((), jnp.float32) for _ in EpisodeSums._fields))
+    return Metrics(episodes, zeros, jnp.float32(1), jnp.int32(-1))
+
+
 def make_trainer(
     environment: Environment, agent: Agent, replay: Replay, config: Config, shards: Shards | None = None
 ) -> Trainer:
     """The trainer over given records. Environments, batch and replay of `config` are those of one shard."""
-    line = timeline(config)
-    size = shards.size if shards else 1
-    schedule = {"linear": exploration.linear_schedule, "exponential": exploration.exponential_schedule}[
-        config.epsilon_schedule
-    ]
+    act = make_act(environment, agent, config, config.num_envs * (shards.size if shards else 1))
+    learn = make_learn(agent, replay, config, shards)
 
     def init(params_key: Key, stream_key: Key, hparams: Any) -> TrainState:
         stream_key, actor_key = jax.random.split(stream_key)
         actor = acting.start(environment, agent, config.num_envs, actor_key)
         return TrainState(agent.init(params_key, hparams), actor, replay.init(), stream_key)
 
-    def act_and_store(
-        state: TrainState, metrics: Metrics, iteration: Array, epsilon: Array
+    def store(
+        state: TrainState, metrics: Metrics, iteration: Array, acted: tuple[ActorState, Transition, EpisodeSums]
     ) -> tuple[TrainState, Metrics]:
-        key, _ = stream_keys(state.key, iteration)
-        actor, block, sums = acting.rollout(
-            environment, agent, state.learner.params, state.actor, key, epsilon, config.rollout_length
-        )
+        actor, block, sums = acted
         ring = replay.add(state.replay, block, iteration * config.rollout_length)
         episodes = jax.tree.map(jnp.add, metrics.episodes, sums)
         return state._replace(actor=actor, replay=ring), metrics._replace(episodes=episodes)
@@ -100,61 +182,29 @@ def make_trainer(
     def collect(state: TrainState, metrics: Metrics, iteration: Array, hparams: Any) -> tuple[TrainState, Metrics]:
         del hparams
         metrics = metrics._replace(epsilon=jnp.float32(1), first_bad_update=state.learner.first_bad_update)
-        return act_and_store(state, metrics, iteration, jnp.ones(config.num_envs))
-
-    def update_once(
-        learner: LearnerState, ring: PyTree, written: Array, keys: tuple[Key, Key], hparams: Any
-    ) -> tuple[LearnerState, PyTree, dict[str, Array]]:
-        sample_key, loss_key = keys
-        batch = replay.sample(ring, sample_key, written, hparams)
-        learner, output, gradient_norm = learning.update(agent, learner, batch, loss_key, hparams, shards)
-        ring = replay.update_priorities(ring, getattr(batch, "indices", ()), output.priorities)
-        return learner, ring, {"loss": output.loss, "gradient_norm": gradient_norm, **output.metrics}
-
-    def learn(
-        state: TrainState, sums: dict[str, Array], iteration: Array, hparams: Any
-    ) -> tuple[TrainState, dict[str, Array]]:
-        written = (iteration + 1) * config.rollout_length
-        _, key = stream_keys(state.key, iteration)
-
-        def one(index: Array, carry: tuple[LearnerState, PyTree, dict[str, Array]]) -> Any:
-            learner, ring, sums = carry
-            learner, ring, values = update_once(learner, ring, written, stream_keys(key, index), hparams)
-            return learner, ring, jax.tree.map(jnp.add, sums, values)
-
-        # XLA inlines a loop that it knows to turn once, and then fuses the ring's write into the sample's gather: that
-        # reads the ring as it was, so whole fields are copied in every iteration (a compiler sees min(iteration, 0)
-        # as unknown; it is 0). optimization_barrier is dropped before fusion and does not help.
-        turns = config.updates_per_iteration + jnp.minimum(iteration, 0)
-        learner, ring, sums = jax.lax.fori_loop(0, turns, one, (state.learner, state.replay, sums))
-        return state._replace(learner=learner, replay=ring), sums
+        key, _ = stream_keys(state.key, iteration)
+        always = jnp.ones(config.num_envs)
+        return store(
+            state,
+            metrics,
+            iteration,
+            acting.rollout(environment, agent, state.learner.params, state.actor, key, always, config.rollout_length),
+        )
 
     def step(state: TrainState, metrics: Metrics, iteration: Array, hparams: Any) -> tuple[TrainState, Metrics]:
         # Write, then sample: the other order makes XLA copy the whole ring in every iteration.
-        env_steps = iteration.astype(jnp.float32) * (line.steps_per_iteration * size)
-        epsilon = schedule(hparams.epsilon_begin, hparams.epsilon_end, hparams.epsilon_steps, env_steps)
+        act_key, sample_key = stream_keys(state.key, iteration)
         first = learning.shard_index(shards) * config.num_envs
-        ladder = exploration.epsilon_ladder(
-            epsilon, hparams.ladder_power, config.num_envs, first, size * config.num_envs
+        actor, block, episodes, epsilon = act(state.learner.params, state.actor, act_key, iteration, first, hparams)
+        state, metrics = store(state, metrics, iteration, (actor, block, episodes))
+        written = (iteration + 1) * config.rollout_length
+        learner, ring, sums = learn(
+            state.learner, state.replay, metrics.learning, sample_key, written, iteration, hparams
         )
-        state, metrics = act_and_store(state, metrics, iteration, ladder)
-        state, sums = learn(state, metrics.learning, iteration, hparams)
-        return state, Metrics(metrics.episodes, sums, jnp.float32(epsilon), state.learner.first_bad_update)
+        metrics = Metrics(metrics.episodes, sums, epsilon, learner.first_bad_update)
+        return state._replace(learner=learner, replay=ring), metrics
 
-    def zero_metrics() -> Metrics:
-        # The shapes do not depend on shards, but tracing an update over shards would need their axis.
-        if shards is not None:
-            return make_trainer(environment, agent, replay, config).zero_metrics()
-
-        def values(key: Key) -> dict[str, Array]:
-            state = init(key, key, HParams())
-            return update_once(state.learner, state.replay, jnp.int32(config.n_step), (key, key), HParams())[2]
-
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(values, jax.random.key(0)))
-        episodes = EpisodeSums(*(jnp.zeros((), jnp.float32) for _ in EpisodeSums._fields))
-        return Metrics(episodes, zeros, jnp.float32(1), jnp.int32(-1))
-
-    return Trainer(init, zero_metrics, collect, step)
+    return Trainer(init, lambda: zero_metrics(agent, replay, config), collect, step)
 
 
 def loop(

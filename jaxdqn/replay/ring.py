@@ -29,13 +29,14 @@ def layout(example: Transition, rows: int, num_envs: int) -> Layout:
     return Layout(rows, num_envs, jax.tree.map(codec, example))
 
 
-def _map(function: Callable[..., Any], ring: Layout, *trees: PyTree) -> PyTree:
+def map_codecs(function: Callable[..., Any], ring: Layout, *trees: PyTree) -> PyTree:
+    """function(codec, *leaves) for every field of a transition."""
     return jax.tree.map(function, ring.codecs, *trees, is_leaf=lambda x: isinstance(x, Codec))
 
 
 def empty(ring: Layout) -> Transition:
     """Zeros, [rows, N, ...]: `jnp.empty` would be uninitialised memory."""
-    return _map(lambda c: jnp.zeros((ring.rows, ring.num_envs, *c.stored.shape), c.stored.dtype), ring)
+    return map_codecs(lambda c: jnp.zeros((ring.rows, ring.num_envs, *c.stored.shape), c.stored.dtype), ring)
 
 
 def write(ring: Layout, data: Transition, block: Transition, written: Array) -> Transition:
@@ -43,12 +44,14 @@ def write(ring: Layout, data: Transition, block: Transition, written: Array) -> 
     if ring.rows % block.reward.shape[0]:
         raise ValueError(f"{ring.rows} rows are not a multiple of the block's {block.reward.shape[0]}.")
     start = written % ring.rows
-    return _map(lambda c, old, new: lax.dynamic_update_slice_in_dim(old, c.encode(new), start, 0), ring, data, block)
+    return map_codecs(
+        lambda c, old, new: lax.dynamic_update_slice_in_dim(old, c.encode(new), start, 0), ring, data, block
+    )
 
 
 def read(ring: Layout, data: PyTree, row: Array, env: Array) -> PyTree:
     """The transitions at (row modulo the ring, env), index arrays of one shape."""
-    return _map(lambda c, stored: c.decode(stored[row % ring.rows, env]), ring, data)
+    return map_codecs(lambda c, stored: c.decode(stored[row % ring.rows, env]), ring, data)
 
 
 def uniform_starts(ring: Layout, key: Key, count: int, written: Array, length: int) -> tuple[Array, Array]:

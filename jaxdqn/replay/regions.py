@@ -1,0 +1,55 @@
+"""One replay for several actors: each has its own columns of the ring and its own write row.
+
+Rows are time within a region, so that n-step folding never reads across actors, in whatever order they arrive.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxdqn.base import Array, Batch, Key, Replay, Transition
+from jaxdqn.replay.ring import Layout, empty, layout, map_codecs, n_step_batch
+
+
+def regions(
+    example: Transition, rows: int, num_actors: int, envs_each: int, batch_size: int, n_step: int = 1
+) -> Replay:
+    """A ring of rows x (num_actors * envs_each) transitions, sampled uniformly over all that is complete.
+
+    add(state, block [T, envs_each], (actor [], written [])) writes actor's next rows; sample takes `written`
+    [num_actors], the rows each actor ever wrote. Some actor must have written n_step rows. With one actor it is
+    `uniform`. State: a `Transition` of arrays [rows, num_actors * envs_each, ...].
+    """
+    ring = layout(example, rows, num_actors * envs_each)
+
+    def add(state: Transition, block: Transition, place: tuple[Array, Array]) -> Transition:
+        actor, written = place
+        if rows % block.reward.shape[0]:
+            raise ValueError(f"{rows} rows are not a multiple of the block's {block.reward.shape[0]}.")
+        start, column = written % rows, actor * envs_each
+
+        def write(codec: Any, old: Array, new: Array) -> Array:
+            return lax.dynamic_update_slice(old, codec.encode(new), (start, column, *(0,) * (old.ndim - 2)))
+
+        return map_codecs(write, ring, state, block)
+
+    def sample(state: Transition, key: Key, written: Array, hparams: Any) -> Batch:
+        row, env = region_starts(ring, num_actors, key, batch_size, written, n_step)
+        return n_step_batch(ring, state, row, env, n_step, hparams)
+
+    return Replay(lambda: empty(ring), add, sample, lambda state, indices, priorities: state)
+
+
+def region_starts(
+    ring: Layout, num_actors: int, key: Key, count: int, written: Array, length: int
+) -> tuple[Array, Array]:
+    """`count` (row, env), uniform over all regions, from which `length` rows follow before the region's write head."""
+    each = ring.num_envs // num_actors
+    filled = jnp.minimum(written, ring.rows)
+    ends = jnp.cumsum(jnp.maximum(filled - length + 1, 0) * each)
+    flat = (jax.random.bits(key, (count,)) % ends[-1].astype(jnp.uint32)).astype(jnp.int32)
+    actor = jnp.searchsorted(ends, flat, side="right")
+    flat -= jnp.where(actor > 0, ends[actor - 1], 0)
+    return (written[actor] - filled[actor] + flat // each) % ring.rows, actor * each + flat % each
