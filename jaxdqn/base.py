@@ -108,7 +108,7 @@ class Replay(NamedTuple):
     """
 
     init: Callable[[], PyTree]
-    add: Callable[[PyTree, Transition, Array], PyTree]
+    add: Callable[..., PyTree]
     sample: Callable[..., Any]
     update_priorities: Callable[[PyTree, PyTree, Array], PyTree]
 

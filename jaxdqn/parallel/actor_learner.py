@@ -1,0 +1,304 @@
+"""Actors with local replays and one learner: the classic parallel DQN, Gorila's and Ape-X's shape.
+
+N actors, each with its own environments, key, epsilons and local replay D_i of M iterations. A full D_i moves, in its
+order, into the actor's region of the learner's replay; the learner samples and updates there; every K updates the
+actors get its parameters. Nair et al. (2015); Horgan et al. (2018).
+
+Two couplings over the same three programs (act, insert, learn). `lockstep`: one thread, deterministic, with parameters
+that reach the actors `lag` broadcasts late. `async`: a thread for each actor and the calling thread as the learner.
+An iteration is one rollout of all actors and U updates in both, so that schedules and budgets mean the same.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdqn import acting, evaluation, replay, training
+from jaxdqn.acting import ActorState, EpisodeSums
+from jaxdqn.base import Array, Key, LearnerState, PyTree, Transition
+from jaxdqn.config import Config, HParams, replay_rows, timeline
+from jaxdqn.errors import UserError
+from jaxdqn.parallel import couplings, population
+from jaxdqn.parallel import devices as _devices
+from jaxdqn.parallel.fleet import EVALUATION_SEED, EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts
+from jaxdqn.parallel.telemetry import Seen
+from jaxdqn.parallel.workers import Crew
+
+
+class Axes(NamedTuple):
+    """How actors and learner are coupled.
+
+    num_actors: N; merge_every: M, iterations a local replay holds; broadcast_every: K, gradient updates between two
+    broadcasts; coupling: "lockstep" or "async"; lag: broadcasts by which lockstep parameters are late, 0 or 1; slack:
+    iterations by which async actors and learner may be ahead of each other; max_lag: oldest parameters, in broadcasts,
+    that an async actor's experience may come from (older blocks are dropped and counted), 0 for any.
+    """
+
+    num_actors: int = 4
+    merge_every: int = 8
+    broadcast_every: int = 8
+    coupling: str = "lockstep"
+    lag: int = 0
+    slack: int = 32
+    max_lag: int = 0
+
+
+class Actor(NamedTuple):
+    """One actor. `acted` [] counts its iterations; local [M * T, n, ...] holds the last acted % M of them."""
+
+    state: ActorState
+    key: Key
+    local: Transition
+    acted: Array
+
+
+class ActorLearnerState(NamedTuple):
+    """`merged` [N] counts the rows of each region; `broadcast` are the parameters the actors have or get next, oldest
+    first (lag + 1 of them)."""
+
+    learner: LearnerState
+    actors: tuple[Actor, ...]
+    replay: PyTree
+    merged: Array
+    broadcast: tuple[PyTree, ...]
+    key: Key
+
+
+class Programs(NamedTuple):
+    """The compiled functions, each of [1, 1, ...] arrays."""
+
+    act: Any
+    explore: Any
+    insert: Any
+    learn: Any
+    copy: Any
+
+
+def validate(config: Config, axes: Axes) -> None:
+    """Raises `UserError` for axes that cannot work, in words and with the numbers."""
+    for name in ("num_actors", "merge_every", "broadcast_every", "slack"):
+        value = getattr(axes, name)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+    if axes.max_lag < 0:
+        raise UserError(f"max_lag is {axes.max_lag}; it must be at least 0 (0: no limit).")
+    if axes.coupling not in ("lockstep", "async"):
+        raise UserError(f"coupling is {axes.coupling!r}; it is 'lockstep' or 'async'.")
+    if axes.lag not in (0, 1):
+        raise UserError(f"lag is {axes.lag}; in lockstep it is 0 or 1.")
+    if config.num_envs % axes.num_actors:
+        nearest = max(1, round(config.num_envs / axes.num_actors)) * axes.num_actors
+        raise UserError(
+            f"num_envs {config.num_envs} cannot be divided over {axes.num_actors} actors; use {nearest}, say."
+        )
+    if axes.slack < axes.merge_every:
+        raise UserError(f"slack {axes.slack} is below merge_every {axes.merge_every}: the learner would wait forever.")
+    rows = axes.merge_every * config.rollout_length
+    if rows > replay_rows(config):
+        raise UserError(
+            f"merge_every {axes.merge_every} x rollout_length {config.rollout_length} rows do not fit the replay of "
+            f"{replay_rows(config)} rows; lower merge_every or raise replay_capacity."
+        )
+    needed = -(-config.n_step // rows) * axes.merge_every
+    if timeline(config).prefill < needed:
+        steps = needed * config.num_envs * config.rollout_length
+        raise UserError(
+            f"learning_starts {config.learning_starts} ends before the first local replay is merged; raise it to at "
+            f"least {steps}, or lower merge_every {axes.merge_every}."
+        )
+
+
+def global_replay(parts: Parts, axes: Axes) -> Any:
+    """The learner's replay: one region for each actor, of whole merges."""
+    config = parts.config
+    example = training.transition_example(parts.environment, parts.agent, HParams())
+    block = axes.merge_every * config.rollout_length
+    rows = -(-replay_rows(config) // block) * block
+    each = config.num_envs // axes.num_actors
+    return replay.regions(example, rows, axes.num_actors, each, config.batch_size, config.n_step)
+
+
+def build(
+    parts: Parts,
+    devices: Sequence[jax.Device],
+    seeds: Sequence[int],
+    settings: Sequence[HParams],
+    axes: Axes,
+    report: Callable[[str], None] = print,
+    disturb: Callable[[int, int], None] | None = None,
+) -> tuple[Fleet, list[ActorLearnerState]]:
+    """The fleet of one member. The learner has the first device; async actors share the others, where there are any.
+
+    `disturb(actor, acted)` is called before an async actor's every rollout: tests make it sleep or fail. Raises
+    `UserError`.
+    """
+    began = time.perf_counter()
+    validate(parts.config, axes)
+    scheme = Scheme(parts, devices, settings[0], axes, report, disturb)
+    state = scheme.init(seeds[0])
+    scheme.compile(state)
+    fleet = Fleet(
+        parts=parts,
+        assignment=population.assign(1, 1),
+        shards=1,
+        collect=functools.partial(scheme.run, learning=False),
+        step=functools.partial(scheme.run, learning=True),
+        evaluate=scheme.evaluate,
+        zero_metrics=[scheme.zero_metrics],
+        compile_seconds=time.perf_counter() - began,
+        program=scheme.programs.learn,
+        telemetry=scheme.telemetry,
+    )
+    return fleet, [state]
+
+
+class Scheme:
+    """The programs and what the couplings need beside the state."""
+
+    state_type = ActorLearnerState
+
+    def __init__(
+        self,
+        parts: Parts,
+        devices: Sequence[jax.Device],
+        hparams: HParams,
+        axes: Axes,
+        report: Callable[[str], None],
+        disturb: Callable[[int, int], None] | None,
+    ) -> None:
+        self.parts, self.axes, self.disturb = parts, axes, disturb
+        self.config = parts.config
+        self.each = self.config.num_envs // axes.num_actors
+        self.local_config = dataclasses.replace(self.config, num_envs=self.each)
+        self.replay = global_replay(parts, axes)
+        self.devices = devices
+        self.actor_devices = list(devices[1:]) or list(devices)
+        self.hparams = jax.tree.map(lambda x: np.full((1, 1), x, np.float32), hparams)
+        self.crew = Crew(axes.num_actors, report)
+        self.seen = Seen()
+
+    def init(self, seed: int) -> ActorLearnerState:
+        """Actor i's stream is that of shard i of a data-parallel agent: one actor acts as the fused loop does."""
+        parts, config, axes = self.parts, self.config, self.axes
+        example = training.transition_example(parts.environment, parts.agent, HParams())
+        rows = axes.merge_every * config.rollout_length
+
+        def actor(stream: Key) -> Actor:
+            key, actor_key = jax.random.split(stream)
+            state = acting.start(parts.environment, parts.agent, self.each, actor_key)
+            local = jax.tree.map(lambda x: jnp.zeros((rows, self.each, *x.shape), x.dtype), example)
+            return Actor(state, key, local, jnp.int32(0))
+
+        def make(seed: Array, hparams: Any) -> ActorLearnerState:
+            key = jax.random.key(seed)
+            streams = [
+                jax.random.fold_in(jax.random.fold_in(key, EXPERIENCE_STREAM), i) for i in range(axes.num_actors)
+            ]
+            learner = parts.agent.init(jax.random.fold_in(key, PARAMS_STREAM), hparams)
+            actors = tuple(actor(stream) for stream in streams)
+            broadcast = tuple(jax.tree.map(jnp.copy, learner.params) for _ in range(axes.lag + 1))
+            merged = jnp.zeros(axes.num_actors, jnp.int32)
+            return ActorLearnerState(
+                learner, actors, self.replay.init(), merged, broadcast, jnp.copy(jax.random.split(streams[0])[0])
+            )
+
+        state: ActorLearnerState = self._single(make, 2)(np.full((1, 1), seed, np.uint32), self.hparams)
+        return state
+
+    def _single(self, function: Callable[..., PyTree], num_mapped: int, num_shared: int = 0, donate: Any = ()) -> Any:
+        lanes = population.over_lanes(function, num_shared)
+        return _devices.over_devices(lanes, self.devices[:1], num_mapped, num_shared, donate)
+
+    def compile(self, state: ActorLearnerState) -> None:
+        """Traces the programs; jit compiles them where and when they are first called, which is done here."""
+        parts, config, axes = self.parts, self.config, self.axes
+        rollout = training.make_act(parts.environment, parts.agent, self.local_config, config.num_envs)
+        updates = training.make_learn(parts.agent, self.replay, config)
+        always = jnp.ones(self.each)
+        length = config.rollout_length
+
+        def store(actor: Actor, acted: ActorState, block: Transition) -> Actor:
+            start = actor.acted % axes.merge_every * length
+            local = jax.tree.map(
+                lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0), actor.local, block
+            )
+            return actor._replace(state=acted, local=local, acted=actor.acted + 1)
+
+        def act(
+            params: PyTree, actor: Actor, sums: EpisodeSums, hparams: Any, iteration: Array, index: Array
+        ) -> tuple[Actor, EpisodeSums, Array]:
+            key, _ = training.stream_keys(actor.key, actor.acted)
+            acted, block, new, epsilon = rollout(params, actor.state, key, iteration, index * self.each, hparams)
+            return store(actor, acted, block), jax.tree.map(jnp.add, sums, new), epsilon
+
+        def explore(params: PyTree, actor: Actor, sums: EpisodeSums) -> tuple[Actor, EpisodeSums]:
+            key, _ = training.stream_keys(actor.key, actor.acted)
+            acted, block, new = acting.rollout(parts.environment, parts.agent, params, actor.state, key, always, length)
+            return store(actor, acted, block), jax.tree.map(jnp.add, sums, new)
+
+        def insert(data: PyTree, merged: Array, local: Transition, index: Array) -> tuple[PyTree, Array]:
+            data = self.replay.add(data, local, (index, merged[index]))
+            return data, merged.at[index].add(axes.merge_every * length)
+
+        def learn(
+            learner: LearnerState, data: PyTree, sums: Any, merged: Array, key: Key, hparams: Any, iteration: Array
+        ) -> tuple[LearnerState, PyTree, Any]:
+            _, sample_key = training.stream_keys(key, iteration)
+            return updates(learner, data, sums, sample_key, merged, iteration, hparams)
+
+        def judge(params: PyTree) -> evaluation.Episodes:
+            key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), 0)
+            return evaluation.evaluate(
+                parts.environment, parts.agent, params, key, config.eval_episodes, config.eval_max_steps
+            )
+
+        self.programs = Programs(
+            act=self._single(act, 4, 2, donate=(1, 2)),
+            explore=self._single(explore, 3, donate=(1, 2)),
+            insert=self._single(insert, 3, 1, donate=(0, 1)),
+            learn=self._single(learn, 6, 1, donate=(0, 1, 2)),
+            copy=self._single(lambda params: jax.tree.map(jnp.copy, params), 1),
+        )
+        self.judge = self._single(judge, 1)
+        zero = self._single(lambda _: training.zero_metrics(parts.agent, parts.replay, config), 1)
+        self.zero_metrics = zero(self.hparams.gamma)
+        self._warm_up(jax.tree.map(jnp.copy, state))
+
+    def _warm_up(self, state: ActorLearnerState) -> None:
+        metrics = jax.tree.map(jnp.copy, self.zero_metrics)
+        for device in dict.fromkeys([*self.actor_devices[: self.axes.num_actors], self.devices[0]]):
+            params, actor, sums = jax.device_put((state.broadcast[0], state.actors[0], metrics.episodes), device)
+            actor, sums = self.programs.explore(params, actor, sums)
+            actor, sums, _ = self.programs.act(
+                params, actor, sums, jax.device_put(self.hparams, device), np.int32(0), np.int32(0)
+            )
+        data, merged = self.programs.insert(state.replay, state.merged, actor.local, np.int32(0))
+        self.programs.learn(state.learner, data, metrics.learning, merged, state.key, self.hparams, np.int32(0))
+        self.programs.copy(state.broadcast[0])
+        jax.block_until_ready(self.judge(state.broadcast[0]))
+
+    def evaluate(self, states: list[ActorLearnerState]) -> list[evaluation.Episodes]:
+        return [self.judge(states[0].learner.params)]
+
+    def telemetry(self, states: list[ActorLearnerState]) -> dict[str, Any]:
+        return self.seen.take() if self.axes.coupling == "async" else {}
+
+    def run(
+        self,
+        states: list[ActorLearnerState],
+        metrics: list[training.Metrics],
+        start: int,
+        stop: int,
+        learning: bool,
+    ) -> tuple[list[ActorLearnerState], list[training.Metrics]]:
+        """Iterations start <= i < stop."""
+        # The sums are donated, and the zeros they start from are not ours to give away.
+        chunk = couplings.Chunk(self, states[0], jax.tree.map(jnp.copy, metrics[0]), learning)
+        (chunk.asynchronous if self.axes.coupling == "async" else chunk.lockstep)(start, stop)
+        return [chunk.state()], [chunk.metrics()]

@@ -1,0 +1,203 @@
+"""One chunk of an actor-learner scheme: in lockstep, or with actor threads and the calling thread as the learner."""
+
+import queue
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdqn.acting import EpisodeSums
+from jaxdqn.base import PyTree, Transition
+from jaxdqn.config import timeline
+from jaxdqn.parallel.workers import POLL_SECONDS, Work
+from jaxdqn.training import Metrics
+
+
+class Published(NamedTuple):
+    """Parameters as the actors see them: by device, and how many broadcasts came before."""
+
+    params: dict[jax.Device, PyTree]
+    version: int
+
+
+class Delivery(NamedTuple):
+    """A full local replay on its way to the learner."""
+
+    actor: int
+    local: Transition
+    version: int
+
+
+class Chunk:
+    """Takes an `ActorLearnerState` and metrics over some iterations. `scheme` has the programs and the axes."""
+
+    def __init__(self, scheme: Any, state: Any, metrics: Metrics, learning: bool) -> None:
+        self.scheme, self.programs, self.axes, self.learning = scheme, scheme.programs, scheme.axes, learning
+        self.learner, self.data, self.merged = state.learner, state.replay, state.merged
+        self.actors, self.broadcast, self.key = list(state.actors), state.broadcast, state.key
+        self.episodes, self.sums, self.epsilon = metrics.episodes, metrics.learning, metrics.epsilon
+        config = scheme.config
+        self.per_iteration = config.updates_per_iteration
+        self.prefill = timeline(config).prefill
+
+    def state(self) -> Any:
+        """What the chunk made of the state."""
+        return self.scheme.state_type(
+            self.learner, tuple(self.actors), self.data, self.merged, self.broadcast, self.key
+        )
+
+    def metrics(self) -> Metrics:
+        """The sums so far. The last value is a copy: the learner's own buffer is donated to the next chunk."""
+        return Metrics(self.episodes, self.sums, self.epsilon, jnp.copy(self.learner.first_bad_update))
+
+    # -- the three steps ----------------------------------------------------------------------------------------------
+
+    def act(self, index: int, iteration: int, params: PyTree, episodes: EpisodeSums, hparams: Any) -> EpisodeSums:
+        """One rollout of actor `index`, into its local replay."""
+        if not self.learning:
+            self.actors[index], episodes = self.programs.explore(params, self.actors[index], episodes)
+            return episodes
+        self.actors[index], episodes, self.epsilon = self.programs.act(
+            params, self.actors[index], episodes, hparams, np.int32(iteration), np.int32(index)
+        )
+        return episodes
+
+    def insert(self, index: int, local: Transition) -> None:
+        """Moves a full local replay into its actor's region."""
+        self.data, self.merged = self.programs.insert(self.data, self.merged, local, np.int32(index))
+
+    def learn(self, iteration: int) -> bool:
+        """U updates; True where a broadcast was due."""
+        self.learner, self.data, self.sums = self.programs.learn(
+            self.learner, self.data, self.sums, self.merged, self.key, self.scheme.hparams, np.int32(iteration)
+        )
+        before = (iteration - self.prefill) * self.per_iteration
+        due = (before + self.per_iteration) // self.axes.broadcast_every > before // self.axes.broadcast_every
+        if due:
+            # A copy: the learner's own parameters are donated to its next update.
+            self.broadcast = (*self.broadcast[1:], self.programs.copy(self.learner.params))
+        return due
+
+    # -- couplings ----------------------------------------------------------------------------------------------------
+
+    def lockstep(self, start: int, stop: int) -> None:
+        """Every actor acts, full local replays move, the learner learns; one after the other."""
+        for iteration in range(start, stop):
+            for index in range(self.axes.num_actors):
+                self.episodes = self.act(index, iteration, self.broadcast[0], self.episodes, self.scheme.hparams)
+            if (iteration + 1) % self.axes.merge_every == 0:
+                for index, actor in enumerate(self.actors):
+                    self.insert(index, actor.local)
+            if self.learning:
+                self.learn(iteration)
+
+    def asynchronous(self, start: int, stop: int) -> None:
+        """Actor threads take rollouts as tickets; this thread learns. Neither gets ahead by more than `slack`."""
+        scheme, axes = self.scheme, self.axes
+        count = axes.num_actors
+        self.deliveries: queue.Queue[Delivery] = queue.Queue(maxsize=2 * count)
+        self.acted = [int(np.asarray(actor.acted).ravel()[0]) for actor in self.actors]
+        self.learned = 0
+        self.by_actor = [jax.tree.map(jnp.zeros_like, self.episodes) for _ in range(count)]
+        self.hparams = {device: jax.device_put(scheme.hparams, device) for device in scheme.actor_devices}
+        for index in range(count):
+            device = self._device(index)
+            self.actors[index], self.by_actor[index] = jax.device_put(
+                (self.actors[index], self.by_actor[index]), device
+            )
+        self._publish(0)
+
+        def rollout(work: Work, index: int, ticket: int) -> None:
+            self._rollout(work, index, start + ticket // count, ticket // count)
+
+        total = stop - start
+        work, threads = scheme.crew.start(range(total * count), rollout)
+        try:
+            self._learner(work, threads, start, total)
+        finally:
+            with work.condition:
+                work.stopping = True
+                work.condition.notify_all()
+            scheme.crew.join(work, threads)
+        home = scheme.devices[0]
+        self.actors = jax.device_put(self.actors, home)
+        self.epsilon = jax.device_put(self.epsilon, home)
+        for sums in self.by_actor:
+            self.episodes = jax.tree.map(jnp.add, self.episodes, jax.device_put(sums, home))
+
+    def _device(self, index: int) -> jax.Device:
+        devices: list[jax.Device] = self.scheme.actor_devices
+        return devices[index % len(devices)]
+
+    def _publish(self, version: int) -> None:
+        params = {device: jax.device_put(self.broadcast[-1], device) for device in self.scheme.actor_devices}
+        jax.block_until_ready(list(params.values()))
+        self.published = Published(params, version)
+
+    def _rollout(self, work: Work, index: int, iteration: int, ahead: int) -> None:
+        seen, device = self.scheme.seen, self._device(index)
+        if self.learning:
+            seen.wait("actor_wait", work.wait_until(lambda: ahead < self.learned + self.axes.slack))
+        if self.scheme.disturb is not None:
+            self.scheme.disturb(index, self.acted[index])
+        params, version = self.published
+        self.by_actor[index] = self.act(index, iteration, params[device], self.by_actor[index], self.hparams[device])
+        jax.block_until_ready(self.by_actor[index])
+        self.acted[index] += 1
+        seen.worked(index)
+        if self.acted[index] % self.axes.merge_every == 0:
+            local = self.programs.copy(self.actors[index].local)  # the next rollout is given the original
+            self._deliver(work, Delivery(index, jax.device_put(local, self.scheme.devices[0]), version))
+
+    def _deliver(self, work: Work, delivery: Delivery) -> None:
+        while not work.stopping:
+            try:
+                self.deliveries.put(delivery, timeout=POLL_SECONDS)
+            except queue.Full:
+                self.scheme.seen.wait("queue_wait", POLL_SECONDS)
+            else:
+                with work.condition:
+                    work.condition.notify_all()
+                return
+
+    def _learner(self, work: Work, threads: Any, start: int, total: int) -> None:
+        count, seen = self.axes.num_actors, self.scheme.seen
+
+        def ended() -> bool:
+            return not any(thread.is_alive() for thread in threads)
+
+        def may_learn() -> bool:
+            wanted = self.learning and self.learned < total
+            return wanted and (ended() or work.finished + self.axes.slack * count >= (self.learned + 1) * count)
+
+        def something_to_do() -> bool:
+            return may_learn() or not self.deliveries.empty() or ended()
+
+        while True:
+            over = ended()  # looked at first: what was delivered before that is received now
+            self._receive()
+            if may_learn():
+                if self.learn(start + self.learned):
+                    self._publish(self.published.version + 1)
+                jax.block_until_ready(self.learner.updates)
+                with work.condition:
+                    self.learned += 1
+                    work.condition.notify_all()
+            elif over:
+                return
+            else:
+                seen.wait("learner_wait", work.wait_until(something_to_do))
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                delivery = self.deliveries.get_nowait()
+            except queue.Empty:
+                return
+            lag = self.published.version - delivery.version
+            self.scheme.seen.lag(lag)
+            if self.axes.max_lag and lag > self.axes.max_lag:
+                self.scheme.seen.count("dropped")
+            else:
+                self.insert(delivery.actor, delivery.local)
