@@ -6,6 +6,7 @@ python experiments/list.py
 import sys
 
 from jaxdqn import cli
+from jaxdqn.axes import PARALLEL
 from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.errors import UserError
 from jaxdqn.presets import BY_ENVIRONMENT, PRESETS
@@ -25,6 +26,9 @@ def run(arguments: list[str]) -> int:
     print("\npresets (--preset)")
     for name, preset in PRESETS.items():
         print(f"  {name:26}{preset.summary}")
+    print("\nways to run in parallel (--parallel)")
+    for name, parallel in PARALLEL.items():
+        print(f"  {name:26}{parallel.summary}")
     return 0
 
 

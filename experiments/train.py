@@ -4,6 +4,7 @@
     python experiments/train.py --env Breakout-MinAtar --num-seeds 3
     python experiments/train.py --vary.learning-rate 1e-4 3e-4 1e-3 --num-seeds 5      one population
     python experiments/train.py --num-devices 2 --devices-per-agent 2                  one agent over two devices
+    python experiments/train.py --parallel a3c --axes.workers 4                        another way to run in parallel
     python experiments/train.py --resume runs/NAME [--total-steps 1000000]
 
 Also: --env-params.FIELD VALUE, --env-kwargs.ARGUMENT VALUE, --vary.HPARAM VALUES.
@@ -19,6 +20,8 @@ from typing import Annotated
 import tyro
 
 from jaxdqn import cli, presets
+from jaxdqn.axes import Axes, over, preset
+from jaxdqn.axes import validate as validate_axes
 from jaxdqn.config import Config, HParams, members, validate, validate_hparams
 from jaxdqn.errors import UserError
 
@@ -31,6 +34,10 @@ class Args:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     hparams: HParams
+    axes: Axes = dataclasses.field(default_factory=Axes)
+    parallel: str | None = None
+    """How to train in parallel, by name: parallel_dqn, apex, gorila, async_q, a3c, ...; `python experiments/list.py`
+    shows all. The axes' flags change it."""
     preset: str | None = None
     """Named settings; by default those of the environment. Other flags change them."""
     seed: int = 0
@@ -77,12 +84,14 @@ def parse(arguments: list[str]) -> tuple[Args, dict[str, list[float]]]:
         from jaxdqn.runs import directory
 
         spec, _ = directory.load(pathlib.Path(saved))
-        config, hparams = spec.config, spec.hparams
+        config, hparams, axes = spec.config, spec.hparams, spec.axes
     else:
         name, env = cli.flag_value(arguments, "--preset"), cli.flag_value(arguments, "--env")
         chosen = presets.preset(name) if name else presets.for_environment(env or Config.env)
-        config, hparams = chosen.config, chosen.hparams
-    args = cli.parse(Args, arguments, Args(config, hparams), str(__doc__))
+        parallel = preset(cli.flag_value(arguments, "--parallel") or "fused")
+        config, hparams = over(parallel, chosen.config, chosen.hparams)
+        axes = parallel.axes
+    args = cli.parse(Args, arguments, Args(config, hparams, axes), str(__doc__))
     changes = {**cli.single(env_params, "env-params")}, {**cli.single(env_kwargs, "env-kwargs")}
     config = dataclasses.replace(
         args.config,
@@ -117,7 +126,8 @@ def run(arguments: list[str]) -> int:
     validate(args.config, args.devices_per_agent)
     validate_hparams(args.hparams, args.config.epsilon_schedule)
     everyone = members(args.hparams, seeds, vary, args.config.epsilon_schedule)
-    cli.prepare_backend(args.config, len(everyone), args.num_devices, args.devices_per_agent)
+    validate_axes(args.axes)
+    cli.prepare_backend(args.config, len(everyone), args.num_devices, args.devices_per_agent, args.axes)
     from jaxdqn import experiment
 
     if args.dry_run:
@@ -133,6 +143,7 @@ def run(arguments: list[str]) -> int:
         out=out,
         num_devices=args.num_devices,
         devices_per_agent=args.devices_per_agent,
+        axes=args.axes,
         settings=settings(args),
     )
     return report(result.summary, out)
@@ -172,6 +183,7 @@ def resume(args: Args, vary: dict[str, list[float]]) -> int:
         for field in dataclasses.fields(Config)
         if getattr(spec.config, field.name) != getattr(wanted, field.name)
     ]
+    differences += [f"axes {spec.axes} (asked: {args.axes})"] if spec.axes != args.axes else []
     differences += [
         f"hparams.{name} {old!r} (asked: {new!r})"
         for (name, old), new in zip(spec.hparams._asdict().items(), args.hparams, strict=True)
@@ -180,7 +192,7 @@ def resume(args: Args, vary: dict[str, list[float]]) -> int:
     if vary or differences:
         what = "; ".join(differences) or "its population"
         raise UserError(f"{args.resume} was trained with {what}: only --total-steps may change when resuming.")
-    cli.prepare_backend(spec.config, spec.num_devices, spec.num_devices, spec.devices_per_agent)
+    cli.prepare_backend(spec.config, spec.num_devices, spec.num_devices, spec.devices_per_agent, spec.axes)
     from jaxdqn import experiment
 
     result = experiment.resume(args.resume, args.config.total_steps, settings(args))
@@ -214,18 +226,19 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: dict[str, list[float]]) ->
 
     from jaxdqn import experiment
     from jaxdqn.config import advice, timeline
-    from jaxdqn.parallel import devices, fleet, memory, population
+    from jaxdqn.parallel import memory, population, schemes
 
     spec, parts, budget = experiment.plan(
-        args.config, args.hparams, seeds, vary, args.num_devices, args.devices_per_agent
+        args.config, args.hparams, seeds, vary, args.num_devices, args.devices_per_agent, args.axes
     )
     print(yaml.safe_dump(spec.to_dict(), sort_keys=False).strip())
     everyone = members(args.hparams, seeds, vary)
-    used = devices.choose(spec.num_devices, spec.devices_per_agent, len(everyone))
+    used = schemes.choose_devices(spec.axes, spec.num_devices, spec.devices_per_agent, len(everyone))
     assignment = population.assign(spec.members_per_batch, len(used) // spec.devices_per_agent)
     chosen = everyone[: spec.members_per_batch]
-    made, states = fleet.build(
-        parts, used, spec.devices_per_agent, assignment, [seed for seed, _ in chosen], [h for _, h in chosen]
+    chosen_seeds, chosen_settings = [seed for seed, _ in chosen], [setting for _, setting in chosen]
+    made, states = schemes.build(
+        spec.axes, parts, used, spec.devices_per_agent, assignment, chosen_seeds, chosen_settings, print
     )
     line = timeline(spec.config)
     states, sums = made.collect(states, made.zero_metrics, 0, line.prefill)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 import yaml
 
+from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError, unknown_name
 
@@ -92,7 +93,9 @@ def single(values: dict[str, list[Any]], prefix: str) -> dict[str, Any]:
     return {name: given[0] for name, given in values.items()}
 
 
-def prepare_backend(config: Config, num_members: int, num_devices: int | None, devices_per_agent: int) -> None:
+def prepare_backend(
+    config: Config, num_members: int, num_devices: int | None, devices_per_agent: int, axes: Axes | None = None
+) -> None:
     """Sets up JAX for a script, before its backend starts: CPU devices, threads, and the compilation cache.
 
     Each core becomes a device where there are members for it. Raises `UserError` for more CPU devices than sensible.
@@ -102,7 +105,7 @@ def prepare_backend(config: Config, num_members: int, num_devices: int | None, d
     from jaxdqn.parallel import devices
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    useful = max(1, num_members) * max(1, devices_per_agent)
+    useful = (axes or Axes()).useful_devices or max(1, num_members) * max(1, devices_per_agent)
     count = num_devices if num_devices is not None else max(devices_per_agent, min(cores, useful))
     if count > devices.MAX_CPU_DEVICES and os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         if num_devices is not None:

@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 
 from jaxdqn import acting, driver, evaluation
+from jaxdqn.axes import Axes
 from jaxdqn.base import PyTree
 from jaxdqn.config import Config, HParams, advice, members, timeline, validate, validate_hparams
 from jaxdqn.driver import Hooks, Point, Progressed
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import devices as _devices
 from jaxdqn.parallel import fleet as _fleet
-from jaxdqn.parallel import memory, population
+from jaxdqn.parallel import memory, population, schemes
 from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.progress import Progress
 from jaxdqn.runs import checkpoints, directory, metrics, reporting
@@ -122,6 +122,7 @@ def plan(
     vary: Mapping[str, Any] | None,
     num_devices: int | None,
     devices_per_agent: int,
+    axes: Axes | None = None,
 ) -> tuple[RunSpec, Parts, memory.Plan]:
     """Validates everything, computes bytes, and fixes devices and batches; nothing is allocated.
 
@@ -129,19 +130,30 @@ def plan(
     """
     if devices_per_agent < 1:
         raise UserError(f"devices_per_agent is {devices_per_agent}; it must be at least 1.")
+    axes = axes or Axes()
     validate(config, devices_per_agent)
     validate_hparams(hparams, config.epsilon_schedule)
+    schemes.check(axes, config, devices_per_agent)
     everyone = members(hparams, tuple(seeds), vary, config.epsilon_schedule)
-    devices = _devices.choose(num_devices, devices_per_agent, len(everyone))
+    devices = schemes.choose_devices(axes, num_devices, devices_per_agent, len(everyone))
     parts = _fleet.make_parts(config, devices_per_agent)
     groups = len(devices) // devices_per_agent
     state_bytes, replay_bytes = _fleet.shard_bytes(parts)
     shares = memory.available_bytes(devices)
     state_bytes += _fleet.evaluation_bytes(parts)
     budget = memory.plan(state_bytes, replay_bytes, len(everyone), groups, shares)
+    if axes.scheme != "fused":  # one member after the other: each has all the devices
+        budget = budget._replace(members_per_batch=1, num_batches=len(everyone))
     varied = {name: [float(value) for value in values] for name, values in (vary or {}).items()}
     spec = RunSpec(
-        config.resolved(), hparams, tuple(seeds), varied, len(devices), devices_per_agent, budget.members_per_batch
+        config.resolved(),
+        hparams,
+        tuple(seeds),
+        varied,
+        len(devices),
+        devices_per_agent,
+        budget.members_per_batch,
+        axes,
     )
     return spec, parts, budget
 
@@ -155,19 +167,25 @@ def train(
     out: str | pathlib.Path | None = None,
     num_devices: int | None = None,
     devices_per_agent: int = 1,
+    axes: Axes | None = None,
     settings: Settings | None = None,
     on_chunk: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> Result:
-    """Trains every combination of `vary` (HParams field -> values) with every seed, as one population.
+    """Trains every combination of `vary` (HParams field -> values) with every seed, as one population; with `axes` of
+    another scheme than "fused", one after the other.
 
     Uses the devices JAX has (all that have work, or `num_devices`), `devices_per_agent` for each member. With `out`
     the run is kept in a directory and can be resumed; without it everything stays in memory. Raises `UserError`.
     """
-    spec, parts, budget = plan(config or Config(), hparams or HParams(), seeds, vary, num_devices, devices_per_agent)
+    spec, parts, budget = plan(
+        config or Config(), hparams or HParams(), seeds, vary, num_devices, devices_per_agent, axes
+    )
     settings = settings or Settings()
     settings = settings._replace(on_chunk=on_chunk or settings.on_chunk)
     if out is None:
         return _Run(spec, parts, budget, settings, None).execute()
+    if settings.init_from and spec.axes.scheme != "fused":
+        raise UserError(f"init_from is only for the fused scheme, not for {spec.axes.scheme!r}.")
     if settings.init_from:
         _load_params(pathlib.Path(str(settings.init_from)), settings.init_member)  # its errors come before a directory
     with directory.create(pathlib.Path(out)) as run_directory:
@@ -187,7 +205,9 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
     per_agent = spec.devices_per_agent
     available = max(per_agent, len(jax.local_devices()) // per_agent * per_agent)
     spec = dataclasses.replace(spec, num_devices=min(spec.num_devices, available))
-    fresh, parts, budget = plan(spec.config, spec.hparams, spec.seeds, spec.vary, spec.num_devices, per_agent)
+    fresh, parts, budget = plan(
+        spec.config, spec.hparams, spec.seeds, spec.vary, spec.num_devices, per_agent, spec.axes
+    )
     if fresh.members_per_batch < spec.members_per_batch:
         raise UserError(
             f"the run has {spec.members_per_batch} members at a time, and now only {fresh.members_per_batch} fit in "
@@ -207,7 +227,7 @@ class _Run:
         self.directory = run_directory
         self.line = timeline(spec.config)
         self.everyone = members(spec.hparams, spec.seeds, spec.vary)
-        self.devices = _devices.choose(spec.num_devices, spec.devices_per_agent, len(self.everyone))
+        self.devices = schemes.choose_devices(spec.axes, spec.num_devices, spec.devices_per_agent, len(self.everyone))
         self.varying = tuple(name for name, values in spec.vary.items() if len(set(values)) > 1)
         self.rows: list[dict[str, Any]] = []
         self.unwritten: list[dict[str, Any]] = []
@@ -289,7 +309,17 @@ class _Run:
         groups = len(self.devices) // self.spec.devices_per_agent
         assignment = population.assign(len(batch), groups)
         seeds, settings = zip(*[self.everyone[m] for m in batch], strict=True)
-        fleet, states = _fleet.build(self.parts, self.devices, self.spec.devices_per_agent, assignment, seeds, settings)
+        fleet, states = schemes.build(
+            self.spec.axes,
+            self.parts,
+            self.devices,
+            self.spec.devices_per_agent,
+            assignment,
+            seeds,
+            settings,
+            self._say,
+        )
+        assignment = fleet.assignment
         self.compile_seconds += fleet.compile_seconds
         at = Progressed(states, fleet.zero_metrics, 0)
         found = self._checkpoint_of_batch(start)

@@ -30,6 +30,7 @@ LAYERS = {
     "runs": 5,
     "progress": 5,
     "presets": 2,
+    "axes": 2,
     "driver": 6,
     "experiment": 7,
     "cli": 8,

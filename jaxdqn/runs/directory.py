@@ -8,6 +8,7 @@ from typing import Any
 import filelock
 import yaml
 
+from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams, from_dict, to_dict
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.runs.files import write_atomically
@@ -24,12 +25,14 @@ class RunSpec:
     num_devices: int
     devices_per_agent: int
     members_per_batch: int
+    axes: Axes = dataclasses.field(default_factory=Axes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for YAML."""
         return {
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
             "config": to_dict(self.config),
+            "axes": dataclasses.asdict(self.axes),
             "hparams": {name: float(value) for name, value in self.hparams._asdict().items()},
             "seeds": list(self.seeds),
         }
@@ -51,6 +54,7 @@ class RunSpec:
                 "config": from_dict(values["config"]),
                 "hparams": HParams(**values["hparams"]),
                 "seeds": tuple(values["seeds"]),
+                "axes": Axes(**values["axes"]),
             }
         )
 

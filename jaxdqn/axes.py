@@ -1,0 +1,155 @@
+"""The parallel schemes by name: what their axes are, and the papers as presets over them. Imports no JAX.
+
+A preset changes *how* an agent is trained. Those that are methods of their own (A3C, asynchronous Q-learning) also set
+the agent, by changes to the configuration that explicit flags override.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from jaxdqn.config import Config, HParams
+from jaxdqn.errors import UserError, unknown_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """How an agent is trained in parallel. An axis that the scheme does not have is refused."""
+
+    scheme: Literal["fused", "actor_learner", "parameter_server", "averaging", "sharding"] = "fused"
+    """One compiled loop; actors and a learner; workers and a server; replicas that are averaged; a sharded network."""
+    workers: int = 4
+    """Actors, workers, replicas, or devices of the sharded network."""
+    coupling: Literal["lockstep", "async"] = "lockstep"
+    """Actor-learner: deterministic, in one thread, or a thread for each actor."""
+    merge_every: int = 8
+    """Actor-learner: M, iterations after which a local replay moves to the learner's."""
+    broadcast_every: int = 8
+    """Actor-learner: K, gradient updates between two broadcasts of parameters."""
+    lag: int = 0
+    """Actor-learner in lockstep: broadcasts by which parameters are late, 0 or 1."""
+    slack: int = 32
+    """Actor-learner async: iterations by which actors and learner may be ahead of each other."""
+    lock: Literal["global", "leaf", "none"] = "global"
+    """Parameter server: one lock, a lock for each parameter array, or none (Hogwild, emulated)."""
+    max_lag: int = 0
+    """Async: older experience (in broadcasts) or gradients (in versions) are dropped; 0 for no limit."""
+    scale_by_lag: bool = False
+    """Parameter server: learning rate times 1 / (1 + lag)."""
+    own_statistics: bool = False
+    """Parameter server: optimizer statistics of each worker's own."""
+    combine: Literal["mean", "outer", "elastic"] = "mean"
+    """Averaging: parameter mean (local SGD), outer optimizer (DiLoCo), or elastic averaging."""
+    average_every: int = 8
+    """Averaging: H, iterations between two averagings."""
+    average_each_until: int = 0
+    """Averaging: average every iteration until this many updates (post-local SGD)."""
+    data: int = 1
+    """Sharding: the mesh is data x (workers / data)."""
+
+    @property
+    def useful_devices(self) -> int:
+        """How many devices the scheme has work for; 0 where that depends on the members."""
+        actors = 1 + self.workers if self.coupling == "async" else 1
+        by_scheme = {"actor_learner": actors, "averaging": self.workers, "sharding": self.workers}
+        return by_scheme.get(self.scheme, 1 if self.scheme == "parameter_server" else 0)
+
+
+OF_SCHEME: dict[str, set[str]] = {
+    "fused": set(),
+    "actor_learner": {"workers", "coupling", "merge_every", "broadcast_every", "lag", "slack", "max_lag"},
+    "parameter_server": {"workers", "lock", "max_lag", "scale_by_lag", "own_statistics"},
+    "averaging": {"workers", "combine", "average_every", "average_each_until"},
+    "sharding": {"workers", "data"},
+}
+
+
+class Parallel(NamedTuple):
+    """A preset: its axes, what it sets of configuration and hyperparameters, and in one line what it is good for."""
+
+    summary: str
+    axes: Axes
+    config: Mapping[str, Any] = MappingProxyType({})
+    hparams: Mapping[str, Any] = MappingProxyType({})
+
+
+ON_POLICY = {"num_envs": 16, "rollout_length": 8, "n_step": 8, "learning_starts": 0, "total_steps": 2_000_000}
+CONSTANT_RATE = {"learning_rate": 1e-3, "learning_rate_end": 1.0}
+
+PARALLEL: dict[str, Parallel] = {
+    "fused": Parallel("one compiled loop; populations and data parallelism", Axes()),
+    "parallel_dqn": Parallel(
+        "actor threads with local replays, one learner (classic parallel DQN): slow or uneven environments",
+        Axes("actor_learner", workers=4, coupling="async"),
+        {"num_envs": 16},
+    ),
+    "apex": Parallel(
+        "parallel_dqn with an epsilon for each environment (Ape-X, uniform replay): many actors",
+        Axes("actor_learner", workers=4, coupling="async", merge_every=4, broadcast_every=16),
+        {"num_envs": 16},
+        {"ladder_power": 7.0, "epsilon_end": 0.4},
+    ),
+    "lockstep_dqn": Parallel(
+        "parallel_dqn, deterministic in one thread: debugging, exact resume", Axes("actor_learner")
+    ),
+    "gorila": Parallel(
+        "workers with replays of their own push gradients to a server (Gorila)",
+        Axes("parameter_server", workers=4, max_lag=32),
+    ),
+    "async_q": Parallel(
+        "asynchronous n-step Q-learning without replay (Mnih et al., 2016)",
+        Axes("parameter_server", workers=4),
+        {**ON_POLICY, "agent": "dqn", "replay": "latest"},
+        {**CONSTANT_RATE, "epsilon_end": 0.05, "epsilon_steps": 500_000.0, "target_period": 100.0},
+    ),
+    "async_q1": Parallel(
+        "asynchronous one-step Q-learning without replay (Mnih et al., 2016)",
+        Axes("parameter_server", workers=4),
+        {**ON_POLICY, "agent": "dqn", "replay": "latest", "n_step": 1},
+        {**CONSTANT_RATE, "epsilon_end": 0.05, "epsilon_steps": 500_000.0, "target_period": 100.0},
+    ),
+    "a3c": Parallel(
+        "asynchronous advantage actor-critic (Mnih et al., 2016)",
+        Axes("parameter_server", workers=4),
+        {**ON_POLICY, "agent": "a2c", "replay": "auto"},
+        {**CONSTANT_RATE},
+    ),
+    "hogwild": Parallel(
+        "a3c without locks: lost updates are counted (Recht et al., 2011, emulated)",
+        Axes("parameter_server", workers=4, lock="none"),
+        {**ON_POLICY, "agent": "a2c", "replay": "auto"},
+        {**CONSTANT_RATE},
+    ),
+}
+
+
+def preset(name: str) -> Parallel:
+    """The parallel preset called `name`. Raises `UserError` for an unknown one."""
+    if name not in PARALLEL:
+        raise unknown_name("parallel preset", name, PARALLEL, "`python experiments/list.py` shows all.")
+    return PARALLEL[name]
+
+
+def over(chosen: Parallel, config: Config, hparams: HParams) -> tuple[Config, HParams]:
+    """Configuration and hyperparameters with what the preset sets."""
+    return dataclasses.replace(config, **chosen.config), hparams._replace(**chosen.hparams)
+
+
+def validate(axes: Axes) -> None:
+    """Raises `UserError` for an unknown value, or an axis that the scheme does not have."""
+    plain = Axes(axes.scheme)
+    if axes.scheme not in OF_SCHEME:
+        raise unknown_name("scheme", axes.scheme, OF_SCHEME)
+    for field in dataclasses.fields(Axes):
+        value = getattr(axes, field.name)
+        allowed = getattr(field.type, "__args__", ())
+        if allowed and value not in allowed:
+            raise unknown_name(f"axes.{field.name}", value, allowed)
+        if field.name != "scheme" and value != getattr(plain, field.name) and field.name not in OF_SCHEME[axes.scheme]:
+            has = ", ".join(sorted(OF_SCHEME[axes.scheme])) or "none; choose one with --parallel"
+            raise UserError(f"axes.{field.name} is no axis of scheme {axes.scheme!r}; it has: {has}.")
+        if field.type is int and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise UserError(f"axes.{field.name} is {value!r}; it must be a whole number of at least 0.")
+    if axes.workers < 1:
+        raise UserError(f"axes.workers is {axes.workers}; it must be at least 1.")

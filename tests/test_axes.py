@@ -1,0 +1,112 @@
+"""Parallel presets and axes: they fit together, they run from the script, and wrong ones say why."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import jaxdqn
+from jaxdqn import axes as axes_module
+from jaxdqn.axes import OF_SCHEME, PARALLEL, Axes, over, preset, validate
+from jaxdqn.config import Config, HParams
+from jaxdqn.errors import UserError
+from jaxdqn.presets import for_environment
+
+ROOT = Path(__file__).parent.parent
+SMALL = ("--num-envs", "8", "--learning-starts", "600", "--replay-capacity", "4000", "--eval-episodes", "2")
+
+
+def train(*flags, code=0):
+    command = [sys.executable, "experiments/train.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_presets_are_valid_and_say_what_they_are_for(name):
+    chosen = preset(name)
+    validate(chosen.axes)
+    cartpole = for_environment("CartPole-v1")
+    config, hparams = over(chosen, cartpole.config, cartpole.hparams)
+    assert isinstance(config, Config) and isinstance(hparams, HParams) and chosen.summary
+
+
+def test_every_axis_belongs_to_a_scheme():
+    named = set().union(*OF_SCHEME.values()) | {"scheme"}
+    assert named == {field.name for field in axes_module.dataclasses.fields(Axes)}
+
+
+@pytest.mark.parametrize(
+    "axes, words",
+    [
+        (Axes("parameter_server", merge_every=3), "merge_every is no axis of scheme 'parameter_server'"),
+        (Axes("fused", workers=2), "choose one with --parallel"),
+        (Axes("actor_learner", coupling="asink"), "did you mean 'async'"),
+        (Axes("aktor_learner"), "did you mean 'actor_learner'"),
+        (Axes("parameter_server", workers=0), "workers is 0"),
+        (Axes("parameter_server", workers=-3), "workers is -3"),
+    ],
+)
+def test_wrong_axes_say_why(axes, words):
+    with pytest.raises(UserError, match=words):
+        validate(axes)
+
+
+@pytest.mark.parametrize("name", ["parallel_dqn", "gorila", "hogwild"])
+def test_a_scheme_trains_and_leaves_a_run(name, tmp_path):
+    out = tmp_path / "run"
+    train("--parallel", name, "--total-steps", "8000", "--out", str(out), *SMALL)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["env_steps"] == 8000 and (out / "curves.png").exists()
+    metrics = pd.read_parquet(out / "metrics.parquet")
+    assert {"lag_mean", "lag_max", "worker_rate_min"} <= set(metrics.columns)
+    loaded = jaxdqn.load(out)
+    assert loaded.evaluate(episodes=2).returns.shape == (2,)
+
+
+def test_lockstep_resumes_bit_for_bit(tmp_path):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    flags = ("--parallel", "lockstep_dqn", *SMALL)
+    train(*flags, "--total-steps", "8000", "--eval-interval", "2000", "--log-interval", "400", "--out", str(whole))
+    train(*flags, "--total-steps", "4000", "--eval-interval", "2000", "--log-interval", "400", "--out", str(half))
+    train("--resume", str(half), "--total-steps", "8000")
+    one, other = (pd.read_parquet(path / "metrics.parquet").drop(columns="seconds") for path in (whole, half))
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    first, second = jaxdqn.load(whole).params, jaxdqn.load(half).params
+    for a, b in zip(*map(leaves, (first, second)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def test_asynchronous_runs_resume(tmp_path):
+    out = tmp_path / "run"
+    train("--parallel", "a3c", *SMALL, "--total-steps", "6400", "--out", str(out))
+    done = train("--resume", str(out), "--total-steps", "12800")
+    assert "finished: 12,800 steps" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--parallel", "a3d"), "did you mean 'a3c'"),
+        (("--parallel", "parallel_dqn", "--axes.workers", "3"), "cannot be divided over 3 actors"),
+        (("--parallel", "a3c", "--devices-per-agent", "2"), "belongs to the fused scheme"),
+        (("--parallel", "a3c", "--replay", "uniform"), "on-policy"),
+        (("--axes.workers", "2"), "choose one with --parallel"),
+        (("--parallel", "gorila", "--axes.max-lag", "-1"), "max_lag"),
+        (("--parallel", "a3c", "--init-from", "nowhere"), "init_from is only for the fused scheme"),
+    ],
+)
+def test_wrong_flags_end_in_one_line(flags, words):
+    error = train(*flags, "--total-steps", "8000", code=2).stderr
+    assert words in error and error.strip().count("\n") == 0 and "Traceback" not in error
