@@ -352,8 +352,7 @@ class _Run:
         self.diverged |= {m: int(update) for m, update in zip(batch, first_bad, strict=True) if update >= 0}
         if all(m in self.diverged for m in batch) and self.status == OK:
             self.status = DIVERGED
-        params = _fleet.gather([state.learner.params for state in at.states])
-        return jax.tree.map(lambda x: assignment.collect(x)[:, 0], params)
+        return jax.tree.map(lambda x: x[:, 0], _policy(fleet, at.states))
 
     def _checkpoint_of_batch(self, start: checkpoints.Checkpoint | None) -> checkpoints.Checkpoint | None:
         if start is None or self.directory is None or self.batch > start.meta["batch"]:
@@ -461,7 +460,10 @@ class _Run:
     def _save(self, fleet: Fleet, at: Progressed) -> None:
         iteration = at.iteration
         values = _as_saved(fleet.assignment, at.states, at.metrics)
-        _assert_replicas_equal(values["state"].learner)
+        if fleet.policy is None:
+            _assert_replicas_equal(values["state"].learner)
+        else:
+            values["policy"] = _policy(fleet, at.states)
         self._flush(iteration)
         if self.directory is None:
             return
@@ -558,9 +560,10 @@ def load(path: str | pathlib.Path) -> Result:
         if found is None:
             break
         size = min(spec.members_per_batch, len(everyone) - batch * spec.members_per_batch)
-        arrays = {name: x[:, 0] for name, x in found.arrays.items() if "learner/params/" in name}
+        prefix = "policy/" if any(name.startswith("policy/") for name in found.arrays) else "state/learner/params/"
+        arrays = {name: x[:, 0] for name, x in found.arrays.items() if name.startswith(prefix)}
         lanes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), template)
-        pieces.append(checkpoints.fill(lanes, arrays, "state/learner/params/"))
+        pieces.append(checkpoints.fill(lanes, arrays, prefix))
     if not pieces:
         raise UserError(f"{path} has no readable checkpoint yet.")
     params = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
@@ -572,6 +575,12 @@ def load(path: str | pathlib.Path) -> Result:
 def _as_saved(assignment: population.Assignment, states: list[Any], sums: list[Any]) -> dict[str, Any]:
     """What a checkpoint holds, [M, shards, ...]: by member, so that another number of devices can take it up."""
     return jax.tree.map(assignment.collect, {"state": _fleet.gather(states), "metrics": _fleet.gather(sums)})
+
+
+def _policy(fleet: Fleet, states: list[Any]) -> PyTree:
+    """The parameters by which each member is judged, [M, shards, ...]."""
+    params = fleet.policy(states) if fleet.policy else [state.learner.params for state in states]
+    return jax.tree.map(fleet.assignment.collect, _fleet.gather(params))
 
 
 def _load_params(path: pathlib.Path, member: int) -> dict[str, np.ndarray]:

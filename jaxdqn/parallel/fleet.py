@@ -42,6 +42,8 @@ class Fleet(NamedTuple):
 
     collect, step(states, metrics, start, stop) -> (states, metrics);  evaluate(states) -> Episodes [D, W, E] per stack
     telemetry(states) -> figures of the parallel scheme at a logging point, scalars by column name
+    policy(states) -> the parameters that are judged and kept for use, where an agent's shards may differ between two
+    logging points; None where they may not, and it is what any shard has learned
 
     Every parallel scheme is a fleet: a way to take `states` from one iteration to a later one. Logging, evaluation,
     checkpoints, resume and stops are the driver's, and the same for all.
@@ -57,6 +59,28 @@ class Fleet(NamedTuple):
     compile_seconds: float
     program: Any  # the compiled step of one stack, for its memory analysis
     telemetry: Callable[[list[Any]], dict[str, Any]] = lambda states: {}
+    policy: Callable[[list[Any]], list[PyTree]] | None = None
+
+
+class Lane(NamedTuple):
+    """What a scheme does in one lane of one device, as pure functions of one shard of one member.
+
+    init, zero_metrics: as in `training.Trainer`, but with any state that has a `learner`
+    collect, step(state, metrics, hparams, start [], stop []) -> (state, metrics): iterations start <= i < stop
+    policy(state) -> the parameters that are judged
+    """
+
+    init: Callable[..., Any]
+    zero_metrics: Callable[[], training.Metrics]
+    collect: Callable[..., tuple[Any, training.Metrics]]
+    step: Callable[..., tuple[Any, training.Metrics]]
+    policy: Callable[[Any], PyTree]
+
+
+def fused(trainer: training.Trainer) -> Lane:
+    """The trainer's iterations, one after the other."""
+    collect, step = training.loop(trainer.collect), training.loop(trainer.step)
+    return Lane(trainer.init, trainer.zero_metrics, collect, step, lambda state: state.learner.params)
 
 
 def shard_config(config: Config, shards: int) -> Config:
@@ -105,24 +129,28 @@ def build(
     seeds: Sequence[int],
     settings: Sequence[HParams],
     width: int | None = None,
-) -> tuple[Fleet, list[training.TrainState]]:
+    lane: Lane | None = None,
+    over: Callable[..., Any] = _devices.over_devices,
+) -> tuple[Fleet, list[Any]]:
     """Compiles the programs and initialises the members. `seeds` and `settings` are those of the assignment.
 
     `width` lanes are vmapped together; it must divide their number, and is by default the fastest for the backend.
+    `lane` is the scheme, by default `fused`; `over` spreads its functions over the devices.
     """
     began = time.perf_counter()
     shards = _devices.make_shards(len(devices), devices_per_agent)
     width = width or population.fastest_width(devices[0].platform, assignment.num_lanes)
-    trainer = training.make_trainer(parts.environment, parts.agent, parts.replay, parts.config, shards)
+    if lane is None:
+        lane = fused(training.make_trainer(parts.environment, parts.agent, parts.replay, parts.config, shards))
 
     # Inside a mapped function: states made elsewhere would be uncommitted, and compile a second time.
-    def init_lane(seed: Any, hparams: Any) -> tuple[training.TrainState, training.Metrics, Any]:
+    def init_lane(seed: Any, hparams: Any) -> tuple[Any, training.Metrics, Any]:
         key = jax.random.key(seed)
         stream = jax.random.fold_in(jax.random.fold_in(key, EXPERIENCE_STREAM), shard_index(shards))
-        state = trainer.init(jax.random.fold_in(key, PARAMS_STREAM), stream, hparams)
-        return state, trainer.zero_metrics(), hparams
+        state = lane.init(jax.random.fold_in(key, PARAMS_STREAM), stream, hparams)
+        return state, lane.zero_metrics(), hparams
 
-    init = _devices.over_devices(population.over_lanes(init_lane), devices, num_mapped=2)
+    init = over(population.over_lanes(init_lane), devices, num_mapped=2)
     spread = jax.tree.map(
         lambda x: assignment.spread(x, devices_per_agent),
         (np.asarray(seeds, np.uint32), population.stack_hparams(list(settings))),
@@ -131,31 +159,26 @@ def build(
     made = [init(*jax.tree.map(lambda x: x[:, i : i + width], spread)) for i in stacks]
     states, metrics, hparams = (list(column) for column in zip(*made, strict=True))
 
-    def chunk(iterate: Any) -> Any:
-        lanes = population.over_lanes(training.loop(iterate), num_shared=2)
-        program = _devices.over_devices(lanes, devices, num_mapped=3, num_shared=2, donate=(0,))
+    def chunk(run: Any) -> Any:
+        program = over(population.over_lanes(run, num_shared=2), devices, num_mapped=3, num_shared=2, donate=(0,))
         return program.lower(states[0], metrics[0], hparams[0], np.int32(0), np.int32(1)).compile()
 
-    def evaluate_lane(params: PyTree, _: Any) -> evaluation.Episodes:
+    def evaluate_lane(state: Any) -> evaluation.Episodes:
         key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), shard_index(shards))
         config = parts.config
         return evaluation.evaluate(
-            parts.environment, parts.agent, params, key, config.eval_episodes, config.eval_max_steps
+            parts.environment, parts.agent, lane.policy(state), key, config.eval_episodes, config.eval_max_steps
         )
 
-    # The learning rate only gives agents without parameters a lane to map over.
-    judge = _devices.over_devices(population.over_lanes(evaluate_lane), devices, num_mapped=2)
-    judge = judge.lower(states[0].learner.params, hparams[0].learning_rate).compile()
-    collect, step = chunk(trainer.collect), chunk(trainer.step)
+    judge = over(population.over_lanes(evaluate_lane), devices, num_mapped=1).lower(states[0]).compile()
+    collect, step = chunk(lane.collect), chunk(lane.step)
     fleet = Fleet(
         parts=parts,
         assignment=assignment,
         shards=devices_per_agent,
         collect=_stack_by_stack(collect, hparams),
         step=_stack_by_stack(step, hparams),
-        evaluate=lambda states: [
-            judge(state.learner.params, h.learning_rate) for state, h in zip(states, hparams, strict=True)
-        ],
+        evaluate=lambda states: [judge(state) for state in states],
         zero_metrics=metrics,
         compile_seconds=time.perf_counter() - began,
         program=step,
@@ -180,8 +203,10 @@ def gather(stacks: list[PyTree]) -> PyTree:
     def pull(leaf: Any) -> np.ndarray:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        # Shard by shard: converting a sharded array as a whole is slow.
+        # Shard by shard, where it lies in slices of its first axis: converting a sharded array as a whole is slow.
         pieces = sorted(leaf.addressable_shards, key=lambda piece: piece.index[0].start or 0)
+        if sum(piece.data.size for piece in pieces) > leaf.size or pieces[0].data.shape[1:] != leaf.shape[1:]:
+            return np.asarray(leaf)
         return np.concatenate([np.asarray(piece.data) for piece in pieces])
 
     pulled = [jax.tree.map(pull, stack) for stack in stacks]

@@ -1,0 +1,182 @@
+"""One agent whose dense layers are split over devices: jit and named shardings, on a mesh of `data` x `model` devices.
+
+Layers alternate: an even one holds some of its outputs on each device (kernel [in, out / M]), the odd one after it the
+inputs that these are (kernel [in / M, out]), so that two layers cost one all-reduce (Shoeybi et al., 2019, section 3).
+Target network and optimizer moments lie as the parameters do. Environments, replay and batch are split over `data`.
+XLA partitions the one trainer by these placements; nothing here computes.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxdqn import agents, training
+from jaxdqn.base import PyTree, Replay
+from jaxdqn.config import Config, HParams
+from jaxdqn.errors import UserError
+from jaxdqn.parallel import fleet as _fleet
+from jaxdqn.parallel import population
+from jaxdqn.parallel.fleet import Fleet, Parts
+
+DATA, MODEL = "data", "model"
+_LAYER = re.compile(r"(Dense|LayerNorm)_(\d+)/(kernel|bias|scale)$")
+_FIELD = re.compile(r"(?:^|/)(learner|actor|replay)/")
+
+
+def make_mesh(devices: Sequence[jax.Device], model: int) -> Mesh:
+    """D devices as a mesh [D / model, model]. Raises `UserError` where they do not divide."""
+    if model < 1 or len(devices) % model:
+        raise UserError(
+            f"{len(devices)} devices cannot be divided into groups of model {model}; use a model that divides them, "
+            f"{_nearest_divisor(len(devices), model)}, say."
+        )
+    axis_types = (AxisType.Auto, AxisType.Auto)
+    return Mesh(np.asarray(devices).reshape(-1, model), (DATA, MODEL), axis_types=axis_types)
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
+
+
+def _path(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def dense_kernels(params: PyTree) -> list[tuple[int, ...]]:
+    """The shapes [in, out] of a network's dense layers, in the order they were made."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        match = _LAYER.search(_path(path))
+        if match and match[1] == "Dense" and match[3] == "kernel":
+            found[int(match[2])] = tuple(leaf.shape[-2:])
+    return [found[index] for index in sorted(found)]
+
+
+def check(parts: Parts, data: int, model: int) -> int:
+    """The number of hidden dense layers. Raises `UserError` where they, or environments and batch, cannot be split."""
+    config = parts.config
+    params = jax.eval_shape(lambda: parts.agent.init(jax.random.key(0), HParams()).params)
+    hidden = dense_kernels(params)[: -num_heads(config)]
+    if not hidden:
+        raise UserError(
+            f"the network of agent {config.agent!r} has no hidden dense layers to split over model {model} devices; "
+            "use model 1."
+        )
+    for index, (_, width) in enumerate(hidden):
+        if index % 2 == 0 and width % model:
+            nearest = max(1, round(width / model)) * model
+            raise UserError(
+                f"hidden layer {index + 1} has width {width}, which cannot be divided over model {model} devices; use "
+                f"{nearest}, say."
+            )
+    for name in ("num_envs", "batch_size"):
+        value = getattr(config, name)
+        if value % data:
+            nearest = max(1, round(value / data)) * data
+            raise UserError(
+                f"{name} {value} cannot be divided over {data} groups of devices; use {name} {nearest}, say."
+            )
+    return len(hidden)
+
+
+def num_heads(config: Config) -> int:
+    """The dense layers that are heads: two for dueling and actor-critic networks."""
+    return 2 if config.dueling or config.agent in agents.ON_POLICY else 1
+
+
+def parameter_spec(path: str, num_hidden: int) -> P:
+    """How one parameter (or a moment of it) lies on the mesh, from its path.
+
+    The heads after an even layer take its split outputs as their inputs; after an odd one they are whole everywhere.
+    """
+    match = _LAYER.search(path)
+    if not match:
+        return P()
+    layer, index, name = match[1], int(match[2]), match[3]
+    if index >= num_hidden:
+        index = num_hidden
+        if num_hidden % 2 == 0:
+            return P()
+    if index % 2 == 0:
+        return P(None, MODEL) if name == "kernel" else P(MODEL)
+    return P(MODEL, None) if layer == "Dense" and name == "kernel" else P()
+
+
+def state_spec(path: str, shape: tuple[int, ...], num_hidden: int, num_envs: int) -> P:
+    """How a leaf of a `TrainState`, or of what else a program returns, lies on the mesh: from its path and shape."""
+    match = _FIELD.search(path)
+    field = match[1] if match else ""
+    if field == "learner":
+        return parameter_spec(path, num_hidden)
+    if field == "actor" and shape[:1] == (num_envs,):
+        return P(DATA)
+    if field == "replay" and shape[1:2] == (num_envs,):
+        return P(None, DATA)
+    return P()
+
+
+def _over_mesh(mesh: Mesh, num_hidden: int, num_envs: int) -> Callable[..., Any]:
+    """`devices.over_devices` for one member on the whole mesh: its arrays [1, 1, ...] are spread over all devices."""
+
+    def place(path: Any, leaf: Any) -> Any:
+        spec = state_spec(_path(path), leaf.shape[2:], num_hidden, num_envs)
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(None, None, *spec)))
+
+    def over(
+        function: Callable[..., PyTree],
+        devices: Sequence[jax.Device],
+        num_mapped: int,
+        num_shared: int = 0,
+        donate: Sequence[int] = (),
+    ) -> Any:
+        del devices, num_shared
+
+        def on_mesh(*args: Any) -> PyTree:
+            mapped = jax.tree.map(lambda x: x[0], args[:num_mapped])
+            results = jax.tree.map(lambda x: x[None], function(*mapped, *args[num_mapped:]))
+            return jax.tree_util.tree_map_with_path(place, results)
+
+        return jax.jit(on_mesh, donate_argnums=tuple(donate))
+
+    return over
+
+
+def _split_batches(replay: Replay, mesh: Mesh) -> Replay:
+    """The same replay, whose batches are split over `data`."""
+    split = NamedSharding(mesh, P(DATA))
+
+    def sample(*args: Any) -> Any:
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, split), replay.sample(*args))
+
+    return replay._replace(sample=sample)
+
+
+def bytes_per_device(tree: PyTree) -> int:
+    """The bytes of a tree of arrays that lie on the device that holds most of them."""
+    held: dict[Any, int] = {}
+    for leaf in jax.tree.leaves(tree):
+        for piece in leaf.addressable_shards:
+            held[piece.device] = held.get(piece.device, 0) + piece.data.nbytes
+    return max(held.values(), default=0)
+
+
+def build(
+    parts: Parts, devices: Sequence[jax.Device], seeds: Sequence[int], settings: Sequence[HParams], model: int
+) -> tuple[Fleet, list[training.TrainState]]:
+    """One member on a mesh [D / model, model]; `parts` are those of the whole agent, `make_parts(config)`.
+
+    Raises `UserError` where the network, or environments and batch, cannot be split so.
+    """
+    mesh = make_mesh(devices, model)
+    num_hidden = check(parts, mesh.shape[DATA], model)
+    over = _over_mesh(mesh, num_hidden, parts.config.num_envs)
+    split = parts._replace(replay=_split_batches(parts.replay, mesh))
+    assignment = population.assign(1, 1)
+    fleet, states = _fleet.build(split, devices[:1], 1, assignment, seeds, settings, width=1, over=over)
+    held = bytes_per_device(states[0].learner.params)
+    return fleet._replace(parts=parts, telemetry=lambda states: {"param_bytes_per_device": held}), states
