@@ -49,6 +49,11 @@ class Axes:
     """Sharding: the mesh is data x (workers / data)."""
 
     @property
+    def required_devices(self) -> int:
+        """How many devices the scheme cannot do without."""
+        return self.workers if self.scheme in ("averaging", "sharding") else 1
+
+    @property
     def useful_devices(self) -> int:
         """How many devices the scheme has work for; 0 where that depends on the members."""
         actors = 1 + self.workers if self.coupling == "async" else 1
@@ -74,6 +79,7 @@ class Parallel(NamedTuple):
     hparams: Mapping[str, Any] = MappingProxyType({})
 
 
+DIVISIBLE = {"num_envs": 16}
 ON_POLICY = {"num_envs": 16, "rollout_length": 8, "n_step": 8, "learning_starts": 0, "total_steps": 2_000_000}
 CONSTANT_RATE = {"learning_rate": 1e-3, "learning_rate_end": 1.0}
 
@@ -82,16 +88,41 @@ PARALLEL: dict[str, Parallel] = {
     "parallel_dqn": Parallel(
         "actor threads with local replays, one learner (classic parallel DQN): slow or uneven environments",
         Axes("actor_learner", workers=4, coupling="async"),
-        {"num_envs": 16},
+        DIVISIBLE,
     ),
     "apex": Parallel(
         "parallel_dqn with an epsilon for each environment (Ape-X, uniform replay): many actors",
         Axes("actor_learner", workers=4, coupling="async", merge_every=4, broadcast_every=16),
-        {"num_envs": 16},
+        DIVISIBLE,
         {"ladder_power": 7.0, "epsilon_end": 0.4},
     ),
     "lockstep_dqn": Parallel(
-        "parallel_dqn, deterministic in one thread: debugging, exact resume", Axes("actor_learner")
+        "parallel_dqn, deterministic in one thread: debugging, exact resume", Axes("actor_learner"), DIVISIBLE
+    ),
+    "local_sgd": Parallel(
+        "replicas on devices that average their parameters every H iterations (local SGD): slow links",
+        Axes("averaging", workers=4),
+        DIVISIBLE,
+    ),
+    "post_local_sgd": Parallel(
+        "local SGD that averages every iteration at first (Lin et al., 2020)",
+        Axes("averaging", workers=4, average_each_until=5_000),
+        DIVISIBLE,
+    ),
+    "diloco": Parallel(
+        "replicas with an outer Nesterov optimizer (DiLoCo): very slow links",
+        Axes("averaging", workers=4, combine="outer", average_every=64),
+        DIVISIBLE,
+    ),
+    "elastic": Parallel(
+        "replicas tied to a centre by elastic averaging (EASGD): exploration between replicas",
+        Axes("averaging", workers=4, combine="elastic"),
+        DIVISIBLE,
+    ),
+    "sharded": Parallel(
+        "one network split over devices, columns then rows (tensor parallel): networks too wide for one device",
+        Axes("sharding", workers=2),
+        DIVISIBLE,
     ),
     "gorila": Parallel(
         "workers with replays of their own push gradients to a server (Gorila)",
@@ -113,13 +144,13 @@ PARALLEL: dict[str, Parallel] = {
         "asynchronous advantage actor-critic (Mnih et al., 2016)",
         Axes("parameter_server", workers=4),
         {**ON_POLICY, "agent": "a2c", "replay": "auto"},
-        {**CONSTANT_RATE},
+        {**CONSTANT_RATE, "learning_rate": 5e-4},
     ),
     "hogwild": Parallel(
         "a3c without locks: lost updates are counted (Recht et al., 2011, emulated)",
         Axes("parameter_server", workers=4, lock="none"),
         {**ON_POLICY, "agent": "a2c", "replay": "auto"},
-        {**CONSTANT_RATE},
+        {**CONSTANT_RATE, "learning_rate": 5e-4},
     ),
 }
 

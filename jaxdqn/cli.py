@@ -105,8 +105,10 @@ def prepare_backend(
     from jaxdqn.parallel import devices
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    useful = (axes or Axes()).useful_devices or max(1, num_members) * max(1, devices_per_agent)
-    count = num_devices if num_devices is not None else max(devices_per_agent, min(cores, useful))
+    axes = axes or Axes()
+    useful = axes.useful_devices or max(1, num_members) * max(1, devices_per_agent)
+    required = max(devices_per_agent, axes.required_devices)
+    count = num_devices if num_devices is not None else max(required, min(cores, useful))
     if count > devices.MAX_CPU_DEVICES and os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         if num_devices is not None:
             raise UserError(f"num_devices {count} on a CPU with {cores} cores; at most {devices.MAX_CPU_DEVICES} work.")

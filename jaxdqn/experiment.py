@@ -136,7 +136,8 @@ def plan(
     schemes.check(axes, config, devices_per_agent)
     everyone = members(hparams, tuple(seeds), vary, config.epsilon_schedule)
     devices = schemes.choose_devices(axes, num_devices, devices_per_agent, len(everyone))
-    parts = _fleet.make_parts(config, devices_per_agent)
+    parts = _fleet.make_parts(config, schemes.num_shards(axes, devices_per_agent))
+    schemes.check_parts(axes, parts)
     groups = len(devices) // devices_per_agent
     state_bytes, replay_bytes = _fleet.shard_bytes(parts)
     shares = memory.available_bytes(devices)

@@ -27,6 +27,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import couplings, population
 from jaxdqn.parallel import devices as _devices
 from jaxdqn.parallel.fleet import EVALUATION_SEED, EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts
+from jaxdqn.parallel.memory import tree_bytes
 from jaxdqn.parallel.telemetry import Seen
 from jaxdqn.parallel.workers import Crew
 
@@ -287,7 +288,12 @@ class Scheme:
         return [self.judge(states[0].learner.params)]
 
     def telemetry(self, states: list[ActorLearnerState]) -> dict[str, Any]:
-        return self.seen.take() if self.axes.coupling == "async" else {}
+        """`bytes_per_update` counts broadcasts to every actor and the experience that moves to the learner."""
+        params, local = tree_bytes(states[0].broadcast[0]), tree_bytes(states[0].actors[0].local)
+        per_iteration = self.axes.num_actors * local / self.axes.merge_every
+        moved = self.axes.num_actors * params / self.axes.broadcast_every
+        moved += per_iteration / self.config.updates_per_iteration
+        return {"bytes_per_update": moved, **(self.seen.take() if self.axes.coupling == "async" else {})}
 
     def run(
         self,

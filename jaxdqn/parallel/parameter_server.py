@@ -29,6 +29,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import devices as _devices
 from jaxdqn.parallel import population
 from jaxdqn.parallel.fleet import EVALUATION_SEED, EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts
+from jaxdqn.parallel.memory import tree_bytes
 from jaxdqn.parallel.telemetry import Seen
 from jaxdqn.parallel.workers import Crew, Work
 
@@ -184,7 +185,7 @@ def build(
         zero_metrics=[scheme.zero_metrics],
         compile_seconds=time.perf_counter() - began,
         program=scheme.gradient,
-        telemetry=lambda states: scheme.seen.take(),
+        telemetry=scheme.telemetry,
     )
     return fleet, [state]
 
@@ -289,6 +290,12 @@ class _Scheme:
         gradients, loss, _ = self.gradient(state.learner, worker, self.hparams, np.int32(0))
         self.apply(state.learner, gradients, loss, np.ones((1, 1), np.float32), self.hparams)
         jax.block_until_ready(self.judge(state.learner.params))
+
+    def telemetry(self, states: list[ServerState]) -> dict[str, Any]:
+        """`bytes_per_update`: a pull of parameters and target, and a push of a gradient."""
+        learner = states[0].learner
+        moved = 2 * tree_bytes(learner.params) + tree_bytes(learner.target_params)
+        return {"bytes_per_update": float(moved), **self.seen.take()}
 
     def run(
         self, states: list[ServerState], metrics: list[training.Metrics], start: int, stop: int, learning: bool

@@ -7,8 +7,9 @@ import jax
 
 from jaxdqn.axes import Axes, validate
 from jaxdqn.config import Config, HParams
+from jaxdqn.config import validate as validate_config
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import actor_learner, devices, fleet, parameter_server
+from jaxdqn.parallel import actor_learner, averaging, devices, fleet, model_sharding, parameter_server
 from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.parallel.population import Assignment
 
@@ -22,6 +23,23 @@ def check(axes: Axes, config: Config, devices_per_agent: int) -> None:
         )
     if axes.scheme == "actor_learner":
         actor_learner.validate(config, _actor_learner(axes))
+    if axes.scheme == "averaging":
+        validate_config(config, axes.workers)
+        if axes.average_every < 1:
+            raise UserError(f"axes.average_every is {axes.average_every}; it must be at least 1.")
+    if axes.scheme == "sharding" and (axes.data < 1 or axes.workers % axes.data):
+        raise UserError(f"axes.data {axes.data} does not divide axes.workers {axes.workers}: the mesh is data x model.")
+
+
+def check_parts(axes: Axes, parts: Parts) -> None:
+    """Raises `UserError` for a network that the axes cannot divide."""
+    if axes.scheme == "sharding":
+        model_sharding.check(parts, axes.data, axes.workers // axes.data)
+
+
+def num_shards(axes: Axes, devices_per_agent: int) -> int:
+    """Into how many parts an agent's environments, batch and replay are divided."""
+    return axes.workers if axes.scheme == "averaging" else devices_per_agent
 
 
 def choose_devices(axes: Axes, num_devices: int | None, devices_per_agent: int, num_members: int) -> list[jax.Device]:
@@ -29,6 +47,10 @@ def choose_devices(axes: Axes, num_devices: int | None, devices_per_agent: int, 
     if axes.scheme == "fused":
         return devices.choose(num_devices, devices_per_agent, num_members)
     useful = axes.useful_devices
+    if axes.scheme in ("averaging", "sharding") and (num_devices or useful) != useful:
+        raise UserError(f"num_devices {num_devices} and axes.workers {useful} differ: each needs a device of its own.")
+    if axes.scheme in ("averaging", "sharding"):
+        return devices.choose(useful, 1, useful)
     return devices.choose(min(num_devices or len(jax.local_devices()), useful), 1, useful)
 
 
@@ -48,6 +70,11 @@ def build(
     if axes.scheme == "parameter_server":
         chosen = parameter_server.Axes(axes.workers, axes.lock, axes.max_lag, axes.scale_by_lag, axes.own_statistics)
         return parameter_server.build(parts, used, seeds, settings, chosen, report)
+    if axes.scheme == "averaging":
+        rule = averaging.make_rule(axes.combine)
+        return averaging.build(parts, used, seeds, settings, rule, axes.average_every, axes.average_each_until)
+    if axes.scheme == "sharding":
+        return model_sharding.build(parts, used, seeds, settings, axes.workers // axes.data)
     return fleet.build(parts, used, devices_per_agent, assignment, seeds, settings)
 
 

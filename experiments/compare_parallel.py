@@ -1,0 +1,168 @@
+"""Compares ways to run in parallel: same environment, seeds and thresholds, one table and two figures.
+
+    python experiments/compare_parallel.py --out runs/compare
+    python experiments/compare_parallel.py --presets fused parallel_dqn a3c --num-seeds 5 --env CartPole-v1
+
+Each preset is a run of train.py in a process of its own, in OUT/PRESET; finished ones are not run again, interrupted
+ones go on. Presets that learn without replay get `on_policy_steps`. Parallelism raises throughput, not sample
+efficiency: so the curves are drawn against environment steps and against seconds.
+"""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from jaxdqn import cli
+from jaxdqn.axes import PARALLEL, over, preset
+from jaxdqn.errors import UserError
+from jaxdqn.presets import for_environment
+
+TRAIN = pathlib.Path(__file__).parent / "train.py"
+HEADER = (
+    "agent",
+    "preset",
+    "final return",
+    "seeds at threshold",
+    "steps to it",
+    "seconds to it",
+    "steps/s",
+    "updates/s",
+    "bytes/update",
+    "mean lag",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """What to compare."""
+
+    presets: tuple[str, ...] = tuple(PARALLEL)
+    """Parallel presets; `python experiments/list.py` shows all."""
+    env: str = "CartPole-v1"
+    """Environment id."""
+    num_seeds: int = 2
+    """Seeds of each preset: seed, seed + 1, ..."""
+    seed: int = 0
+    """First seed."""
+    steps: int = 500_000
+    """Environment steps of a run that learns from replay."""
+    on_policy_steps: int = 2_000_000
+    """Environment steps of a run that learns without replay."""
+    threshold: float = 475.0
+    """Greedy return that counts as solved."""
+    out: pathlib.Path = pathlib.Path("runs/compare")
+    """Where the runs, table.md, table.csv, steps.png and seconds.png go."""
+
+
+def run(arguments: list[str]) -> int:
+    """The script; returns its exit code."""
+    args = cli.parse(Args, arguments, Args(), str(__doc__))
+    for name in ("num_seeds", "steps", "on_policy_steps"):
+        if getattr(args, name) < 1:
+            raise UserError(f"{name} is {getattr(args, name)}; it must be at least 1.")
+    for name in args.presets:
+        preset(name)
+    for name in args.presets:
+        train(args, name)
+    write(args)
+    return 0
+
+
+def train(args: Args, name: str) -> None:
+    """One preset's run, where it is not there yet. Raises `UserError` where it fails."""
+    path = args.out / name
+    if (path / "summary.json").exists() and json.loads((path / "summary.json").read_text())["status"] == "finished":
+        return
+    if (path / "config.yaml").exists():
+        flags = ["--resume", str(path)]
+    else:
+        on_policy = "rollout_length" in preset(name).config
+        flags = ["--env", args.env, "--parallel", name, "--seed", str(args.seed), "--num-seeds", str(args.num_seeds)]
+        flags += ["--total-steps", str(args.on_policy_steps if on_policy else args.steps), "--out", str(path)]
+    print(f"== {name}", flush=True)
+    done = subprocess.run([sys.executable, str(TRAIN), *flags])
+    if done.returncode:
+        raise UserError(f"{name} ended with status {done.returncode}; run this again to go on from {path}.")
+
+
+def row(args: Args, name: str) -> tuple[Any, ...]:
+    """A preset's line of the table."""
+    import numpy as np
+    import pandas as pd
+
+    summary = json.loads((args.out / name / "summary.json").read_text())
+    metrics = own_seconds(pd.read_parquet(args.out / name / "metrics.parquet"))
+    solved = metrics[metrics.eval_return >= args.threshold].groupby("member")[["env_steps", "seconds"]].min()
+    interval = summary["final_return_ci95"]
+    spread = f" [{interval[0]:.0f}, {interval[1]:.0f}]" if interval else ""
+    chosen = for_environment(args.env)
+    config, _ = over(preset(name), chosen.config, chosen.hparams)
+
+    def mean(column: str) -> float:
+        return float(metrics[column].mean()) if column in metrics else float("nan")
+
+    return (
+        config.agent,
+        name,
+        f"{summary['final_return_mean']:.1f}{spread}",
+        f"{len(solved)} of {summary['num_members']}",
+        f"{np.median(solved.env_steps):,.0f}" if len(solved) else "-",
+        f"{np.median(solved.seconds):.1f}" if len(solved) else "-",
+        f"{summary['env_steps_per_second']:,.0f}",
+        f"{summary['updates_per_second']:,.0f}",
+        "0" if name == "fused" else f"{mean('bytes_per_update'):,.0f}",
+        f"{mean('lag_mean'):.2f}" if "lag_mean" in metrics else "-",
+    )
+
+
+def own_seconds(metrics: Any) -> Any:
+    """Metrics whose seconds count from each member's first row, where members ran one after the other."""
+    first = metrics.groupby("member").seconds.transform("min")
+    return metrics.assign(seconds=metrics.seconds - first) if first.nunique() > 1 else metrics
+
+
+def write(args: Args) -> None:
+    """The table, as Markdown and CSV, and the figures."""
+    import pandas as pd
+
+    rows = sorted(row(args, name) for name in args.presets)
+    table = pd.DataFrame(rows, columns=list(HEADER))
+    table.to_csv(args.out / "table.csv", index=False)
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in rows]
+    device = json.loads((args.out / args.presets[0] / "summary.json").read_text())["device"]
+    lines += ["", f"{args.env}, seeds {args.seed}-{args.seed + args.num_seeds - 1}, {device}."]
+    text = "\n".join(lines) + "\n"
+    (args.out / "table.md").write_text(text)
+    print(text)
+    for column, label in (("env_steps", "environment steps"), ("seconds", "seconds of training, compilation apart")):
+        figure = draw(args, column, label)
+        name = {"env_steps": "steps", "seconds": "seconds"}[column]
+        figure.savefig(args.out / f"{name}.png", dpi=130)
+        print(f"figure: {args.out / f'{name}.png'}")
+
+
+def draw(args: Args, column: str, label: str) -> Any:
+    """Greedy return of every preset, the mean over its seeds."""
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for index, name in enumerate(args.presets):
+        metrics = own_seconds(pd.read_parquet(args.out / name / "metrics.parquet")).dropna(subset=["eval_return"])
+        means = metrics.groupby("env_steps")[["seconds", "eval_return"]].mean().reset_index()
+        style = ("-", "--", ":")[index // 10 % 3]
+        axis.plot(means[column], means.eval_return, style, color=f"C{index % 10}", label=name, linewidth=1.4)
+    axis.axhline(args.threshold, color="black", linewidth=0.6)
+    axis.set(xlabel=label, ylabel="greedy return, mean over seeds", title=args.env)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize="small", ncols=2)
+    return figure
+
+
+if __name__ == "__main__":
+    cli.main(lambda: run(sys.argv[1:]))
