@@ -26,11 +26,11 @@ class Method(NamedTuple):
     load: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+@functools.partial(jax.jit, static_argnums=0)
 def _run(method: Callable[..., PyTree], state: PyTree, key: Key, first: Array, num_rounds: Array, mdp: MDP) -> PyTree:
     return jax.lax.fori_loop(0, num_rounds, lambda i, state: method(state, key, first + i, mdp), state)
 
 
 def run(method: Method, state: PyTree, key: Key, first: int, num_rounds: int, mdp: MDP) -> PyTree:
-    """`state` after rounds first, first + 1, ..., first + num_rounds - 1; it is donated. One compile per method."""
+    """`state` after rounds first, first + 1, ..., first + num_rounds - 1. One compile per method."""
     return _run(method.round, state, key, first, num_rounds, mdp)
