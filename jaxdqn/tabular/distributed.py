@@ -2,8 +2,9 @@
 
 An aggregate is a weighted sum over workers with weights [M, S, A] that sum to one at every entry: a partition of
 unity. `equal` is 1/M, as in federated averaging (McMahan et al., 2017, algorithm 1); `visits` weighs an entry by how
-often a worker updated it since the last aggregation (as Woo et al., 2023, section 3.2, do for workers that cover
-different states); `indicator` takes every state from its owner.
+often a worker updated it since the last aggregation; `indicator` takes every state from its owner. Where workers cover
+the states only jointly, `equal` dilutes an update by the M - 1 workers that could not make it; larger weights for
+entries visited more often, here in proportion, mend that (Woo et al., 2025: federated Q-learning).
 """
 
 from typing import NamedTuple
@@ -15,11 +16,10 @@ import numpy as np
 from jaxdqn.base import Array, Key
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.tabular.mdp import MDP
-from jaxdqn.tabular.method import Method
+from jaxdqn.tabular.method import Method, Table
 from jaxdqn.tabular.q_learning import (
     OMEGA,
     Starts,
-    Table,
     apply_transitions,
     check_learning,
     empty,
@@ -82,19 +82,6 @@ def aggregate(tables: Table, visits: Array, how: str, owned: Array | None = None
     return jax.tree.map(lambda leaf: jnp.sum(share * leaf, axis=0), tables)
 
 
-def coverage(mdp: MDP, regions: np.ndarray) -> Starts:
-    """The start states [M, P] of workers that see only their regions [M, S] bool; [M] of them.
-
-    Raises `UserError` where a worker has nowhere to start.
-    """
-    possible = np.asarray(regions) & ~np.asarray(mdp.terminal)
-    for worker, number in enumerate(possible.sum(axis=1)):
-        if number == 0:
-            raise UserError(f"worker {worker} has no non-terminal state to start from; use fewer workers.")
-    each = [starts(mdp, region, padded=possible.sum(axis=1).max()) for region in possible]
-    return jax.tree.map(lambda *parts: jnp.stack(parts), *each)
-
-
 def distributed(
     mdp: MDP,
     regions: np.ndarray,
@@ -106,12 +93,12 @@ def distributed(
 ) -> Method:
     """Q-learning by M workers that start in their regions [M, S], aggregated every `num_local` steps of each.
 
-    Raises `UserError` for what `weights`, `coverage` and the step sizes refuse.
+    A worker whose region is terminal throughout idles. Raises `UserError` for what `weights` and the step sizes refuse.
     """
     check_learning(gamma, omega)
     if num_local < 1:
         raise UserError(f"local_steps is {num_local}; it must be at least 1.")
-    where, members = coverage(mdp, regions), jnp.arange(len(regions))
+    where, members = starts(mdp, regions), jnp.arange(len(regions))
     parts = None if owned is None else jnp.asarray(owned)
     weights(jnp.zeros((len(regions), 1, 1)), how, None if parts is None else parts[:, :1])  # refuses early
 
@@ -125,6 +112,6 @@ def distributed(
     return Method(
         init=lambda: empty(mdp),
         round=round_,
-        q=lambda table: table.q,
-        load=np.full(len(regions), num_local),
+        table=lambda table: table,
+        load=np.where(np.asarray(where.number) > 0, num_local, 0),
     )

@@ -15,11 +15,10 @@ import numpy as np
 from jaxdqn.base import Array, Key
 from jaxdqn.errors import UserError
 from jaxdqn.tabular.mdp import MDP
-from jaxdqn.tabular.method import Method
+from jaxdqn.tabular.method import Method, Table
 from jaxdqn.tabular.q_learning import (
     OMEGA,
     Starts,
-    Table,
     Transitions,
     View,
     apply_transitions,
@@ -70,11 +69,10 @@ def make_owners(mdp: MDP, owner: np.ndarray, refresh: int) -> Owners:
     owned = owner == np.arange(owner.max() + 1)[:, None]
     need = (owned & ~np.asarray(mdp.terminal)).sum(axis=1)
     load = np.where(need > 0, np.maximum(1, np.round(refresh * need / need.max())), 0)
-    each = [starts(mdp, part, padded=need.max()) for part in owned]
     return Owners(
         number=jnp.arange(len(owned)),
         owned=jnp.asarray(owned),
-        starts=jax.tree.map(lambda *parts: jnp.stack(parts), *each),
+        starts=starts(mdp, owned),
         load=jnp.asarray(load, jnp.int32),
     )
 
@@ -143,6 +141,6 @@ def partitioned(mdp: MDP, owner: np.ndarray, refresh: int, gamma: float, omega: 
     return Method(
         init=lambda: init(mdp, owners),
         round=round_,
-        q=lambda state: state.view,
+        table=lambda state: Table(state.view, merge(state.tables.counts, owners.owned)),
         load=np.asarray(owners.load),
     )

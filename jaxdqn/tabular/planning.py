@@ -15,9 +15,9 @@ from jaxdqn.tabular.mdp import MDP
 def value_iteration(mdp: MDP, gamma: float, tolerance: float = 1e-7) -> Array:
     """Q* [S, A] to within `tolerance` of the largest possible value, max |r| / (1 - gamma), but for float32's rounding.
 
-    0 at terminal states. Sutton and Barto (2018), section 4.4. Stops where the change proves the error (a contraction by gamma), and in any
-    case after as many sweeps as contract the first error that far: float32 may never see a smaller change. Raises
-    `UserError` for gamma outside [0, 1) or a tolerance that is not positive.
+    0 at terminal states. Sutton and Barto (2018), section 4.4. Stops where the change proves the error (a contraction
+    by gamma), and in any case after as many sweeps as contract the first error that far: float32 may never see so
+    small a change. Raises `UserError` for gamma outside [0, 1) or a tolerance that is not positive.
     """
     check_gamma(gamma)
     if not tolerance > 0:

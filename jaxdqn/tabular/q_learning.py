@@ -14,18 +14,11 @@ from jaxdqn import td
 from jaxdqn.base import Array, Key
 from jaxdqn.errors import UserError
 from jaxdqn.tabular.mdp import MDP, outcome
-from jaxdqn.tabular.method import Method
+from jaxdqn.tabular.method import Method, Table
 from jaxdqn.tabular.planning import check_gamma
 
-OMEGA = 0.6  # 1/n needs exponentially many visits in 1/(1 - gamma): Even-Dar and Mansour (2003), theorems 4 and 5
+OMEGA = 0.6  # in (1/2, 1); 1/n would need exponentially many visits in 1/(1 - gamma): Even-Dar and Mansour (2003)
 BLOCK = 256  # transitions drawn at once
-
-
-class Table(NamedTuple):
-    """Action values, and the clock of their step sizes."""
-
-    q: Array  # [S, A]  float
-    counts: Array  # [S, A]  float: visits; an aggregate of tables may have fractions of one
 
 
 class Transitions(NamedTuple):
@@ -62,13 +55,18 @@ def empty(mdp: MDP) -> Table:
     return Table(zeros, zeros)
 
 
-def starts(mdp: MDP, among: np.ndarray | None = None, padded: int | None = None) -> Starts:
-    """The non-terminal states, of those in the mask `among` [S] where given, padded to `padded` entries."""
-    possible = ~np.asarray(mdp.terminal) & (True if among is None else np.asarray(among))
-    states = np.flatnonzero(possible)
-    room = np.zeros(max(1, len(states)) if padded is None else padded, np.int32)
-    room[: len(states)] = states
-    return Starts(jnp.asarray(room), jnp.asarray(len(states), jnp.int32))
+def starts(mdp: MDP, regions: np.ndarray) -> Starts:
+    """Where each of K learners may start, regions [K, S] bool: Starts of [K, P] and [K]; maybe nowhere."""
+    possible = np.asarray(regions) & ~np.asarray(mdp.terminal)
+    number = possible.sum(axis=1)
+    # A stable sort of "impossible" puts the possible states first, in order.
+    states = np.argsort(~possible, axis=1, kind="stable")[:, : max(1, number.max())]
+    return Starts(jnp.asarray(states, jnp.int32), jnp.asarray(number, jnp.int32))
+
+
+def everywhere(mdp: MDP) -> Starts:
+    """All non-terminal states, for one learner: Starts of [P] and []."""
+    return jax.tree.map(lambda leaf: leaf[0], starts(mdp, np.ones((1, len(mdp.terminal)), bool)))
 
 
 def explore(key: Key, mdp: MDP, where: Starts, num: int, num_valid: Array | int | None = None) -> Transitions:
@@ -124,7 +122,7 @@ def check_learning(gamma: float, omega: float) -> None:
 def q_learning(mdp: MDP, gamma: float, omega: float = OMEGA, block: int = BLOCK) -> Method:
     """Plain Q-learning, drawing its transitions in blocks."""
     check_learning(gamma, omega)
-    where = starts(mdp)
+    where = everywhere(mdp)
 
     def round_(table: Table, key: Key, number: Array, mdp: MDP) -> Table:
         return apply_transitions(table, explore(round_key(key, 0, number), mdp, where, block), gamma, omega)
@@ -132,6 +130,6 @@ def q_learning(mdp: MDP, gamma: float, omega: float = OMEGA, block: int = BLOCK)
     return Method(
         init=lambda: empty(mdp),
         round=round_,
-        q=lambda table: table.q,
+        table=lambda table: table,
         load=np.asarray([block]),
     )
