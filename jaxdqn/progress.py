@@ -9,10 +9,11 @@ PLAIN_EVERY = 5.0  # seconds between plain lines
 
 
 class Progress:
-    """Shows steps, rate, return and time left. A context manager."""
+    """Shows steps, rate, return (or what `quantity` names) and time left. A context manager."""
 
-    def __init__(self, total_steps: int, label: str, enabled: bool = True):
+    def __init__(self, total_steps: int, label: str, enabled: bool = True, quantity: str = "return", digits: int = 1):
         self._total, self._label, self._enabled = total_steps, label, enabled
+        self._quantity, self._digits = quantity, digits
         self._bar: Any = None
         self._task: Any = None
         self._last_line = 0.0
@@ -41,15 +42,15 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def update(self, env_steps: int, episode_return: float, final: bool = False) -> None:
-        """`env_steps` done per member, and the latest mean return."""
+    def update(self, env_steps: int, value: float, final: bool = False) -> None:
+        """`env_steps` done per member, and the latest mean return (or other quantity)."""
         if not self._enabled:
             return
         now = time.perf_counter()
         self._start = self._start or (now, env_steps)
         elapsed, done = now - self._start[0], env_steps - self._start[1]
         rate = done / elapsed if elapsed > 0 else 0.0
-        text = f"{env_steps:,}/{self._total:,} steps  {rate:,.0f}/s  return {episode_return:.1f}"
+        text = f"{env_steps:,}/{self._total:,} steps  {rate:,.0f}/s  {self._quantity} {value:.{self._digits}f}"
         if self._bar:
             self._bar.update(self._task, completed=env_steps, text=text)
         elif final or now - self._last_line > PLAIN_EVERY:

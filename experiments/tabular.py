@@ -1,0 +1,196 @@
+"""Tabular Q-learning, plain or parallel, measured against value iteration.
+
+    python experiments/tabular.py                                                      plain, FrozenLake-4x4
+    python experiments/tabular.py --mdp FourRooms --method partitioned --num-workers 4 --refresh 100
+    python experiments/tabular.py --method distributed --coverage part --aggregate visits
+
+MDPs: FrozenLake-4x4, FrozenLake-8x8 (both slippery), FourRooms, DeepSea, Random.
+"""
+
+import dataclasses
+import datetime
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+from jaxdqn import cli
+from jaxdqn.config import Config
+from jaxdqn.errors import UserError, unknown_name
+
+METHODS = ("q_learning", "partitioned", "distributed")
+COVERAGES = ("all", "part")
+POINTS = 50  # of the error curve
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """What to learn, how, and where to keep it."""
+
+    mdp: str = "FrozenLake-4x4"
+    """Which MDP; the list is above."""
+    method: str = "q_learning"
+    """q_learning, partitioned (each owner learns its own states) or distributed (tables are aggregated)."""
+    num_workers: int = 4
+    """partitioned: owners of states; distributed: workers."""
+    refresh: int = 100
+    """partitioned: updates of the busiest owner between two refreshes of what owners see of each other."""
+    local_steps: int = 100
+    """distributed: updates of each worker between two aggregations."""
+    aggregate: str = "visits"
+    """distributed: equal, visits or indicator."""
+    coverage: str = "all"
+    """distributed: a worker starts in all states, or only in its part of them."""
+    gamma: float = 0.95
+    """Discount factor, in [0, 1)."""
+    omega: float = 0.6
+    """The n-th update of a pair has step size n^-omega."""
+    total_steps: int = 1_000_000
+    """Updates in all, over all workers; rounded up to whole rounds."""
+    seed: int = 0
+    """Seed of the experience."""
+    out: pathlib.Path | None = None
+    """Directory of the results, new or empty; by default runs/MDP-METHOD-TIME."""
+    quiet: bool = False
+    """No progress."""
+
+
+def check(args: Args) -> None:
+    """Raises `UserError` for what can be seen to be wrong before JAX is there."""
+    for name in ("num_workers", "refresh", "local_steps", "total_steps"):
+        if getattr(args, name) < 1:
+            raise UserError(f"{name} is {getattr(args, name)}; it must be at least 1.")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"seed is {args.seed}; it must lie in [0, 2^32).")
+    for kind, value, known in (("method", args.method, METHODS), ("coverage", args.coverage, COVERAGES)):
+        if value not in known:
+            raise unknown_name(kind, value, known)
+
+
+def build(args: Args, mdp: Any) -> tuple[Any, Any]:
+    """The method, and the owner of each state where states are divided, else None."""
+    import numpy as np
+
+    from jaxdqn.tabular import distributed, partitioned, q_learning
+
+    if args.method == "q_learning":
+        return q_learning.q_learning(mdp, args.gamma, args.omega), None
+    parted = args.method == "partitioned" or args.aggregate == "indicator" or args.coverage == "part"
+    states = len(mdp.terminal)
+    owner = partitioned.contiguous(states, args.num_workers) if parted else None
+    if args.method == "partitioned":
+        return partitioned.partitioned(mdp, owner, args.refresh, args.gamma, args.omega), owner
+    owned = None if owner is None else owner == np.arange(args.num_workers)[:, None]
+    regions = owned if args.coverage == "part" else np.ones((args.num_workers, states), bool)
+    made = distributed.distributed(mdp, regions, args.local_steps, args.aggregate, args.gamma, args.omega, owned)
+    return made, owner
+
+
+def learn(args: Args, mdp: Any, made: Any, optimal: Any) -> tuple[Any, list[dict[str, float]], float]:
+    """The learned table, the rows of the error curve, and the seconds that compiling took."""
+    import jax
+
+    from jaxdqn.progress import Progress
+    from jaxdqn.tabular import method, planning
+
+    key, state = jax.random.key(args.seed), made.init()
+    began = time.perf_counter()
+    state = jax.block_until_ready(method.run(made, state, key, 0, 0, mdp))
+    compiled = time.perf_counter() - began
+    per_round = int(made.load.sum())
+    total = math.ceil(args.total_steps / per_round)
+    rows: list[dict[str, float]] = []
+    done, seconds = 0, 0.0
+    with Progress(total * per_round, f"{args.mdp} {args.method}", not args.quiet, "error", digits=4) as progress:
+        while done < total:
+            length = min(math.ceil(total / POINTS), total - done)
+            began = time.perf_counter()
+            state = jax.block_until_ready(method.run(made, state, key, done, length, mdp))
+            seconds, done = seconds + time.perf_counter() - began, done + length
+            error = float(planning.max_error(made.table(state).q, optimal, mdp.terminal))
+            counts = {"rounds": done, "updates": done * per_round, "parallel_updates": done * int(made.load.max())}
+            rows.append({**counts, "seconds": seconds, "error": error})
+            progress.update(done * per_round, error, final=done == total)
+    return made.table(state), rows, compiled
+
+
+def write(args: Args, out: pathlib.Path, arrays: dict[str, Any], rows: list[dict], summary: dict, cells: Any) -> None:
+    """summary.json, metrics.parquet, table.npz and values.png in `out`."""
+    import numpy as np
+    import pandas as pd
+
+    from jaxdqn.runs.files import write_atomically
+    from jaxdqn.tabular import drawing
+
+    frame = pd.DataFrame(rows)
+    title = f"{args.mdp}, {args.method}, gamma {args.gamma:g}: error {summary['error']:.4f}"
+    owner = arrays.get("owner")
+    figure = drawing.picture(frame.updates, frame.error, title, arrays["q"].max(axis=1), cells, owner)
+    write_atomically(out / "metrics.parquet", lambda path: frame.to_parquet(path, index=False))
+    write_atomically(out / "table.npz", lambda path: np.savez(path, **arrays))
+    write_atomically(out / "values.png", lambda path: figure.savefig(path, dpi=120))
+    text = json.dumps(summary, indent=2) + "\n"
+    write_atomically(out / "summary.json", lambda path: path.write_text(text))
+
+
+def run(arguments: list[str]) -> int:
+    """The script; returns its exit code."""
+    args = cli.parse(Args, arguments, Args(), str(__doc__))
+    check(args)
+    # One update at a time is all a table needs: an accelerator would only launch kernels.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    cli.prepare_backend(Config(), 1, 1, 1)
+    import jax
+    import numpy as np
+
+    from jaxdqn.runs import directory
+    from jaxdqn.runs.files import provenance
+    from jaxdqn.tabular import mdp as mdps
+    from jaxdqn.tabular import planning
+
+    mdp, cells = mdps.make(args.mdp), mdps.cells(args.mdp)
+    optimal = planning.value_iteration(mdp, args.gamma)
+    made, owner = build(args, mdp)
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = args.out or pathlib.Path("runs") / f"{args.mdp}-{args.method}-{stamp}"
+    with directory.create(out):
+        present = sorted(item.name for item in out.iterdir() if item.name != ".lock")
+        if present:
+            raise UserError(f"{out} is not empty ({present[0]}, ...); choose another --out.")
+        table, rows, compiled = learn(args, mdp, made, optimal)
+        last = rows[-1]
+        arrays = {"q": table.q, "counts": table.counts, "optimal": optimal, "terminal": mdp.terminal}
+        arrays = {name: np.asarray(value) for name, value in arrays.items()}
+        summary = {
+            "status": "finished",
+            **{name: value for name, value in dataclasses.asdict(args).items() if name not in ("out", "quiet")},
+            **last,
+            "run_seconds": last["seconds"],
+            "compile_seconds": compiled,
+            "load": made.load.tolist(),
+            "start_value": float((arrays["q"].max(axis=1) * np.asarray(mdp.start)).sum()),
+            "start_value_optimal": float((arrays["optimal"].max(axis=1) * np.asarray(mdp.start)).sum()),
+            **provenance(jax.devices()[:1]),
+        }
+        write(args, out, arrays if owner is None else {**arrays, "owner": owner}, rows, summary, cells)
+    return report(summary, out)
+
+
+def report(summary: dict[str, Any], out: pathlib.Path) -> int:
+    """The last lines a user reads; returns the exit code."""
+    load = summary["load"]
+    shares = f", load of its {len(load)} learners {min(load)}-{max(load)} a round" if len(load) > 1 else ""
+    print(
+        f"{summary['mdp']}, {summary['method']}: error {summary['error']:.4f} (max-norm against value iteration) after "
+        f"{summary['updates']:,} updates in {summary['run_seconds']:.1f} s (compiled in "
+        f"{summary['compile_seconds']:.1f} s){shares}"
+    )
+    print(f"values: {out / 'values.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.main(lambda: run(sys.argv[1:]))
