@@ -48,6 +48,11 @@ def rows() -> list[tuple[str, str, str, str]]:
         largest = max(shares, key=lambda name: shares[name])
         what = "gymnax's reset in every step: the most a cheaper auto-reset could save of an iteration"
         add("reset", what, f"{100 * shares[largest]:.1f} % ({largest})", "")
+    if "slow_worker" in found:
+        result = found["slow_worker"]
+        what = "four async workers, one four times slower: throughput against the sum of their own rates"
+        measured = f"{result['async_of_sum']:.2f} x (sync is bound by {result['sync_bound_of_sum']:.2f} x)"
+        add("slow_worker", what, measured, ">= 0.9 x")
     if "startup" in found:
         second = found["startup"]["second"]
         add("startup", "second start: trace and cached compilation", f"{second['compile']:.1f} s", "< 3 s")
