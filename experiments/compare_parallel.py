@@ -79,7 +79,7 @@ def train(args: Args, name: str) -> None:
     if (path / "config.yaml").exists():
         flags = ["--resume", str(path)]
     else:
-        on_policy = "rollout_length" in preset(name).config
+        on_policy = preset(name).config.get("learning_starts") == 0
         flags = ["--env", args.env, "--parallel", name, "--seed", str(args.seed), "--num-seeds", str(args.num_seeds)]
         flags += ["--total-steps", str(args.on_policy_steps if on_policy else args.steps), "--out", str(path)]
     print(f"== {name}", flush=True)

@@ -80,6 +80,8 @@ class Parallel(NamedTuple):
 
 
 DIVISIBLE = {"num_envs": 16}
+# As many samples per step as one update a step, in fewer and longer pieces: threads pay for each.
+ACTORS = {"num_envs": 16, "rollout_length": 4, "updates_per_iteration": 4}
 ON_POLICY = {"num_envs": 16, "rollout_length": 8, "n_step": 8, "learning_starts": 0, "total_steps": 2_000_000}
 CONSTANT_RATE = {"learning_rate": 1e-3, "learning_rate_end": 1.0}
 
@@ -87,17 +89,19 @@ PARALLEL: dict[str, Parallel] = {
     "fused": Parallel("one compiled loop; populations and data parallelism", Axes()),
     "parallel_dqn": Parallel(
         "actor threads with local replays, one learner (classic parallel DQN): slow or uneven environments",
-        Axes("actor_learner", workers=4, coupling="async"),
-        DIVISIBLE,
+        Axes("actor_learner", workers=4, coupling="async", merge_every=2, slack=8),
+        ACTORS,
     ),
     "apex": Parallel(
         "parallel_dqn with an epsilon for each environment (Ape-X, uniform replay): many actors",
-        Axes("actor_learner", workers=4, coupling="async", merge_every=4, broadcast_every=16),
-        DIVISIBLE,
+        Axes("actor_learner", workers=4, coupling="async", merge_every=1, broadcast_every=16, slack=8),
+        ACTORS,
         {"ladder_power": 7.0, "epsilon_end": 0.4},
     ),
     "lockstep_dqn": Parallel(
-        "parallel_dqn, deterministic in one thread: debugging, exact resume", Axes("actor_learner"), DIVISIBLE
+        "parallel_dqn, deterministic in one thread: debugging, exact resume",
+        Axes("actor_learner", merge_every=2, slack=8),
+        ACTORS,
     ),
     "local_sgd": Parallel(
         "replicas on devices that average their parameters every H iterations (local SGD): slow links",
