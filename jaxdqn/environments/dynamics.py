@@ -112,7 +112,7 @@ def _enumerate(
         return locate(state), jnp.asarray(reward, jnp.float32)
 
     where, actions = jnp.asarray(cells), jnp.arange(env.num_actions)
-    reached, reward = jax.vmap(jax.vmap(outcome, (None, 0)), (0, None))(where, actions)
+    reached, reward = jax.jit(jax.vmap(jax.vmap(outcome, (None, 0)), (0, None)))(where, actions)
     terminal = jax.vmap(lambda cell: env.is_terminated(place(first, cell), params))(where)
     transition, mean = mix(np.asarray(reached), np.asarray(reward), np.asarray(terminal), noise)
     start = np.eye(len(cells))[int(locate(first))]

@@ -45,7 +45,7 @@ def _iterate(mdp: MDP, gamma: Array, tolerance: Array, max_sweeps: int) -> Array
 
     def goes_on(carry: Any) -> Array:
         sweep, _, change = carry
-        return (sweep < max_sweeps) & (change * gamma > tolerance * largest * (1 - gamma))
+        return (sweep == 0) | ((sweep < max_sweeps) & (change * gamma > tolerance * largest * (1 - gamma)))
 
     def sweep(carry: Any) -> Any:
         number, q, _ = carry
