@@ -72,8 +72,8 @@ def test_a_scheme_trains_and_leaves_a_run(name, tmp_path):
 def test_lockstep_resumes_bit_for_bit(tmp_path):
     whole, half = tmp_path / "whole", tmp_path / "half"
     flags = ("--parallel", "lockstep_dqn", *SMALL)
-    train(*flags, "--total-steps", "8000", "--eval-interval", "2000", "--log-interval", "400", "--out", str(whole))
-    train(*flags, "--total-steps", "4000", "--eval-interval", "2000", "--log-interval", "400", "--out", str(half))
+    train(*flags, "--total-steps", "8000", "--eval-interval", "4000", "--log-interval", "800", "--out", str(whole))
+    train(*flags, "--total-steps", "4000", "--eval-interval", "4000", "--log-interval", "800", "--out", str(half))
     train("--resume", str(half), "--total-steps", "8000")
     one, other = (pd.read_parquet(path / "metrics.parquet").drop(columns="seconds") for path in (whole, half))
     pd.testing.assert_frame_equal(one, other, check_exact=True)

@@ -1,11 +1,7 @@
 """The tabular part against gymnax's own steps, closed forms, a linear solve, and value iteration."""
 
 import functools
-import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import gymnax
 import hypothesis
@@ -13,15 +9,13 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
-import PIL.Image
 import pytest
 import scipy.stats
 
 from jaxdqn.environments import dynamics
 from jaxdqn.errors import UserError
 from jaxdqn.tabular import distributed as dist
-from jaxdqn.tabular import drawing, mdp, method, planning
+from jaxdqn.tabular import mdp, method, planning
 from jaxdqn.tabular import partitioned as part
 from jaxdqn.tabular import q_learning as ql
 
