@@ -25,8 +25,7 @@ from jaxdqn.base import Array, Key, LearnerState, PyTree, Transition
 from jaxdqn.config import Config, HParams, replay_rows, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import couplings, population
-from jaxdqn.parallel import devices as _devices
-from jaxdqn.parallel.fleet import EVALUATION_SEED, EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts
+from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts, greedy_episodes, on_one
 from jaxdqn.parallel.memory import tree_bytes
 from jaxdqn.parallel.telemetry import Seen
 from jaxdqn.parallel.workers import Crew
@@ -212,9 +211,8 @@ class Scheme:
         state: ActorLearnerState = self._single(make, 2)(np.full((1, 1), seed, np.uint32), self.hparams)
         return state
 
-    def _single(self, function: Callable[..., PyTree], num_mapped: int, num_shared: int = 0, donate: Any = ()) -> Any:
-        lanes = population.over_lanes(function, num_shared)
-        return _devices.over_devices(lanes, self.devices[:1], num_mapped, num_shared, donate)
+    def _single(self, *args: Any, **options: Any) -> Any:
+        return on_one(self.devices[0], *args, **options)
 
     def compile(self, state: ActorLearnerState) -> None:
         """Traces the programs; jit compiles them where and when they are first called, which is done here."""
@@ -253,12 +251,6 @@ class Scheme:
             _, sample_key = training.stream_keys(key, iteration)
             return updates(learner, data, sums, sample_key, merged, iteration, hparams)
 
-        def judge(params: PyTree) -> evaluation.Episodes:
-            key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), 0)
-            return evaluation.evaluate(
-                parts.environment, parts.agent, params, key, config.eval_episodes, config.eval_max_steps
-            )
-
         self.programs = Programs(
             act=self._single(act, 4, 2, donate=(1, 2)),
             explore=self._single(explore, 3, donate=(1, 2)),
@@ -266,7 +258,7 @@ class Scheme:
             learn=self._single(learn, 6, 1, donate=(0, 1, 2)),
             copy=self._single(lambda params: jax.tree.map(jnp.copy, params), 1),
         )
-        self.judge = self._single(judge, 1)
+        self.judge = self._single(functools.partial(greedy_episodes, parts), 1)
         zero = self._single(lambda _: training.zero_metrics(parts.agent, parts.replay, config), 1)
         self.zero_metrics = zero(self.hparams.gamma)
         self._warm_up(jax.tree.map(jnp.copy, state))

@@ -121,6 +121,24 @@ def evaluation_bytes(parts: Parts) -> int:
     return tree_bytes(jax.eval_shape(start, jax.random.key(0)))
 
 
+def greedy_episodes(parts: Parts, params: PyTree, shard: Any = 0) -> evaluation.Episodes:
+    """The evaluation of a logging point: one shard's episodes, on start states that are the same in every run."""
+    key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), shard)
+    config = parts.config
+    return evaluation.evaluate(parts.environment, parts.agent, params, key, config.eval_episodes, config.eval_max_steps)
+
+
+def on_one(
+    device: jax.Device,
+    function: Callable[..., PyTree],
+    num_mapped: int,
+    num_shared: int = 0,
+    donate: Sequence[int] = (),
+) -> Any:
+    """function(*mapped, *shared) of one member on one device, compiled; mapped arrays are [1, 1, ...] as in a fleet."""
+    return _devices.over_devices(population.over_lanes(function, num_shared), [device], num_mapped, num_shared, donate)
+
+
 def build(
     parts: Parts,
     devices: Sequence[jax.Device],
@@ -164,11 +182,7 @@ def build(
         return program.lower(states[0], metrics[0], hparams[0], np.int32(0), np.int32(1)).compile()
 
     def evaluate_lane(state: Any) -> evaluation.Episodes:
-        key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), shard_index(shards))
-        config = parts.config
-        return evaluation.evaluate(
-            parts.environment, parts.agent, lane.policy(state), key, config.eval_episodes, config.eval_max_steps
-        )
+        return greedy_episodes(parts, lane.policy(state), shard_index(shards))
 
     judge = over(population.over_lanes(evaluate_lane), devices, num_mapped=1).lower(states[0]).compile()
     collect, step = chunk(lane.collect), chunk(lane.step)

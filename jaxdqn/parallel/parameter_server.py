@@ -21,14 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn import acting, evaluation, training
+from jaxdqn import acting, training
 from jaxdqn.acting import ActorState, EpisodeSums
 from jaxdqn.base import Array, Key, LearnerState, PyTree
 from jaxdqn.config import HParams
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import devices as _devices
 from jaxdqn.parallel import population
-from jaxdqn.parallel.fleet import EVALUATION_SEED, EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts
+from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts, greedy_episodes, on_one
 from jaxdqn.parallel.memory import tree_bytes
 from jaxdqn.parallel.telemetry import Seen
 from jaxdqn.parallel.workers import Crew, Work
@@ -243,24 +242,17 @@ class _Scheme:
             scaled = hparams._replace(learning_rate=hparams.learning_rate * scale)
             return parts.agent.apply(learner, gradients, loss, scaled)
 
-        def judge(params: PyTree) -> evaluation.Episodes:
-            key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), 0)
-            return evaluation.evaluate(
-                parts.environment, parts.agent, params, key, config.eval_episodes, config.eval_max_steps
-            )
-
         # What is pulled is shared with other threads and never donated.
         self.act = self._single(act, 4, 1, donate=(1, 2))
         self.explore = self._single(explore, 3, donate=(1, 2))
         self.gradient = self._single(gradient, 3, 1)
         self.apply = self._single(apply, 5)
-        self.judge = self._single(judge, 1)
+        self.judge = self._single(functools.partial(greedy_episodes, parts), 1)
         zero = self._single(lambda _: training.zero_metrics(parts.agent, parts.replay, config), 1)
         self.zero_metrics = zero(self.hparams.gamma)
 
-    def _single(self, function: Callable[..., PyTree], num_mapped: int, num_shared: int = 0, donate: Any = ()) -> Any:
-        lanes = population.over_lanes(function, num_shared)
-        return _devices.over_devices(lanes, self.devices, num_mapped, num_shared, donate)
+    def _single(self, *args: Any, **options: Any) -> Any:
+        return on_one(self.devices[0], *args, **options)
 
     def init(self, seed: int) -> ServerState:
         """Worker i's stream is that of shard i of a data-parallel agent."""
