@@ -79,11 +79,12 @@ class Parallel(NamedTuple):
     hparams: Mapping[str, Any] = MappingProxyType({})
 
 
-DIVISIBLE = {"num_envs": 16}
+DIVISIBLE = {"num_envs": 8}
 # As many samples per step as one update a step, in fewer and longer pieces: threads pay for each.
 ACTORS = {"num_envs": 16, "rollout_length": 4, "updates_per_iteration": 4}
 ON_POLICY = {"num_envs": 16, "rollout_length": 8, "n_step": 8, "learning_starts": 0, "total_steps": 2_000_000}
-CONSTANT_RATE = {"learning_rate": 1e-3, "learning_rate_end": 1.0}
+ANNEALED = {"learning_rate": 1e-3, "learning_rate_end": 0.05, "learning_rate_updates": 15_000.0}
+CONSTANT_RATE = {"learning_rate": 5e-4, "learning_rate_end": 1.0}
 
 PARALLEL: dict[str, Parallel] = {
     "fused": Parallel("one compiled loop; populations and data parallelism", Axes()),
@@ -136,25 +137,25 @@ PARALLEL: dict[str, Parallel] = {
         "asynchronous n-step Q-learning without replay (Mnih et al., 2016)",
         Axes("parameter_server", workers=4),
         {**ON_POLICY, "agent": "dqn", "replay": "latest"},
-        {**CONSTANT_RATE, "epsilon_end": 0.05, "epsilon_steps": 500_000.0, "target_period": 100.0},
+        {**ANNEALED, "epsilon_end": 0.05, "epsilon_steps": 500_000.0, "target_period": 100.0},
     ),
     "async_q1": Parallel(
         "asynchronous one-step Q-learning without replay (Mnih et al., 2016)",
         Axes("parameter_server", workers=4),
         {**ON_POLICY, "agent": "dqn", "replay": "latest", "n_step": 1},
-        {**CONSTANT_RATE, "epsilon_end": 0.05, "epsilon_steps": 500_000.0, "target_period": 100.0},
+        {**ANNEALED, "epsilon_end": 0.05, "epsilon_steps": 500_000.0, "target_period": 100.0},
     ),
     "a3c": Parallel(
         "asynchronous advantage actor-critic (Mnih et al., 2016)",
         Axes("parameter_server", workers=4),
         {**ON_POLICY, "agent": "a2c", "replay": "auto"},
-        {**CONSTANT_RATE, "learning_rate": 5e-4},
+        CONSTANT_RATE,
     ),
     "hogwild": Parallel(
         "a3c without locks: lost updates are counted (Recht et al., 2011, emulated)",
         Axes("parameter_server", workers=4, lock="none"),
         {**ON_POLICY, "agent": "a2c", "replay": "auto"},
-        {**CONSTANT_RATE, "learning_rate": 5e-4},
+        CONSTANT_RATE,
     ),
 }
 
