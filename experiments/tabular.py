@@ -127,8 +127,8 @@ def write(args: Args, out: pathlib.Path, arrays: dict[str, Any], rows: list[dict
 
     frame = pd.DataFrame(rows)
     title = f"{args.mdp}, {args.method}, gamma {args.gamma:g}: error {summary['error']:.4f}"
-    owner = arrays.get("owner")
-    figure = drawing.picture(frame.updates, frame.error, title, arrays["q"].max(axis=1), cells, owner)
+    values, owner = arrays["q"].max(axis=1), arrays.get("owner")
+    figure = drawing.picture(frame.updates, frame.error, title, values, arrays["terminal"], cells, owner)
     write_atomically(out / "metrics.parquet", lambda path: frame.to_parquet(path, index=False))
     write_atomically(out / "table.npz", lambda path: np.savez(path, **arrays))
     write_atomically(out / "values.png", lambda path: figure.savefig(path, dpi=120))

@@ -11,10 +11,14 @@ def picture(
     errors: Sequence[float],
     title: str,
     values: np.ndarray,
+    terminal: np.ndarray,
     cells: np.ndarray | None = None,
     owner: np.ndarray | None = None,
 ) -> Any:
-    """A matplotlib figure: error against updates; values [S] on their cells [S, 2]; borders between owners [S]."""
+    """A matplotlib figure: error against updates; values [S] on their cells [S, 2]; borders between owners [S].
+
+    Walls are grey, terminal [S] cells too, and marked with a T.
+    """
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     figure = Figure(figsize=(9 if cells is not None else 4.8, 3.8), layout="constrained")
@@ -24,9 +28,11 @@ def picture(
     axes[0].grid(alpha=0.25, which="both")
     axes[0].spines[["top", "right"]].set_visible(False)
     if cells is not None:
-        image = axes[1].imshow(on_grid(values, cells), cmap="viridis")
+        image = axes[1].imshow(on_grid(np.where(terminal, np.nan, values), cells), cmap="viridis")
         figure.colorbar(image, ax=axes[1], label="max Q(s, .)")
-        axes[1].set(xticks=[], yticks=[])
+        axes[1].set(xticks=[], yticks=[], facecolor="lightgrey")
+        for row, column in cells[terminal & (cells >= 0).all(axis=1)]:
+            axes[1].text(column, row, "T", ha="center", va="center", fontsize="small")
         if owner is not None:
             _draw_borders(axes[1], on_grid(owner, cells))
     figure.suptitle(title, fontsize="medium")
@@ -55,7 +61,9 @@ def borders(grid: np.ndarray) -> list[tuple[tuple[float, float], tuple[float, fl
 def _draw_borders(axis: Any, grid: np.ndarray) -> None:
     from matplotlib.collections import LineCollection
 
-    axis.add_collection(LineCollection(borders(grid), colors="white", linewidths=2.0))
+    axis.add_collection(LineCollection(borders(grid), colors="red", linewidths=2.0))
     for number in np.unique(grid[~np.isnan(grid)]):
-        row, column = np.argwhere(grid == number).mean(axis=0)
-        axis.text(column, row, f"{number:.0f}", color="white", ha="center", va="center", fontsize="small")
+        own = np.argwhere(grid == number)
+        middle = own.mean(axis=0)
+        row, column = own[np.abs(own - middle).sum(axis=1).argmin()]  # a cell of its own, whatever the part's shape
+        axis.text(column, row, f"{number:.0f}", color="red", ha="center", va="center", fontsize="small")
