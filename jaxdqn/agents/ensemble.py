@@ -71,7 +71,7 @@ def ensemble(
             kept = jax.random.bernoulli(mask_key, keep_probability, batch.weights.shape)
             return loss(params, target_params, batch._replace(weights=batch.weights * kept), key, hparams)
 
-        outputs = jax.vmap(member)(params, target_params, jax.random.split(key, size))
+        outputs = stacked.over_stack(member)(params, target_params, jax.random.split(key, size))
         # The sum has each member's own gradient; a mean would divide it by M.
         means = jax.tree.map(lambda x: jnp.mean(x, axis=0), (outputs.priorities, outputs.metrics))
         return LossOutput(jnp.sum(outputs.loss), *means)
@@ -79,7 +79,7 @@ def ensemble(
     def act(
         params: PyTree, carry: PyTree, observation: Array, key: Key, epsilon: Array
     ) -> tuple[Array, PyTree, PyTree]:
-        q = jax.vmap(network.apply, (0, None))(params, observation)
+        q = stacked.over_stack(lambda member: network.apply(member, observation))(params)
         return exploration.epsilon_greedy(key, aggregate(q, observation), epsilon), carry, ()
 
     agent = stacked.clip_each(sgd_agent(stack, summed, act, stacked.each(optimizer)))

@@ -35,7 +35,7 @@ def partitioned(network: Network, owner: Owner, num_owners: int) -> Network:
     """
 
     def apply(params: PyTree, observation: Array) -> Array:
-        q = jax.vmap(network.apply, (0, None))(params, observation)
+        q = stacked.over_stack(lambda one: network.apply(one, observation))(params)
         return merge(q, jax.vmap(owner)(observation))
 
     return Network(stacked.initialiser(network, num_owners), apply)

@@ -14,16 +14,32 @@ from jaxdqn.base import Agent, Array, Key, LearnerState, Network, PyTree
 from jaxdqn.learning import Optimizer
 
 
-def initialiser(network: Network, size: int) -> Callable[[Key], PyTree]:
-    """init(key) -> params [size, ...] of `size` independently initialised networks.
+def initialiser(network: Network, num: int) -> Callable[[Key], PyTree]:
+    """init(key) -> params [num, ...] of `num` independently initialised networks.
 
     The first is what `network` alone gets from this key, so that a stack of one is the network.
     """
 
     def init(key: Key) -> PyTree:
-        return jax.vmap(network.init)(jnp.concatenate([key[None], jax.random.split(key, size)[1:]]))
+        return jax.vmap(network.init)(jnp.concatenate([key[None], jax.random.split(key, num)[1:]]))
 
     return init
+
+
+def over_stack(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """A function of one learner, for K: run(*args [K, ...]) -> [K, ...]; vmapped, but for K = 1 as it is."""
+
+    def run(*args: PyTree) -> PyTree:
+        if size(args) > 1:
+            return jax.vmap(function)(*args)
+        return jax.tree.map(lambda x: x[None], function(*jax.tree.map(lambda x: x[0], args)))
+
+    return run
+
+
+def size(stack: PyTree) -> int:
+    """K, of arrays [K, ...]."""
+    return int(jax.tree.leaves(stack)[0].shape[0])
 
 
 def each(optimizer: Optimizer) -> Optimizer:
@@ -31,7 +47,7 @@ def each(optimizer: Optimizer) -> Optimizer:
 
     def build(hparams: Any) -> optax.GradientTransformation:
         one = optimizer(hparams)
-        return optax.GradientTransformation(jax.vmap(one.init), lambda g, s, p=None: jax.vmap(one.update)(g, s, p))
+        return optax.GradientTransformation(over_stack(one.init), over_stack(one.update))
 
     return build
 
@@ -64,9 +80,14 @@ def clip_each(agent: Agent) -> Agent:
     """
 
     def apply(learner: LearnerState, gradients: PyTree, loss: Array, hparams: Any) -> tuple[LearnerState, Array]:
-        norms = jax.vmap(optax.global_norm)(gradients)
-        scales = jnp.minimum(1.0, hparams.max_grad_norm / norms)
-        clipped = jax.tree.map(lambda leaf: jax.vmap(jnp.multiply)(leaf, scales), gradients)
+        if size(gradients) == 1:
+            return agent.apply(learner, gradients, loss, hparams)
+
+        def clip(gradient: PyTree) -> tuple[PyTree, Array]:
+            norm = optax.global_norm(gradient)
+            return jax.tree.map(lambda g: g * jnp.minimum(1.0, hparams.max_grad_norm / norm), gradient), norm
+
+        clipped, norms = over_stack(clip)(gradients)
         # A norm that overflows would be clipped to 0 and pass for a finite one.
         loss = jnp.where(jnp.all(jnp.isfinite(norms)), loss, jnp.nan)
         learner, _ = agent.apply(learner, clipped, loss, hparams._replace(max_grad_norm=jnp.inf))
