@@ -11,7 +11,7 @@ from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.errors import UserError
 from jaxdqn.presets import BY_ENVIRONMENT, PRESETS
 
-AGENTS = "dqn, double_dqn, a2c, random"
+AGENTS = "dqn, double_dqn, ensemble_dqn, partitioned_dqn, a2c, random"
 
 
 def run(arguments: list[str]) -> int:

@@ -68,7 +68,7 @@ class Config:
     """Probability that the environment repeats the previous action instead (Machado et al., 2018)."""
 
     agent: str = "dqn"
-    """Agent: dqn, double_dqn, a2c or random."""
+    """Agent: dqn, double_dqn, ensemble_dqn, partitioned_dqn, a2c or random."""
     network: Literal["auto", "mlp", "minatar", "nature"] = "auto"
     """Torso; auto takes mlp for vectors, minatar for small grids, nature for images of at least 36 x 36."""
     hidden_sizes: tuple[int, ...] = (128, 128)
@@ -83,6 +83,13 @@ class Config:
     """Weight initialisation: LeCun normal (flax's default) or orthogonal."""
     convolution: Literal["patches", "lax"] = "patches"
     """How the MinAtar torso convolves: patches times a matrix, or XLA's convolution. Same parameters, same result."""
+
+    ensemble_size: int = 5
+    """Networks of ensemble_dqn."""
+    ensemble_act: Literal["mean", "vote"] = "mean"
+    """How ensemble_dqn acts: by the mean of its members' values, or by their majority vote."""
+    num_partitions: int = 4
+    """Owners of partitioned_dqn: networks that each own a part of the state space."""
 
     num_envs: int = 16
     """N: environments stepped in parallel."""
@@ -213,7 +220,7 @@ def validate(config: Config, num_shards: int = 1) -> None:
 def _validate_sizes(config: Config) -> None:
     positive = (
         "num_envs rollout_length batch_size updates_per_iteration replay_capacity n_step total_steps eval_episodes "
-        "eval_max_steps log_interval eval_interval"
+        "eval_max_steps log_interval eval_interval ensemble_size num_partitions"
     )
     for name in positive.split():
         value = getattr(config, name)

@@ -43,6 +43,8 @@ POSITIVE = [
     "eval_max_steps",
     "log_interval",
     "eval_interval",
+    "ensemble_size",
+    "num_partitions",
 ]
 WRONG = [
     *[({name: value}, name, repr(value)) for name in POSITIVE for value in (0, -3, 2.5, True)],
@@ -53,6 +55,7 @@ WRONG = [
     ({"activation": "rely"}, "activation", "'rely'", "'relu'"),
     ({"initializer": "ortogonal"}, "initializer", "'ortogonal'", "'orthogonal'"),
     ({"convolution": "patch"}, "convolution", "'patch'", "'patches'"),
+    ({"ensemble_act": "votes"}, "ensemble_act", "'votes'", "'vote'"),
     ({"loss": "hubert"}, "loss", "'hubert'", "'huber'"),
     ({"optimizer": "Adam"}, "optimizer", "'Adam'", "'adam'"),
     ({"epsilon_schedule": "linaer"}, "epsilon_schedule", "'linaer'", "'linear'"),

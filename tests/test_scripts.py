@@ -19,6 +19,7 @@ import pytest
 
 import jaxdqn
 from jaxdqn import cli
+from jaxdqn.agents import AGENTS
 from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import devices, memory
@@ -208,7 +209,7 @@ def test_export_writes_a_policy_that_chooses_as_the_run_does(inside, trained, tm
 def test_list_shows_everything(capsys):
     assert script("list").run([]) == 0
     out = capsys.readouterr().out
-    for name in (*GYMNAX, *CONTINUOUS, *PRESETS, "dqn", "double_dqn", "random"):
+    for name in (*GYMNAX, *CONTINUOUS, *PRESETS, *AGENTS):
         assert name in out
     with pytest.raises(UserError, match="takes no arguments"):
         script("list").run(["--wat"])

@@ -1,19 +1,32 @@
 """Agents by name. A value-based agent is its loss: one small file each."""
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxdqn import networks, td
+from jaxdqn.agents import ownership
 from jaxdqn.agents.actor_critic import actor_critic
 from jaxdqn.agents.dqn import double_dqn, dqn
+from jaxdqn.agents.ensemble import ensemble_dqn
+from jaxdqn.agents.partitioned import partitioned_dqn
 from jaxdqn.agents.random import random
 from jaxdqn.base import Agent, Spec
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.learning import OPTIMIZERS
 
-AGENTS: dict[str, Callable[..., Agent]] = {"dqn": dqn, "double_dqn": double_dqn, "a2c": actor_critic, "random": random}
+AGENTS: dict[str, Callable[..., Agent]] = {
+    "dqn": dqn,
+    "double_dqn": double_dqn,
+    "ensemble_dqn": ensemble_dqn,
+    "partitioned_dqn": partitioned_dqn,
+    "a2c": actor_critic,
+    "random": random,
+}
 ON_POLICY = {"a2c"}
 """Agents whose loss holds only for actions of the policy they learn: they learn from the latest block."""
+STACKED = {"ensemble_dqn", "partitioned_dqn"}
+"""Agents of several networks, whose parameters have a leading axis."""
 
 
 def make(config: Config, spec: Spec) -> Agent:
@@ -26,7 +39,17 @@ def make(config: Config, spec: Spec) -> Agent:
     else:
         network = networks.q_network(spec, config.network, config.hidden_sizes, config.dueling, *options)
     penalty = {"squared": td.squared, "huber": td.huber}[config.loss]
-    return AGENTS[config.agent](network, OPTIMIZERS[config.optimizer], penalty)
+    return AGENTS[config.agent](network, OPTIMIZERS[config.optimizer], penalty, **_options(config, spec))
+
+
+def _options(config: Config, spec: Spec) -> dict[str, Any]:
+    """What an agent takes beyond network, optimizer and penalty."""
+    if config.agent == "ensemble_dqn":
+        return {"size": config.ensemble_size, "aggregate": config.ensemble_act}
+    if config.agent == "partitioned_dqn":
+        count = config.num_partitions
+        return {"owner": ownership.directions(spec, count), "num_owners": count}
+    return {}
 
 
 def learns_from_latest(config: Config) -> bool:

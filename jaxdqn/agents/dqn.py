@@ -14,10 +14,21 @@ from jaxdqn.base import Agent, Array, Batch, Key, LossOutput, Network, PyTree
 from jaxdqn.learning import Optimizer, sgd_agent
 
 Penalty = Callable[[Array, Array], Array]
+Loss = Callable[[PyTree, PyTree, Any, Key, Any], LossOutput]
 
 
 def dqn(network: Network, optimizer: Optimizer, penalty: Penalty = td.squared) -> Agent:
-    """DQN: y = R_m + gamma^m discount max_a Q_target(s_m, a)."""
+    """DQN: epsilon-greedy over `dqn_loss`."""
+    return sgd_agent(network, dqn_loss(network, penalty), epsilon_greedy_policy(network), optimizer)
+
+
+def double_dqn(network: Network, optimizer: Optimizer, penalty: Penalty = td.squared) -> Agent:
+    """Double DQN: epsilon-greedy over `double_dqn_loss`."""
+    return sgd_agent(network, double_dqn_loss(network, penalty), epsilon_greedy_policy(network), optimizer)
+
+
+def dqn_loss(network: Network, penalty: Penalty) -> Loss:
+    """y = R_m + gamma^m discount max_a Q_target(s_m, a)."""
 
     def loss(params: PyTree, target_params: PyTree, batch: Batch, key: Key, hparams: Any) -> LossOutput:
         del key  # no stochastic layers
@@ -26,11 +37,11 @@ def dqn(network: Network, optimizer: Optimizer, penalty: Penalty = td.squared) -
         errors = jax.vmap(td.q_learning)(q_tm1, batch.action, batch.return_m, batch.bootstrap_discount, q_t)
         return value_loss(errors, q_tm1, batch, penalty, hparams)
 
-    return sgd_agent(network, loss, epsilon_greedy_policy(network), optimizer)
+    return loss
 
 
-def double_dqn(network: Network, optimizer: Optimizer, penalty: Penalty = td.squared) -> Agent:
-    """Double DQN: y = R_m + gamma^m discount Q_target(s_m, argmax_a Q(s_m, a))."""
+def double_dqn_loss(network: Network, penalty: Penalty) -> Loss:
+    """y = R_m + gamma^m discount Q_target(s_m, argmax_a Q(s_m, a))."""
 
     def loss(params: PyTree, target_params: PyTree, batch: Batch, key: Key, hparams: Any) -> LossOutput:
         del key  # no stochastic layers
@@ -42,7 +53,7 @@ def double_dqn(network: Network, optimizer: Optimizer, penalty: Penalty = td.squ
         )
         return value_loss(errors, q_tm1, batch, penalty, hparams)
 
-    return sgd_agent(network, loss, epsilon_greedy_policy(network), optimizer)
+    return loss
 
 
 def value_loss(errors: Array, q_tm1: Array, batch: Batch, penalty: Penalty, hparams: Any) -> LossOutput:

@@ -60,6 +60,8 @@ def dense_kernels(params: PyTree) -> list[tuple[int, ...]]:
 def check(parts: Parts, data: int, model: int) -> int:
     """The number of hidden dense layers. Raises `UserError` where they, or environments and batch, cannot be split."""
     config = parts.config
+    if model > 1 and config.agent in agents.STACKED:
+        raise UserError(f"agent {config.agent!r} has several networks, whose layers are not split; use model 1.")
     params = jax.eval_shape(lambda: parts.agent.init(jax.random.key(0), HParams()).params)
     hidden = dense_kernels(params)[: -num_heads(config)]
     if not hidden:
