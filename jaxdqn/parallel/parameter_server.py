@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn import acting, training
+from jaxdqn import acting, agents, training
 from jaxdqn.acting import ActorState, EpisodeSums
 from jaxdqn.base import Array, Key, LearnerState, PyTree
 from jaxdqn.config import HParams
@@ -29,6 +29,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import population
 from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts, greedy_episodes, on_one
 from jaxdqn.parallel.memory import tree_bytes
+from jaxdqn.parallel.survivors import intact, mended
 from jaxdqn.parallel.telemetry import Seen
 from jaxdqn.parallel.workers import Crew, Work
 
@@ -189,6 +190,12 @@ def build(
     return fleet, [state]
 
 
+def state_bytes(parts: Parts, axes: Axes) -> tuple[int, int]:
+    """Bytes of the whole state, and of the workers' replays in it."""
+    state = jax.eval_shape(lambda: _Scheme(parts, jax.devices()[:1], HParams(), axes, print, None).init(0))
+    return tree_bytes(state), tree_bytes([worker.replay for worker in state.workers])
+
+
 class _Scheme:
     """The programs, and a chunk of work for the threads."""
 
@@ -205,6 +212,8 @@ class _Scheme:
         self.hparams = jax.tree.map(lambda x: np.full((1, 1), x, np.float32), hparams)
         self.seen, self.crew = Seen(), Crew(axes.num_workers, report)
         config = self.config
+        latest = agents.learns_from_latest(config)
+        self.rollouts_before = 0 if latest else -(-config.n_step // config.rollout_length) - 1
         rollout = training.make_act(parts.environment, parts.agent, config, config.num_envs)
         always = jnp.ones(config.num_envs)
 
@@ -287,7 +296,7 @@ class _Scheme:
         """`bytes_per_update`: a pull of parameters and target, and a push of a gradient."""
         learner = states[0].learner
         moved = 2 * tree_bytes(learner.params) + tree_bytes(learner.target_params)
-        return {"bytes_per_update": float(moved), **self.seen.take()}
+        return {"bytes_per_update": float(moved), "dead_workers": self.crew.num_dead, **self.seen.take()}
 
     def run(
         self, states: list[ServerState], metrics: list[training.Metrics], start: int, stop: int, learning: bool
@@ -306,6 +315,10 @@ class _Scheme:
                 workers[index], episodes = self.explore(pulled.params, workers[index], sums[index].episodes)
                 sums[index] = sums[index]._replace(episodes=jax.block_until_ready(episodes))
                 return
+            # Tickets go to whoever is free: one that slept through the prefill has no n-step return to learn from yet.
+            while self.rollouts_before and int(workers[index].acted[0, 0]) < self.rollouts_before:
+                workers[index], episodes = self.explore(pulled.params, workers[index], sums[index].episodes)
+                sums[index] = sums[index]._replace(episodes=episodes)
             worker, episodes, epsilon = self.act(
                 pulled.params, workers[index], sums[index].episodes, self.hparams, np.int32(start + ticket)
             )
@@ -325,8 +338,9 @@ class _Scheme:
 
         work, threads = self.crew.start(range(stop - start), work_on)
         self.crew.join(work, threads)
+        workers = mended(workers, work.dead)
         total = metrics[0]
-        for each in sums:
+        for each in filter(intact, sums):
             total = total._replace(
                 episodes=jax.tree.map(jnp.add, total.episodes, each.episodes),
                 learning=jax.tree.map(jnp.add, total.learning, each.learning),
