@@ -5,12 +5,10 @@ import itertools
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from probe_environments import clocked
 
-from jaxdqn import agents, replay, training
-from jaxdqn.base import Environment, Spec, TimeStep
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import actor_learner, fleet, population
@@ -85,28 +83,6 @@ def test_late_parameters_are_one_broadcast_old():
 
 
 # -- conservation -----------------------------------------------------------------------------------------------------
-
-
-def clock():
-    """Observation, and so reward, tells which environment (by a random id) acted, and for how many steps."""
-
-    def reset(key):
-        state = (jax.random.uniform(key), jnp.int32(0))
-        return state, jnp.array([state[0], 0.0])
-
-    def step(key, state, action):
-        name, age = state[0], state[1] + 1
-        observation = jnp.array([name, age.astype(jnp.float32)])
-        return (name, age), TimeStep(observation, age.astype(jnp.float32), jnp.float32(1), observation, age < 0)
-
-    return Environment(reset, step, Spec("clock", jax.ShapeDtypeStruct((2,), jnp.float32), 2))
-
-
-def clocked(config):
-    environment = clock()
-    agent = agents.make(config, environment.spec)
-    example = training.transition_example(environment, agent, H)
-    return fleet.Parts(config, environment, agent, replay.uniform(example, 10, config.num_envs, config.batch_size))
 
 
 @pytest.mark.parametrize("coupling, devices", [("lockstep", 1), ("async", 1), ("async", 3)])

@@ -99,8 +99,8 @@ def validate(config: Config, axes: Axes) -> None:
         )
     if agents.learns_from_latest(config):
         raise UserError(
-            f"agent {config.agent!r} with replay {config.replay!r} learns from the latest block, and an actor-learner's "
-            "is made for a ring; use --replay uniform or, for on-policy agents, --parallel a3c."
+            f"agent {config.agent!r} with replay {config.replay!r} learns from the latest block, and actors fill a "
+            "replay; use --replay uniform or, for on-policy agents, --parallel a3c."
         )
     if axes.slack < axes.merge_every:
         raise UserError(f"slack {axes.slack} is below merge_every {axes.merge_every}: the learner would wait forever.")
