@@ -107,7 +107,7 @@ def failing_chunk(before_it_fails, merge_every=1):
         before_it_fails(chunk)
         return learn(*args)
 
-    scheme.programs = scheme.programs._replace(learn=failing)
+    chunk.programs = scheme.programs._replace(learn=failing)
     with pytest.raises(ZeroDivisionError) as caught:
         within_limit(lambda: chunk.asynchronous(LINE.prefill, LINE.prefill + 500))
     assert workers_alive() == [] and said == [] and scheme.crew.alive == [0, 1, 2, 3]
@@ -141,7 +141,7 @@ def test_an_exception_of_the_learner_surfaces_once_and_ends_the_threads():
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_run_survives_the_death_of_a_worker_and_shows_it(scheme, monkeypatch, capsys, tmp_path):
-    disturbed(monkeypatch, dies(2, 40))
+    disturbed(monkeypatch, dies(2, 60))
     result = train(scheme, out=tmp_path / "run")
     assert result.summary["status"] == "finished" and result.summary["dead_workers"] == 1
     assert_complete(result.metrics)
@@ -248,7 +248,7 @@ def test_the_death_of_all_workers_ends_in_one_line_and_leaves_metrics_and_checkp
         settings = QUIET._replace(checkpoint_seconds=0.0)
         cli.main(lambda: train(scheme, out=out, settings=settings) and None)
     assert stop.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "seldom learns" not in line]
     assert len(lines) == 5 and all("power cut" in line for line in lines)
     assert lines[-1].startswith("error: every worker died")
     kept = pd.read_parquet(out / "metrics.parquet")
