@@ -27,7 +27,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import couplings, population
 from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts, greedy_episodes, on_one
 from jaxdqn.parallel.memory import tree_bytes
-from jaxdqn.parallel.telemetry import Seen
+from jaxdqn.parallel.telemetry import Rates, Seen
 from jaxdqn.parallel.workers import Crew
 
 
@@ -181,7 +181,7 @@ class Scheme:
         self.actor_devices = list(devices[1:]) or list(devices)
         self.hparams = jax.tree.map(lambda x: np.full((1, 1), x, np.float32), hparams)
         self.crew = Crew(axes.num_actors, report)
-        self.seen = Seen()
+        self.seen, self.rates = Seen(), Rates()
 
     def init(self, seed: int) -> ActorLearnerState:
         """Actor i's stream is that of shard i of a data-parallel agent: one actor acts as the fused loop does."""
@@ -285,7 +285,8 @@ class Scheme:
         per_iteration = self.axes.num_actors * local / self.axes.merge_every
         moved = self.axes.num_actors * params / self.axes.broadcast_every
         moved += per_iteration / self.config.updates_per_iteration
-        return {"bytes_per_update": moved, **(self.seen.take() if self.axes.coupling == "async" else {})}
+        seen = {**self.seen.take(), **self.rates.take()} if self.axes.coupling == "async" else {}
+        return {"bytes_per_update": moved, **seen}
 
     def run(
         self,

@@ -145,7 +145,7 @@ class Chunk:
         self.by_actor[index] = self.act(index, iteration, params[device], self.by_actor[index], self.hparams[device])
         jax.block_until_ready(self.by_actor[index])
         self.acted[index] += 1
-        seen.worked(index)
+        self.scheme.rates.worked(index)
         if self.acted[index] % self.axes.merge_every == 0:
             local = self.programs.copy(self.actors[index].local)  # the next rollout is given the original
             self._deliver(work, Delivery(index, jax.device_put(local, self.scheme.devices[0]), version))
