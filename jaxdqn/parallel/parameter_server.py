@@ -28,6 +28,7 @@ from jaxdqn.parallel.fleet import Fleet, Parts, greedy_episodes, make_parts, on_
 from jaxdqn.parallel.memory import tree_bytes
 from jaxdqn.parallel.server import Axes, Server, validate
 from jaxdqn.parallel.server_worker import Node, Worker, compile_programs, first_learner, over_members, start
+from jaxdqn.parallel.survivors import intact, mended
 from jaxdqn.parallel.telemetry import Rates
 from jaxdqn.parallel.workers import Crew, Work
 
@@ -80,10 +81,24 @@ def build(
     return fleet, [state]
 
 
+def first_state(parts: Parts, axes: Axes, seed: Array, hparams: Any) -> ServerState:
+    """The learner and the workers of a run's seed."""
+    key = jax.random.key(seed)
+    learner = first_learner(parts, key, hparams)
+    workers = tuple(start(parts, learner, key, index, axes.own_statistics) for index in range(axes.num_workers))
+    return ServerState(learner, workers)
+
+
+def state_bytes(parts: Parts, axes: Axes) -> tuple[int, int]:
+    """Bytes of the whole state, and of the workers' replays in it."""
+    state = jax.eval_shape(functools.partial(first_state, parts, axes), 0, HParams())
+    return tree_bytes(state), tree_bytes([worker.replay for worker in state.workers])
+
+
 def make_node(config: Config, factory: Callable[..., Any] | None, hparams: Any) -> Node:
     """A worker in a process of its own; `factory` makes its environment where that is a user's."""
     parts = remake(config, factory)
-    return Node(compile_programs(parts, jax.devices()[0], hparams), hparams, config.updates_per_iteration)
+    return Node(compile_programs(parts, jax.devices()[0], hparams), hparams, config)
 
 
 def make_server(config: Config, factory: Callable[..., Any] | None, hparams: Any, axes: Axes) -> Server:
@@ -134,7 +149,7 @@ class _Scheme:
         self.apart = engine is not None
         if engine is None:
             self.server = Server(compile_apply(parts, device, self.hparams), axes)
-            self.nodes = [Node(self.programs, self.hparams, config.updates_per_iteration) for _ in workers]
+            self.nodes = [Node(self.programs, self.hparams, config) for _ in workers]
         else:
             recipe = config, registry.factory(config.env), self.hparams
             self.server = engine.spawn(make_server, *recipe, axes, threads=axes.num_workers + 1)
@@ -142,14 +157,8 @@ class _Scheme:
 
     def init(self, seed: int) -> ServerState:
         """The run's first state."""
-
-        def make(seed: Array, hparams: Any) -> ServerState:
-            key = jax.random.key(seed)
-            learner = first_learner(self.parts, key, hparams)
-            indices, own = range(self.axes.num_workers), self.axes.own_statistics
-            return ServerState(learner, tuple(start(self.parts, learner, key, i, own) for i in indices))
-
-        state: ServerState = on_one(self.device, make, 2)(np.full((1, 1), seed, np.uint32), self.hparams)
+        make = on_one(self.device, functools.partial(first_state, self.parts, self.axes), 2)
+        state: ServerState = make(np.full((1, 1), seed, np.uint32), self.hparams)
         return state
 
     def warm_up(self, state: ServerState) -> None:
@@ -171,7 +180,12 @@ class _Scheme:
         """`bytes_per_update`: a pull of parameters and target, and a push of a gradient."""
         learner = states[0].learner
         moved = 2 * tree_bytes(learner.params) + tree_bytes(learner.target_params)
-        return {"bytes_per_update": float(moved), **self.server.take(), **self.rates.take()}
+        return {
+            "bytes_per_update": float(moved),
+            "dead_workers": self.crew.num_dead,
+            **self.server.take(),
+            **self.rates.take(),
+        }
 
     def run(
         self, states: list[ServerState], metrics: list[training.Metrics], start: int, stop: int, learning: bool
@@ -196,32 +210,26 @@ class _Scheme:
 
         work, threads = self.crew.start(range(stop - start), work_on)
         self.crew.join(work, threads)
-        ended = {index: self._ended(index) for index in sorted(begun)}
-        alive = next(end for index, end in ended.items() if end and index in self.crew.alive)
         total = metrics[0]
-        for index, end in ended.items():
-            workers[index] = end[0] if end else _successor(alive[0], index)
-            total = _add(total, end[1]) if end else total
+        for index in sorted(begun):
+            end = self._ended(index)
+            if end is not None:
+                workers[index], total = end[0], _add(total, end[1])
+        workers = mended(workers, work.dead)
         learner = self.server.end()
         # A copy: the metrics outlive the chunk, and nothing may be shared between them and the state.
         total = total._replace(first_bad_update=jnp.copy(learner.first_bad_update))
         return [ServerState(learner, tuple(workers))], [total]
 
     def _ended(self, index: int) -> tuple[Worker, training.Metrics] | None:
-        """What a node made of a chunk; None where it took that with it when it died."""
+        """What a node made of a chunk; None where a dead one took that with it."""
         try:
-            end: tuple[Worker, training.Metrics] = jax.block_until_ready(self.nodes[index].end())
-            return end
+            end: tuple[Worker, training.Metrics] = self.nodes[index].end()
+            return end if intact(end) else None
         except Exception:
             if index in self.crew.alive:
                 raise
             return None
-
-
-def _successor(worker: Worker, index: int) -> Worker:
-    """In place of a worker whose state is lost, so that a resumed run has all of them: another's, with its own key."""
-    copy: Worker = jax.tree.map(jnp.copy, worker)
-    return copy._replace(key=jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, index)))(copy.key))
 
 
 def _add(total: training.Metrics, sums: training.Metrics) -> training.Metrics:

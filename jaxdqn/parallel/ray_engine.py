@@ -122,8 +122,9 @@ class Cluster:
         import ray
 
         # Spread: a cluster's machines share the nodes. Placing one needs a CPU, running it needs none.
-        actor = ray.remote(max_concurrency=threads, scheduling_strategy="SPREAD")(_Host)
-        return Remote(actor.remote(make, *pack(args)))
+        actor: Any = ray.remote(_Host)
+        placed = actor.options(max_concurrency=threads, scheduling_strategy="SPREAD")
+        return Remote(placed.remote(make, *pack(args)))
 
 
 @contextlib.contextmanager
@@ -156,7 +157,7 @@ def cluster(address: str | None = None) -> Iterator[Cluster]:
 def _environment() -> dict[str, str]:
     """What JAX is to be in a node's process."""
     kept = {name: os.environ[name] for name in ("PYTHONPATH", "JAX_ENABLE_X64") if name in os.environ}
-    cache = jax.config.jax_compilation_cache_dir
+    cache = jax.config.read("jax_compilation_cache_dir")
     caching = {
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
@@ -174,7 +175,9 @@ def _probe(address: str) -> None:
         try:
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
-            raise UserError(f"nothing answers at ray_address {address!r} ({error}); is `ray start --head` running?")
+            raise UserError(
+                f"nothing answers at ray_address {address!r} ({error}); is `ray start --head` running?"
+            ) from None
     program = f"import ray; ray.init(address={address!r}, configure_logging=False)"
     try:
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=PROBE_SECONDS)

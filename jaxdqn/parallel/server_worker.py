@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn import acting, training
+from jaxdqn import acting, agents, training
 from jaxdqn.acting import ActorState, EpisodeSums
 from jaxdqn.base import Array, Key, LearnerState, PyTree
-from jaxdqn.config import HParams
+from jaxdqn.config import Config, HParams
 from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Parts, on_one
 
 
@@ -110,23 +110,32 @@ def compile_programs(parts: Parts, device: jax.Device, hparams: Any) -> Programs
 class Node:
     """One worker and what it did in a chunk of work."""
 
-    def __init__(self, programs: Programs, hparams: Any, updates_per_iteration: int) -> None:
-        self._programs, self._hparams, self._num_updates = programs, hparams, updates_per_iteration
+    def __init__(self, programs: Programs, hparams: Any, config: Config) -> None:
+        self._programs, self._hparams, self._num_updates = programs, hparams, config.updates_per_iteration
+        latest = agents.learns_from_latest(config)
+        self._needed = 0 if latest else -(-config.n_step // config.rollout_length) - 1  # rollouts before a gradient
 
     def begin(self, worker: Worker) -> None:
         """Takes over a worker for a chunk of iterations."""
         self.worker = worker
+        self._missing = max(0, self._needed - int(np.asarray(worker.acted)[0, 0])) if self._needed else 0
         self.sums = jax.tree.map(jnp.copy, self._programs.zeros)
 
     def explore(self, server: Pushed) -> None:
         """One iteration before there is anything to learn from: a random rollout."""
-        pulled, _ = server.pull()
+        self._explore(server.pull()[0])
+
+    def _explore(self, pulled: LearnerState) -> None:
         self.worker, episodes = self._programs.explore(pulled.params, self.worker, self.sums.episodes)
         self.sums = self.sums._replace(episodes=jax.block_until_ready(episodes))
+        self._missing -= 1
 
     def learn(self, server: Pushed, iteration: int) -> None:
         """One iteration: a rollout, and U gradients, each of what was pulled just before."""
         pulled, version = server.pull()
+        # Iterations go to whoever is free: one that slept through the prefill has no n-step return to learn from yet.
+        while self._missing > 0:
+            self._explore(pulled)
         worker, episodes, epsilon = self._programs.act(
             pulled.params, self.worker, self.sums.episodes, self._hparams, np.int32(iteration)
         )

@@ -12,7 +12,7 @@ class Seen:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter(dropped=0)  # a column from the first row on
         self._waits: Counter[str] = Counter()
         self._lags: Counter[int] = Counter()
 
@@ -63,13 +63,18 @@ class Rates:
             self._by_worker[worker] += 1
 
     def take(self) -> dict[str, float]:
-        """Rollouts per second of the slowest and the fastest worker."""
+        """worker_rate_I, rollouts per second of each worker that ever worked (0 where it has died or hangs), with the
+        slowest and the fastest of them."""
         with self._lock:
             now = time.perf_counter()
             elapsed, self._began = max(now - self._began, 1e-9), now
-            rates = [count / elapsed for count in self._by_worker.values()] or [0.0]
-            self._by_worker = Counter()
-            return {"worker_rate_min": min(rates), "worker_rate_max": max(rates)}
+            rates = {worker: self._by_worker[worker] / elapsed for worker in sorted(self._by_worker)}
+            self._by_worker = Counter(dict.fromkeys(self._by_worker, 0))
+            return {
+                "worker_rate_min": min(rates.values(), default=0.0),
+                "worker_rate_max": max(rates.values(), default=0.0),
+                **{f"worker_rate_{worker}": rate for worker, rate in rates.items()},
+            }
 
 
 _UPPER = (*LAG_BINS[1:], 2**62)

@@ -5,7 +5,6 @@ it, and a node that dies costs nothing but the time of its task.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
