@@ -27,7 +27,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import couplings, population
 from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts, greedy_episodes, on_one
 from jaxdqn.parallel.memory import tree_bytes
-from jaxdqn.parallel.telemetry import Seen
+from jaxdqn.parallel.telemetry import Rates, Seen
 from jaxdqn.parallel.workers import Crew
 
 
@@ -210,7 +210,7 @@ class Scheme:
         self.actor_devices = list(devices[1:]) or list(devices)
         self.hparams = jax.tree.map(lambda x: np.full((1, 1), x, np.float32), hparams)
         self.crew = Crew(axes.num_actors, report)
-        self.seen = Seen()
+        self.seen, self.rates = Seen(), Rates()
         # Async: broadcasts so far, and the one with which each local replay was begun; they outlive a chunk.
         self.version, self.oldest = 0, [0] * axes.num_actors
 
@@ -318,7 +318,8 @@ class Scheme:
         moved += per_iteration / self.config.updates_per_iteration
         if self.axes.coupling == "lockstep":
             return {"bytes_per_update": moved}
-        return {"bytes_per_update": moved, "dead_workers": self.crew.num_dead, **self.seen.take()}
+        dead = {"dead_workers": self.crew.num_dead}
+        return {"bytes_per_update": moved, **dead, **self.seen.take(), **self.rates.take()}
 
     def run(
         self,

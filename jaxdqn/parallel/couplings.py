@@ -147,7 +147,7 @@ class Chunk:
         # Waited for first: what a failing program returns must not get into the others' sums.
         self.actors[index], self.by_actor[index], self.epsilon = jax.block_until_ready(acted)
         self.acted[index] += 1
-        seen.worked(index)
+        self.scheme.rates.worked(index)
         if self.acted[index] % self.axes.merge_every == 0:
             local = self.programs.copy(self.actors[index].local)  # the next rollout is given the original
             local = jax.device_put(local, self.scheme.devices[0])
