@@ -5,6 +5,7 @@
     python experiments/train.py --vary.learning-rate 1e-4 3e-4 1e-3 --num-seeds 5      one population
     python experiments/train.py --num-devices 2 --devices-per-agent 2                  one agent over two devices
     python experiments/train.py --parallel a3c --axes.workers 4                        another way to run in parallel
+    python experiments/train.py --parallel a3c --engine ray                            its workers as processes, on Ray
     python experiments/train.py --resume runs/NAME [--total-steps 1000000]
 
 Also: --env-params.FIELD VALUE, --env-kwargs.ARGUMENT VALUE, --vary.HPARAM VALUES.
@@ -38,6 +39,10 @@ class Args:
     parallel: str | None = None
     """How to train in parallel, by name: parallel_dqn, apex, gorila, async_q, a3c, ...; `python experiments/list.py`
     shows all. The axes' flags change it."""
+    engine: str = "local"
+    """Where asynchronous workers live: local (threads), or ray (processes; pip install "jaxdqn[ray]")."""
+    ray_address: str | None = None
+    """Cluster of --engine ray, HOST:PORT or auto; by default Ray is started on this machine."""
     preset: str | None = None
     """Named settings; by default those of the environment. Other flags change them."""
     seed: int = 0
@@ -168,6 +173,8 @@ def settings(args: Args):  # type: ignore[no-untyped-def]
         profile=args.profile,
         init_from=args.init_from,
         init_member=args.init_member,
+        engine=args.engine,
+        ray_address=args.ray_address,
     )
 
 

@@ -21,8 +21,8 @@ from jaxdqn.base import PyTree
 from jaxdqn.config import Config, HParams, advice, members, timeline, validate, validate_hparams
 from jaxdqn.driver import Hooks, Point, Progressed
 from jaxdqn.errors import UserError
+from jaxdqn.parallel import engine, memory, population, schemes
 from jaxdqn.parallel import fleet as _fleet
-from jaxdqn.parallel import memory, population, schemes
 from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.progress import Progress
 from jaxdqn.runs import checkpoints, directory, metrics, reporting
@@ -39,6 +39,7 @@ class Settings(NamedTuple):
 
     stop_at_return: stop once every member's greedy return reaches it; max_seconds: wall time of this session;
     checkpoint_seconds: at least this long between checkpoints. on_chunk(rows) is called with each logging point's rows.
+    engine: where workers live, "local" (threads) or "ray", there on this machine or on the cluster at `ray_address`.
     """
 
     stop_at_return: float | None = None
@@ -51,6 +52,8 @@ class Settings(NamedTuple):
     init_from: str | None = None
     init_member: int = 0
     on_chunk: Callable[[list[dict[str, Any]]], None] | None = None
+    engine: str = "local"
+    ray_address: str | None = None
 
 
 @dataclasses.dataclass
@@ -224,6 +227,7 @@ class _Run:
         self, spec: RunSpec, parts: Parts, budget: memory.Plan, settings: Settings, run_directory: RunDirectory | None
     ):
         self.spec, self.parts, self.budget, self.settings = spec, parts, budget, settings
+        schemes.check_engine(spec.axes, settings.engine)
         self.directory = run_directory
         self.line = timeline(spec.config)
         self.everyone = members(spec.hparams, spec.seeds, spec.vary)
@@ -249,6 +253,7 @@ class _Run:
         label = f"{self.spec.config.agent} on {self.spec.config.env}"
         with (
             _catch_signals() as interrupted,
+            engine.running(self.settings.engine, self.settings.ray_address) as self.engine,
             Progress(self.line.total * self.line.steps_per_iteration, label, self.settings.progress) as bar,
         ):
             self.bar = bar
@@ -318,6 +323,7 @@ class _Run:
             seeds,
             settings,
             self._say,
+            self.engine,
         )
         assignment = fleet.assignment
         self.compile_seconds += fleet.compile_seconds

@@ -131,6 +131,11 @@ def greedy_episodes(parts: Parts, params: PyTree, shard: Any = 0) -> evaluation.
     return evaluation.evaluate(parts.environment, parts.agent, params, key, config.eval_episodes, config.eval_max_steps)
 
 
+def over_members(hparams: HParams) -> Any:
+    """The hyperparameters of one member alone, [1, 1]."""
+    return jax.tree.map(lambda x: np.full((1, 1), x, np.float32), hparams)
+
+
 def on_one(
     device: jax.Device,
     function: Callable[..., PyTree],
