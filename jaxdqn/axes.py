@@ -192,6 +192,6 @@ def validate(axes: Axes, num_processes: int = 1) -> None:
         raise UserError(f"axes.workers is {axes.workers}; it must be at least 1.")
     if num_processes > 1 and axes.scheme != "fused":
         raise UserError(
-            f"scheme {axes.scheme!r} does not run on several hosts; the fused one does (populations, data parallelism): "
-            "leave out --parallel and --axes."
+            f"scheme {axes.scheme!r} does not run on several hosts; the fused one does (populations, data "
+            "parallelism): leave out --parallel and --axes."
         )

@@ -40,9 +40,10 @@ def main(script: Callable[[], int | None]) -> NoReturn:
         reason = hosts.lost()
         if reason is not None:
             _fail(reason, 2)
-        traceback.print_exc()
+        if hosts.count() > 1:
+            traceback.print_exc()
         hosts.abandon("its output has the traceback.", 1)
-        sys.exit(1)
+        raise
 
 
 def _fail(line: str, code: int) -> NoReturn:
@@ -131,7 +132,7 @@ def prepare_backend(
         least = math.lcm(required, num_processes) // num_processes
         count = max(least, min(cores, -(-useful // num_processes)))
     elif num_devices % num_processes:
-        raise UserError(f"num_devices {num_devices} cannot be divided among {num_processes} processes; take a multiple.")
+        raise UserError(f"num_devices {num_devices} does not divide among {num_processes} processes; take a multiple.")
     else:
         count = num_devices // num_processes
     if count > devices.MAX_CPU_DEVICES and os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":

@@ -21,8 +21,8 @@ from jaxdqn.base import PyTree
 from jaxdqn.config import Config, HParams, advice, members, timeline, validate, validate_hparams
 from jaxdqn.driver import Hooks, Point, Progressed
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import fleet as _fleet
 from jaxdqn.parallel import devices as _devices
+from jaxdqn.parallel import fleet as _fleet
 from jaxdqn.parallel import hosts, memory, population, schemes
 from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.progress import Progress

@@ -25,9 +25,9 @@ from jaxdqn.parallel import devices, hosts
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 90  # seconds, of any process
 # Two members, each over both devices: with two processes every gradient mean is between them.
-FLAGS = """--env CartPole-v1 --agent double_dqn --num-seeds 2 --num-devices 2 --devices-per-agent 2 --total-steps 640
---num-envs 8 --batch-size 16 --replay-capacity 320 --learning-starts 64 --log-interval 64 --eval-episodes 2
---env-params.max-steps-in-episode 50 --no-tensorboard""".split()
+FLAGS = """--env CartPole-v1 --agent double_dqn --num-seeds 2 --num-devices 2 --devices-per-agent 2 --hidden-sizes 32
+--total-steps 640 --num-envs 8 --batch-size 16 --replay-capacity 320 --learning-starts 64 --log-interval 64
+--eval-episodes 2 --env-params.max-steps-in-episode 50 --no-tensorboard""".split()
 
 
 def free_port():
@@ -104,11 +104,14 @@ def reference(start):
     return start.folder / "reference"
 
 
-def test_two_processes_train_as_two_devices_of_one(start, reference):
-    (out, _), (other_out, other_err) = finish(start(*[[*FLAGS, "--out", "two"]] * 2), 0)
-    assert_same_run(start.folder / "two", reference)
-    assert "finished: 1,280 steps" in out and "curves: two/curves.png" in out
-    lines = [line for line in other_err.splitlines() if "[Gloo]" not in line]
+@pytest.mark.parametrize("num_devices", [2, 4])  # of an agent's two devices each process has one, or both
+def test_two_processes_train_as_two_devices_of_one(start, reference, num_devices):
+    arguments = [*FLAGS, "--num-devices", num_devices, "--out", f"on-{num_devices}"]
+    (out, _), (other_out, other_err) = finish(start(arguments, arguments), 0)
+    assert_same_run(start.folder / f"on-{num_devices}", reference)
+    assert "finished: 1,280 steps" in out and f"curves: on-{num_devices}/curves.png" in out
+    # The transport speaks for itself, and four devices are more than two cores.
+    lines = [line for line in other_err.splitlines() if "[Gloo]" not in line and "cores" not in line]
     assert "finished:" not in other_out and len(lines) == 2
     assert lines[0].startswith("process 1 of 2: joined 127.0.0.1:") and lines[1] == "process 1 of 2: finished"
 
@@ -245,7 +248,7 @@ def test_exchange_gives_all_values_to_all():
     stars = [first, *others]
     with ThreadPoolExecutor(3) as pool:
         for value in ("text", 1.5, None, [1, "two"]):
-            values = list(pool.map(lambda star: star.exchange([star.process, value]), stars))  # noqa: B023
+            values = list(pool.map(lambda star: star.exchange([star.process, value]), stars))
             assert values == [[[0, value], [1, value], [2, value]]] * 3
     for star in stars:
         star.over = True

@@ -55,7 +55,7 @@ def choose(num_devices: int | None, devices_per_agent: int, num_members: int) ->
             f"{len(available)}."
         )
     if wanted % processes:
-        raise UserError(f"num_devices {wanted} cannot be divided among {processes} processes; take a multiple.")
+        raise UserError(f"num_devices {wanted} does not divide among {processes} processes; take a multiple.")
     # A group without a member would only repeat another's work.
     share = min(wanted, useful) // processes
     return [device for own in by_process for device in own[:share]]
@@ -102,5 +102,5 @@ def over_devices(
 def compiled(program: Any, *args: Any) -> Any:
     """A result of `over_devices`, compiled for arguments like these."""
     executable = program.lower(*args).compile()
-    # Over several hosts the executable wants global arrays, which `pmap` makes of the slices; it finds what is compiled.
+    # Over several hosts the executable wants global arrays; `pmap` makes them of slices, and does not compile again.
     return executable if jax.process_count() == 1 else program

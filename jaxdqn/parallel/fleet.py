@@ -229,8 +229,8 @@ def gather(stacks: list[PyTree]) -> PyTree:
 
 
 def scatter(templates: list[PyTree], values: PyTree) -> list[PyTree]:
-    """The inverse of `gather` for the devices of this process: values [D, L, ...] as stacks with the placement and types
-    of `templates`."""
+    """The inverse of `gather` on one host: values [D, L, ...] of its devices as stacks with the placement and types of
+    `templates`."""
 
     def push(like: Any, value: np.ndarray) -> Any:
         if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):

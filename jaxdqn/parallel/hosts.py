@@ -122,7 +122,7 @@ _star: _Star | None = None
 
 
 def join(address: str, num_processes: int, process_id: int, settings: Mapping[str, Any], timeout: float) -> None:
-    """Meets the other processes at process 0's `address` (HOST:PORT) and starts `jax.distributed`; before JAX's backend.
+    """Meets the other processes at process 0's `address` (HOST:PORT) and starts `jax.distributed`, before the backend.
 
     `settings` (by name) must be equal in all of them. Raises `UserError` where they are not, where two have one
     process_id, and where not all have come within `timeout` seconds.
@@ -133,7 +133,9 @@ def join(address: str, num_processes: int, process_id: int, settings: Mapping[st
     if num_processes < 1:
         raise UserError(f"num_processes is {num_processes}; it must be at least 1.")
     if not 0 <= process_id < num_processes:
-        raise UserError(f"process_id is {process_id}; of {num_processes} processes it must be 0 to {num_processes - 1}.")
+        raise UserError(
+            f"process_id is {process_id}; of {num_processes} processes it must be 0 to {num_processes - 1}."
+        )
     if not (timeout > 0 and math.isfinite(timeout)):
         raise UserError(f"connect_seconds is {timeout}; it must be a number above 0.")
     host, port = _parse(address)
