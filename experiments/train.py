@@ -257,6 +257,8 @@ def report(summary: dict, out: pathlib.Path) -> int:
         f"({summary['env_steps_per_second']:,.0f}/s; compiled in {summary['compile_seconds']:.1f} s), "
         f"final return {'-' if mean is None else f'{mean:.1f}'}{spread}, {summary['num_members']} member(s)"
     )
+    if summary["dead_workers"]:
+        print(f"{summary['dead_workers']} worker(s) died on the way; see the warnings, and dead_workers in the metrics")
     print(f"curves: {out / 'curves.png'}")
     if summary["status"] in (INTERRUPTED, TIMEOUT):
         print(f"continue with: python experiments/train.py --resume {out}")

@@ -70,6 +70,10 @@ OF_SCHEME: dict[str, set[str]] = {
 }
 
 
+THREADED = ("actor_learner", "parameter_server")  # a worker is a thread
+MAX_THREADS = 256
+
+
 class Parallel(NamedTuple):
     """A preset: its axes, what it sets of configuration and hyperparameters, and in one line what it is good for."""
 
@@ -186,6 +190,8 @@ def validate(axes: Axes, num_processes: int = 1) -> None:
         if field.name != "scheme" and value != getattr(plain, field.name) and field.name not in OF_SCHEME[axes.scheme]:
             has = ", ".join(sorted(OF_SCHEME[axes.scheme])) or "none; choose one with --parallel"
             raise UserError(f"axes.{field.name} is no axis of scheme {axes.scheme!r}; it has: {has}.")
+        if field.type is bool and not isinstance(value, bool):
+            raise UserError(f"axes.{field.name} is {value!r}; it must be True or False.")
         if field.type is int and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise UserError(f"axes.{field.name} is {value!r}; it must be a whole number of at least 0.")
     if axes.workers < 1:
@@ -194,4 +200,9 @@ def validate(axes: Axes, num_processes: int = 1) -> None:
         raise UserError(
             f"scheme {axes.scheme!r} does not run on several hosts; the fused one does (populations, data "
             "parallelism): leave out --parallel and --axes."
+        )
+    if axes.scheme in THREADED and axes.workers > MAX_THREADS:
+        raise UserError(
+            f"axes.workers is {axes.workers}: each is a thread, and one learner or server cannot serve more than "
+            f"{MAX_THREADS}."
         )

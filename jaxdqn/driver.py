@@ -76,7 +76,11 @@ def drive(fleet: Fleet, at: Progressed, line: Timeline, hooks: Hooks) -> Progres
             return at
         learning = iteration >= line.prefill
         stop = _next_event(iteration, line, hosts.exchange(pace.length[learning])[0])
-        states, metrics = (fleet.step if learning else fleet.collect)(at.states, at.metrics, iteration, stop)
+        try:
+            states, metrics = (fleet.step if learning else fleet.collect)(at.states, at.metrics, iteration, stop)
+        except Exception:
+            read()  # a point that was reached before it failed
+            raise
         at = Progressed(states, metrics, stop)
         stopping = read() or stopping
         pace.dispatched(metrics, stop - iteration, learning)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from jaxdqn import acting, driver, evaluation
-from jaxdqn.axes import Axes
+from jaxdqn.axes import THREADED, Axes
 from jaxdqn.base import PyTree
 from jaxdqn.config import Config, HParams, advice, members, timeline, validate, validate_hparams
 from jaxdqn.driver import Hooks, Point, Progressed
@@ -140,8 +140,10 @@ def plan(
     parts = _fleet.make_parts(config, schemes.num_shards(axes, devices_per_agent))
     schemes.check_parts(axes, parts)
     groups = len(devices) // devices_per_agent
-    state_bytes, replay_bytes = _fleet.shard_bytes(parts)
-    shares = min(hosts.exchange(memory.available_bytes(devices[_devices.own(devices)])))
+    state_bytes, replay_bytes = schemes.state_bytes(axes, parts)
+    own = devices[_devices.own(devices)]
+    # Threads leave the state on one device, and the others of a CPU take nothing away from it.
+    shares = min(hosts.exchange(memory.available_bytes(own[:1] if axes.scheme in THREADED else own)))
     state_bytes += _fleet.evaluation_bytes(parts)
     budget = memory.plan(state_bytes, replay_bytes, len(everyone), groups, shares)
     if axes.scheme != "fused":  # one member after the other: each has all the devices
@@ -186,8 +188,6 @@ def train(
     )
     settings = settings or Settings()
     settings = settings._replace(on_chunk=on_chunk or settings.on_chunk)
-    if settings.init_from and out is not None and spec.axes.scheme != "fused":
-        raise UserError(f"init_from is only for the fused scheme, not for {spec.axes.scheme!r}.")
     if out is None or not hosts.is_first():
         return _Run(spec, parts, budget, settings).execute()
     if settings.init_from:
@@ -356,7 +356,7 @@ class _Run:
         if found is not None:
             at = self._restored(at, found, assignment)
         elif self.settings.init_from:
-            at = at._replace(states=self._with_params(states))
+            at = at._replace(states=fleet.adopted(self._with_params(states)))
         # The states are donated chunk by chunk: nobody else may hold them.
         del states
         began, base = time.perf_counter(), self.seconds
@@ -370,8 +370,12 @@ class _Run:
             checkpoint_due=lambda: hosts.exchange(time.perf_counter() - self.last_save)[0] > checkpoint_seconds,
             save=lambda at: self._save(fleet, at),
         )
-        with self._profiled():
-            at = driver.drive(fleet, at, self.line, hooks)
+        try:
+            with self._profiled():
+                at = driver.drive(fleet, at, self.line, hooks)
+        except Exception:  # such as the death of every worker: what was measured until then remains
+            self._flush()
+            raise
         self.seconds = self.clock()
         if at.iteration < self.line.total:
             self.status = self._asked_to_stop(interrupted) or self.status
@@ -431,7 +435,7 @@ class _Run:
         if self.settings.on_chunk:
             self.settings.on_chunk(rows)
         if time.perf_counter() - self.last_flush > FLUSH_SECONDS:
-            self._flush(point.iteration)
+            self._flush()
         returns = [row["eval_return"] for row in rows]
         target = self.settings.stop_at_return
         if target is not None and min(returns) >= target:
@@ -483,10 +487,11 @@ class _Run:
             rows.append({k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()})
         return rows
 
-    def _flush(self, iteration: int) -> None:
+    def _flush(self) -> None:
         self.last_flush = time.perf_counter()
-        if self.directory is not None:
-            metrics.append(self.directory.path / "metrics.parquet", self.batch, iteration, self.unwritten)
+        if self.directory is not None and self.unwritten:
+            last = self.unwritten[-1]["iteration"]
+            metrics.append(self.directory.path / "metrics.parquet", self.batch, last, self.unwritten)
         if self.scalars is not None:
             self.scalars.write(self.unwritten)
             self.scalars.flush()
@@ -499,7 +504,7 @@ class _Run:
             _assert_replicas_equal(values["state"].learner)
         else:
             values["policy"] = _policy(fleet, at.states)
-        self._flush(iteration)
+        self._flush()
         if self.directory is None:
             return
         meta = {
@@ -556,6 +561,7 @@ class _Run:
         steps = int(frame.groupby("member").env_steps.max().sum()) if len(frame) else 0
         updates = int(frame.groupby("member").updates.max().sum()) if len(frame) else 0
         seconds = max(self.seconds, 1e-9)
+        replays = schemes.num_replays(self.spec.axes, self.spec.devices_per_agent)
         return {
             "env": self.spec.config.env,
             "agent": self.spec.config.agent,
@@ -572,7 +578,8 @@ class _Run:
             "final_return_ci95": reporting.bootstrap_ci95(finals),
             "final_return_per_member": finals,
             "first_bad_update_per_member": {str(member): update for member, update in self.diverged.items()},
-            "replay_bytes": self.budget.replay_bytes * self.spec.devices_per_agent * len(self.everyone),
+            "replay_bytes": self.budget.replay_bytes * replays * len(self.everyone),
+            "dead_workers": int(frame["dead_workers"].max()) if "dead_workers" in frame else 0,
             "jax_version": jax.__version__,
             "device": self.origin["device"],
             "commit": self.origin["commit"],

@@ -104,7 +104,6 @@ def test_asynchronous_runs_resume(tmp_path):
         (("--parallel", "a3c", "--replay", "uniform"), "on-policy"),
         (("--axes.workers", "2"), "choose one with --parallel"),
         (("--parallel", "gorila", "--axes.max-lag", "-1"), "max_lag"),
-        (("--parallel", "a3c", "--init-from", "nowhere"), "init_from is only for the fused scheme"),
     ],
 )
 def test_wrong_flags_end_in_one_line(flags, words):

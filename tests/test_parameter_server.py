@@ -13,7 +13,6 @@ from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import fleet, parameter_server, population
 from jaxdqn.parallel.parameter_server import Axes, Server
-from jaxdqn.parallel.telemetry import Seen
 
 SMALL = Config(
     agent="a2c",
@@ -68,9 +67,9 @@ def count_up(lock, workers, pushes, pause=0.0):
             time.sleep(pause)
         return learner._replace(params=stepped), np.float32(1)
 
-    seen = Seen()
     params = {name: np.zeros((), np.int64) for name in "abc"}
-    server = Server(LearnerState(params, (), (), np.int32(0), np.int32(-1)), apply, Axes(lock=lock), seen)
+    server = Server(apply, Axes(lock=lock))
+    server.begin(LearnerState(params, (), (), np.int32(0), np.int32(-1)))
 
     def work():
         for _ in range(pushes):
@@ -82,7 +81,7 @@ def count_up(lock, workers, pushes, pause=0.0):
         thread.start()
     for thread in threads:
         thread.join()
-    return server.learner.params, server.version, seen.take()
+    return server.end().params, server.version, server.take()
 
 
 @pytest.mark.parametrize("lock", ["global", "leaf"])
@@ -100,12 +99,11 @@ def test_unlocked_pushes_get_lost_and_are_counted():
 
 
 def test_stale_pushes_are_dropped_and_counted():
-    seen = Seen()
-    learner = LearnerState(np.zeros(()), (), (), np.int32(0), np.int32(-1))
-    server = Server(learner, lambda old, g, *_: (old._replace(params=old.params + g), 0.0), Axes(max_lag=2), seen)
+    server = Server(lambda old, g, *_: (old._replace(params=old.params + g), 0.0), Axes(max_lag=2))
+    server.begin(LearnerState(np.zeros(()), (), (), np.int32(0), np.int32(-1)))
     for version in (0, 0, 0, 0, 3, 0):  # lags 0, 1, 2, 3 (dropped), 0, 4 (dropped)
         server.push(np.ones(()), np.zeros(()), version)
-    columns = seen.take()
+    columns = server.take()
     assert (server.learner.params, server.version, columns["dropped"], columns["lag_max"]) == (4, 4, 2, 4)
 
 
@@ -116,7 +114,8 @@ def test_the_learning_rate_is_scaled_by_the_lag():
         scales.append(float(scale[0, 0]))
         return learner, 0.0
 
-    server = Server(LearnerState((), (), (), 0, -1), apply, Axes(scale_by_lag=True), Seen())
+    server = Server(apply, Axes(scale_by_lag=True))
+    server.begin(LearnerState((), (), (), 0, -1))
     for _ in range(3):
         server.push((), 0.0, 0)
     np.testing.assert_allclose(scales, [1, 1 / 2, 1 / 3])

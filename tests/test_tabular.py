@@ -399,6 +399,13 @@ def test_one_owner_is_plain_q_learning_bitwise():
     assert float(jnp.abs(tables[0].q).max()) > 0
 
 
+def all_learn(state, batch, owners):
+    """One stream of transitions for all owners, each of which takes only its own from it; then a refresh."""
+    learn = lambda table, owned: part.learn(table, state.view, batch, owned, GAMMA, OMEGA)  # noqa: E731
+    tables = jax.vmap(learn)(state.tables, owners.owned)
+    return part.Partitioned(tables, part.merge(tables.q, owners.owned))
+
+
 @pytest.mark.parametrize("name", ["FourRooms", "Random"])
 @pytest.mark.parametrize("how", ["contiguous", "scattered", "unequal"])
 def test_refresh_every_transition_is_unpartitioned_bitwise(name, how):
@@ -410,11 +417,7 @@ def test_refresh_every_transition_is_unpartitioned_bitwise(name, how):
         "unequal": (np.arange(states) == 7).astype(int),
     }[how]
     owners, stream = part.make_owners(m, owner, 1), batch_of(m, 3000)
-
-    def one(state, item):
-        single = jax.tree.map(lambda leaf: leaf[None], item)
-        return part.learn(state, part.hand_out(single, owner.max() + 1), owners, GAMMA, OMEGA), None
-
+    one = lambda state, item: (all_learn(state, jax.tree.map(lambda leaf: leaf[None], item), owners), None)  # noqa: E731
     state = jax.jit(lambda state: jax.lax.scan(one, state, stream)[0])(part.init(m, owners))
     whole = jax.jit(lambda table: ql.apply_transitions(table, stream, GAMMA, OMEGA))(ql.empty(m))
     np.testing.assert_array_equal(state.view, whole.q)
@@ -424,7 +427,7 @@ def test_refresh_every_transition_is_unpartitioned_bitwise(name, how):
 def test_a_stale_view_is_not_unpartitioned():
     m = made("Random")
     owners, stream = part.make_owners(m, part.contiguous(50, 4), 1), batch_of(m, 3000)
-    state = part.learn(part.init(m, owners), part.hand_out(stream, 4), owners, GAMMA, OMEGA)
+    state = all_learn(part.init(m, owners), stream, owners)
     whole = ql.apply_transitions(ql.empty(m), stream, GAMMA, OMEGA)
     assert float(jnp.abs(state.view - whole.q).max()) > 0.1
 
@@ -459,26 +462,17 @@ def test_owners_that_are_none(owner, refresh, words):
 
 
 @pytest.mark.parametrize("num_devices, per_device", [(4, 1), (2, 2), (4, 4)])
-def test_owners_over_devices_are_owners_on_one_bitwise(num_devices, per_device):
-    m, refresh, rounds = made("FourRooms"), 20, 50
-    owner = part.contiguous(104, num_devices * per_device)
-    owners = part.make_owners(m, owner, refresh)
+@pytest.mark.parametrize("kind", ["partitioned", "visits", "equal"])
+def test_learners_over_devices_are_those_of_one_device_bitwise(num_devices, per_device, kind):
+    m, workers = made("FourRooms"), num_devices * per_device
+    way = form(kind, "FourRooms", GAMMA, workers)
+    over = method.over_devices(way, jax.devices()[:num_devices])
+    assert_same(over(way.init(), KEY, 3, 20, m), method.run(way, way.init(), KEY, 3, 20, m))
 
-    def all_rounds(state, owners, axis_name=None):
-        step = lambda i, state: part.partitioned_round(  # noqa: E731
-            state, KEY, i, m, owners, refresh, GAMMA, OMEGA, axis_name
-        )
-        return jax.lax.fori_loop(0, rounds, step, state)
 
-    alone = jax.jit(all_rounds)(part.init(m, owners), owners)
-    split = lambda tree: jax.tree.map(lambda leaf: leaf.reshape(num_devices, per_device, *leaf.shape[1:]), tree)  # noqa: E731
-    start = part.init(m, owners)
-    spread = part.Partitioned(split(start.tables), jnp.broadcast_to(start.view, (num_devices, *start.view.shape)))
-    mapped = jax.pmap(functools.partial(all_rounds, axis_name="owners"), "owners", devices=jax.devices()[:num_devices])
-    result = mapped(spread, split(owners))
-    for view in np.asarray(result.view):
-        np.testing.assert_array_equal(view, alone.view)
-    assert_same(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result.tables), alone.tables)
+def test_learners_that_the_devices_do_not_divide():
+    with pytest.raises(UserError, match="3 learners cannot be divided over 2 devices"):
+        method.over_devices(form("equal", "FourRooms", GAMMA, 3), jax.devices()[:2])
 
 
 # --- Distributed

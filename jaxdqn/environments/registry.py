@@ -24,6 +24,11 @@ def register(name: str, factory: Callable[..., Any]) -> None:
     _registered[name] = factory
 
 
+def factory(name: str) -> Callable[..., Any] | None:
+    """What a user registered as `name`; None for gymnax's and unknown ones."""
+    return _registered.get(name)
+
+
 def names() -> tuple[str, ...]:
     """All environment names, gymnax's first."""
     return (*GYMNAX, *_registered)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn import acting, evaluation, replay, training
+from jaxdqn import acting, agents, evaluation, replay, training
 from jaxdqn.acting import ActorState, EpisodeSums
 from jaxdqn.base import Array, Key, LearnerState, PyTree, Transition
 from jaxdqn.config import Config, HParams, replay_rows, timeline
@@ -27,7 +27,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import couplings, population
 from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts, greedy_episodes, on_one
 from jaxdqn.parallel.memory import tree_bytes
-from jaxdqn.parallel.telemetry import Seen
+from jaxdqn.parallel.telemetry import Rates, Seen
 from jaxdqn.parallel.workers import Crew
 
 
@@ -97,6 +97,11 @@ def validate(config: Config, axes: Axes) -> None:
         raise UserError(
             f"num_envs {config.num_envs} cannot be divided over {axes.num_actors} actors; use {nearest}, say."
         )
+    if agents.learns_from_latest(config):
+        raise UserError(
+            f"agent {config.agent!r} with replay {config.replay!r} learns from the latest block, and actors fill a "
+            "replay; use --replay uniform or, for on-policy agents, --parallel a3c."
+        )
     if axes.slack < axes.merge_every:
         raise UserError(f"slack {axes.slack} is below merge_every {axes.merge_every}: the learner would wait forever.")
     rows = axes.merge_every * config.rollout_length
@@ -154,8 +159,22 @@ def build(
         compile_seconds=time.perf_counter() - began,
         program=scheme.programs.learn,
         telemetry=scheme.telemetry,
+        adopted=adopted,
     )
     return fleet, [state]
+
+
+def state_bytes(parts: Parts, axes: Axes) -> tuple[int, int]:
+    """Bytes of the whole state, and of the replays in it, the learner's and the local ones."""
+    scheme = Scheme(parts, jax.devices()[:1], HParams(), axes, print, None)
+    state = jax.eval_shape(lambda: scheme.init(0))
+    return tree_bytes(state), tree_bytes((state.replay, [actor.local for actor in state.actors]))
+
+
+def adopted(states: list[ActorLearnerState]) -> list[ActorLearnerState]:
+    """The same with broadcasts of the learner's parameters."""
+    # Copies: the learner's own are donated to its next update.
+    return [s._replace(broadcast=tuple(jax.tree.map(jnp.copy, s.learner.params) for _ in s.broadcast)) for s in states]
 
 
 class Scheme:
@@ -181,7 +200,9 @@ class Scheme:
         self.actor_devices = list(devices[1:]) or list(devices)
         self.hparams = jax.tree.map(lambda x: np.full((1, 1), x, np.float32), hparams)
         self.crew = Crew(axes.num_actors, report)
-        self.seen = Seen()
+        self.seen, self.rates = Seen(), Rates()
+        # Async: broadcasts so far, and the one with which each local replay was begun; they outlive a chunk.
+        self.version, self.oldest = 0, [0] * axes.num_actors
 
     def init(self, seed: int) -> ActorLearnerState:
         """Actor i's stream is that of shard i of a data-parallel agent: one actor acts as the fused loop does."""
@@ -285,7 +306,10 @@ class Scheme:
         per_iteration = self.axes.num_actors * local / self.axes.merge_every
         moved = self.axes.num_actors * params / self.axes.broadcast_every
         moved += per_iteration / self.config.updates_per_iteration
-        return {"bytes_per_update": moved, **(self.seen.take() if self.axes.coupling == "async" else {})}
+        if self.axes.coupling == "lockstep":
+            return {"bytes_per_update": moved}
+        dead = {"dead_workers": self.crew.num_dead}
+        return {"bytes_per_update": moved, **dead, **self.seen.take(), **self.rates.take()}
 
     def run(
         self,

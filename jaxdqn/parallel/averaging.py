@@ -185,6 +185,21 @@ def averaged(trainer: training.Trainer, rule: Rule, schedule: Schedule, shards: 
     return Lane(init, trainer.zero_metrics, collect, step, policy)
 
 
+def state_bytes(parts: Parts, rule: Rule) -> tuple[int, int]:
+    """Bytes of one replica's state, and of its replay alone."""
+    trainer = training.make_trainer(parts.environment, parts.agent, parts.replay, parts.config)
+    init = averaged(trainer, rule, Schedule(1, 0), None).init
+    state = jax.eval_shape(lambda key: init(key, key, HParams()), jax.random.key(0))
+    return tree_bytes(state), tree_bytes(state.replay)
+
+
+def validate(period: int, dense_updates: int) -> None:
+    """Raises `UserError` for a schedule that cannot be."""
+    for name, value, least in (("average_every", period, 1), ("average_each_until", dense_updates, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= INT32_MAX // 2:
+            raise UserError(f"{name} is {value!r}; it must be a whole number from {least} to {INT32_MAX // 2}.")
+
+
 def make_rule(name: str, **numbers: float) -> Rule:
     """The rule called `name`, with its numbers. Raises `UserError` for an unknown name or a number out of range."""
     if name not in RULES:
@@ -212,9 +227,7 @@ def build(
     `dense_updates` updates. Raises `UserError`.
     """
     began = time.perf_counter()
-    for name, value, least in (("period", period, 1), ("dense_updates", dense_updates, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= INT32_MAX // 2:
-            raise UserError(f"averaging {name} is {value!r}; it must be a whole number of at least {least}.")
+    validate(period, dense_updates)
     num_replicas = len(devices)
     shards = _devices.make_shards(num_replicas, num_replicas)
     trainer = training.make_trainer(parts.environment, parts.agent, parts.replay, parts.config)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxdqn.acting import EpisodeSums
 from jaxdqn.base import PyTree, Transition
 from jaxdqn.config import timeline
+from jaxdqn.parallel.survivors import intact, mended
 from jaxdqn.parallel.workers import POLL_SECONDS, Work
 from jaxdqn.training import Metrics
 
@@ -22,7 +23,7 @@ class Published(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """A full local replay on its way to the learner."""
+    """A full local replay on its way to the learner; `version` is that of the parameters it was begun with."""
 
     actor: int
     local: Transition
@@ -53,15 +54,12 @@ class Chunk:
 
     # -- the three steps ----------------------------------------------------------------------------------------------
 
-    def act(self, index: int, iteration: int, params: PyTree, episodes: EpisodeSums, hparams: Any) -> EpisodeSums:
-        """One rollout of actor `index`, into its local replay."""
+    def act(self, index: int, iteration: int, params: PyTree, episodes: EpisodeSums, hparams: Any) -> Any:
+        """One rollout of actor `index`, into its local replay: (actor, episode sums, epsilon)."""
+        actor = self.actors[index]
         if not self.learning:
-            self.actors[index], episodes = self.programs.explore(params, self.actors[index], episodes)
-            return episodes
-        self.actors[index], episodes, self.epsilon = self.programs.act(
-            params, self.actors[index], episodes, hparams, np.int32(iteration), np.int32(index)
-        )
-        return episodes
+            return *self.programs.explore(params, actor, episodes), self.epsilon
+        return self.programs.act(params, actor, episodes, hparams, np.int32(iteration), np.int32(index))
 
     def insert(self, index: int, local: Transition) -> None:
         """Moves a full local replay into its actor's region."""
@@ -85,7 +83,9 @@ class Chunk:
         """Every actor acts, full local replays move, the learner learns; one after the other."""
         for iteration in range(start, stop):
             for index in range(self.axes.num_actors):
-                self.episodes = self.act(index, iteration, self.broadcast[0], self.episodes, self.scheme.hparams)
+                self.actors[index], self.episodes, self.epsilon = self.act(
+                    index, iteration, self.broadcast[0], self.episodes, self.scheme.hparams
+                )
             if (iteration + 1) % self.axes.merge_every == 0:
                 for index, actor in enumerate(self.actors):
                     self.insert(index, actor.local)
@@ -106,7 +106,7 @@ class Chunk:
             self.actors[index], self.by_actor[index] = jax.device_put(
                 (self.actors[index], self.by_actor[index]), device
             )
-        self._publish(0)
+        self._publish(scheme.version)
 
         def rollout(work: Work, index: int, ticket: int) -> None:
             self._rollout(work, index, start + ticket // count, ticket // count)
@@ -116,14 +116,13 @@ class Chunk:
         try:
             self._learner(work, threads, start, total)
         finally:
-            with work.condition:
-                work.stopping = True
-                work.condition.notify_all()
+            work.stop()
             scheme.crew.join(work, threads)
+            scheme.version = self.published.version
         home = scheme.devices[0]
-        self.actors = jax.device_put(self.actors, home)
+        self.actors = jax.device_put(mended(self.actors, work.dead), home)
         self.epsilon = jax.device_put(self.epsilon, home)
-        for sums in self.by_actor:
+        for sums in filter(intact, self.by_actor):
             self.episodes = jax.tree.map(jnp.add, self.episodes, jax.device_put(sums, home))
 
     def _device(self, index: int) -> jax.Device:
@@ -142,13 +141,17 @@ class Chunk:
         if self.scheme.disturb is not None:
             self.scheme.disturb(index, self.acted[index])
         params, version = self.published
-        self.by_actor[index] = self.act(index, iteration, params[device], self.by_actor[index], self.hparams[device])
-        jax.block_until_ready(self.by_actor[index])
+        if self.acted[index] % self.axes.merge_every == 0:
+            self.scheme.oldest[index] = version
+        acted = self.act(index, iteration, params[device], self.by_actor[index], self.hparams[device])
+        # Waited for first: what a failing program returns must not get into the others' sums.
+        self.actors[index], self.by_actor[index], self.epsilon = jax.block_until_ready(acted)
         self.acted[index] += 1
-        seen.worked(index)
+        self.scheme.rates.worked(index)
         if self.acted[index] % self.axes.merge_every == 0:
             local = self.programs.copy(self.actors[index].local)  # the next rollout is given the original
-            self._deliver(work, Delivery(index, jax.device_put(local, self.scheme.devices[0]), version))
+            local = jax.device_put(local, self.scheme.devices[0])
+            self._deliver(work, Delivery(index, local, self.scheme.oldest[index]))
 
     def _deliver(self, work: Work, delivery: Delivery) -> None:
         while not work.stopping:

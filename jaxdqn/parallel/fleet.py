@@ -44,6 +44,8 @@ class Fleet(NamedTuple):
     telemetry(states) -> figures of the parallel scheme at a logging point, scalars by column name
     policy(states) -> the parameters that are judged and kept for use, where an agent's shards may differ between two
     logging points; None where they may not, and it is what any shard has learned
+    adopted(states) -> the states into whose learners the caller has put other parameters, with these wherever else
+    the scheme keeps some
 
     Every parallel scheme is a fleet: a way to take `states` from one iteration to a later one. Logging, evaluation,
     checkpoints, resume and stops are the driver's, and the same for all.
@@ -60,6 +62,7 @@ class Fleet(NamedTuple):
     program: Any  # the compiled step of one stack, for its memory analysis
     telemetry: Callable[[list[Any]], dict[str, Any]] = lambda states: {}
     policy: Callable[[list[Any]], list[PyTree]] | None = None
+    adopted: Callable[[list[Any]], list[Any]] = lambda states: states
 
 
 class Lane(NamedTuple):

@@ -6,6 +6,7 @@ Target network and optimizer moments lie as the parameters do. Environments, rep
 XLA partitions the one trainer by these placements; nothing here computes.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import fleet as _fleet
 from jaxdqn.parallel import population
 from jaxdqn.parallel.fleet import Fleet, Parts
+from jaxdqn.parallel.memory import tree_bytes
 
 DATA, MODEL = "data", "model"
 _LAYER = re.compile(r"(Dense|LayerNorm)_(\d+)/(kernel|bias|scale)$")
@@ -165,6 +167,23 @@ def bytes_per_device(tree: PyTree) -> int:
         for piece in leaf.addressable_shards:
             held[piece.device] = held.get(piece.device, 0) + piece.data.nbytes
     return max(held.values(), default=0)
+
+
+def state_bytes(parts: Parts, data: int, model: int) -> tuple[int, int]:
+    """Bytes of the state that lie on one device of a mesh [data, model], and of the replay's part alone."""
+    num_hidden, sizes = check(parts, data, model), {DATA: data, MODEL: model}
+    trainer = training.make_trainer(parts.environment, parts.agent, parts.replay, parts.config)
+    state = jax.eval_shape(lambda key: trainer.init(key, key, HParams()), jax.random.key(0))
+
+    def held(path: Any, leaf: Any) -> int:
+        spec = state_spec(_path(path), leaf.shape, num_hidden, parts.config.num_envs)
+        return tree_bytes(leaf) // math.prod(sizes[axis] for axis in spec if axis is not None)
+
+    of_state, of_replay = (
+        sum(held(*leaf) for leaf in jax.tree_util.tree_leaves_with_path(tree))
+        for tree in (state, {"replay": state.replay})
+    )
+    return of_state, of_replay
 
 
 def build(

@@ -5,59 +5,32 @@ pushes; the server applies pushes as they come. With the latest block as replay 
 and A3C (Mnih et al., 2016), with a ring of its own per worker Gorila's learners (Nair et al., 2015). An iteration is
 one worker's rollout of config.num_envs environments with U pushes, so that one worker is the fused loop.
 
-Locks: "global" applies one push at a time. "leaf" computes the step outside of any lock and adds it to each parameter
-under that parameter's own lock: no step is lost, but a pull may see some parameters before and some after a push.
-"none" is Hogwild's read-modify-write (Recht et al., 2011) emulated: immutable arrays have no races, so the whole
-learner is read, stepped and written back without a lock, and every push that another one overwrote is counted as lost.
+The iterations of a chunk are tickets. A thread for each worker takes them and has its node do them: here, or, with an
+engine, in a process of its own that finds the server in another.
 """
 
 import functools
-import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn import acting, training
-from jaxdqn.acting import ActorState, EpisodeSums
-from jaxdqn.base import Array, Key, LearnerState, PyTree
-from jaxdqn.config import HParams
-from jaxdqn.errors import UserError
+from jaxdqn import training
+from jaxdqn.base import Array, LearnerState
+from jaxdqn.config import Config, HParams
+from jaxdqn.environments import registry
 from jaxdqn.parallel import population
-from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts, greedy_episodes, on_one
+from jaxdqn.parallel.fleet import Fleet, Parts, greedy_episodes, make_parts, on_one
 from jaxdqn.parallel.memory import tree_bytes
-from jaxdqn.parallel.telemetry import Seen
+from jaxdqn.parallel.server import Axes, Server, validate
+from jaxdqn.parallel.server_worker import Node, Worker, compile_programs, first_learner, over_members, start
+from jaxdqn.parallel.survivors import intact, mended
+from jaxdqn.parallel.telemetry import Rates
 from jaxdqn.parallel.workers import Crew, Work
-
-LOCKS = ("global", "leaf", "none")
-
-
-class Axes(NamedTuple):
-    """How workers and server are coupled.
-
-    num_workers: W threads; lock: "global", "leaf" or "none"; max_lag: pushes computed with parameters more than this
-    many versions old are dropped and counted, 0 for any; scale_by_lag: multiply a push's learning rate by 1 / (1 + lag)
-    (Zhang et al., 2016); own_statistics: each worker keeps its own optimizer state.
-    """
-
-    num_workers: int = 4
-    lock: str = "global"
-    max_lag: int = 0
-    scale_by_lag: bool = False
-    own_statistics: bool = False
-
-
-class Worker(NamedTuple):
-    """One worker. `acted` [] counts its iterations; `opt_state` is () unless it has statistics of its own."""
-
-    state: ActorState
-    replay: PyTree
-    key: Key
-    acted: Array
-    opt_state: PyTree
 
 
 class ServerState(NamedTuple):
@@ -67,94 +40,11 @@ class ServerState(NamedTuple):
     workers: tuple[Worker, ...]
 
 
-class Server:
-    """A versioned learner: `pull() -> LearnerState`, `push(gradients, loss, version, opt_state) -> (norm, opt_state)`.
+class Engine(Protocol):
+    """Where nodes and server live, if not here: `ray_engine.Cluster` is one."""
 
-    `apply(learner, gradients, loss, scale) -> (learner, gradient norm)` is the agent's.
-    """
-
-    def __init__(self, learner: LearnerState, apply: Callable[..., Any], axes: Axes, seen: Seen) -> None:
-        self.learner, self.version = learner, 0
-        self._survived = 0  # pushes that the learner holds: less than the version where some were lost
-        self._apply, self._axes, self._seen = apply, axes, seen
-        self._lock = threading.Lock()
-        self._leaf_locks = [threading.Lock() for _ in jax.tree.leaves(learner.params)]
-
-    def pull(self) -> tuple[LearnerState, int]:
-        """The learner now, and its version."""
-        with self._lock:
-            return self.learner, self.version
-
-    def push(self, gradients: PyTree, loss: Array, version: int, opt_state: PyTree = ()) -> tuple[Any, PyTree]:
-        """Applies gradients that were computed at `version`; (None, opt_state) where they were too old."""
-        lag = self.version - version
-        self._seen.lag(lag)
-        if self._axes.max_lag and lag > self._axes.max_lag:
-            self._seen.count("dropped")
-            return None, opt_state
-        scale = np.full((1, 1), 1.0 / (1.0 + lag) if self._axes.scale_by_lag else 1.0, np.float32)
-        return getattr(self, f"_push_{self._axes.lock}")(gradients, loss, scale, opt_state)
-
-    def _stepped(self, learner: LearnerState, gradients: PyTree, loss: Array, scale: Any, own: PyTree) -> Any:
-        shared = learner.opt_state
-        if self._axes.own_statistics:
-            learner = learner._replace(opt_state=own)
-        learner, norm = jax.block_until_ready(self._apply(learner, gradients, loss, scale))
-        if self._axes.own_statistics:
-            return learner._replace(opt_state=shared), norm, learner.opt_state
-        return learner, norm, ()
-
-    def _push_global(self, gradients: PyTree, loss: Array, scale: Any, own: PyTree) -> tuple[Any, PyTree]:
-        began = time.perf_counter()
-        with self._lock:
-            self._seen.wait("lock_wait", time.perf_counter() - began)
-            self.learner, norm, own = self._stepped(self.learner, gradients, loss, scale, own)
-            self.version += 1
-        return norm, own
-
-    def _push_none(self, gradients: PyTree, loss: Array, scale: Any, own: PyTree) -> tuple[Any, PyTree]:
-        with self._lock:
-            learner, survived = self.learner, self._survived
-        stepped, norm, own = self._stepped(learner, gradients, loss, scale, own)
-        with self._lock:  # the write-back is atomic; between read and write anyone may have pushed
-            self._seen.count("lost", self._survived - survived)
-            self.learner, self._survived = stepped, survived + 1
-            self.version += 1
-        return norm, own
-
-    def _push_leaf(self, gradients: PyTree, loss: Array, scale: Any, own: PyTree) -> tuple[Any, PyTree]:
-        before = self.learner
-        stepped, norm, own = self._stepped(before, gradients, loss, scale, own)
-        old, new = jax.tree.leaves(before.params), jax.tree.leaves(stepped.params)
-        structure = jax.tree.structure(before.params)
-        for index, lock in enumerate(self._leaf_locks):
-            began = time.perf_counter()
-            with lock:
-                self._seen.wait("lock_wait", time.perf_counter() - began)
-                self._add_to_leaf(index, new[index] - old[index], structure)
-        with self._lock:
-            rest = stepped._replace(params=self.learner.params, updates=self.learner.updates + 1)
-            self.learner = rest
-            self.version += 1
-        return norm, own
-
-    def _add_to_leaf(self, index: int, step: Array, structure: Any) -> None:
-        # The tree that holds the leaves is swapped under the server's lock; the addition is outside of it.
-        value = jax.block_until_ready(jax.tree.leaves(self.learner.params)[index] + step)
-        with self._lock:
-            leaves = jax.tree.leaves(self.learner.params)
-            leaves[index] = value
-            self.learner = self.learner._replace(params=jax.tree.unflatten(structure, leaves))
-
-
-def validate(axes: Axes) -> None:
-    """Raises `UserError` for axes that cannot work."""
-    if not isinstance(axes.num_workers, int) or axes.num_workers < 1:
-        raise UserError(f"num_workers is {axes.num_workers!r}; it must be a whole number of at least 1.")
-    if axes.lock not in LOCKS:
-        raise UserError(f"lock is {axes.lock!r}; it is one of {', '.join(LOCKS)}.")
-    if axes.max_lag < 0:
-        raise UserError(f"max_lag is {axes.max_lag}; it must be at least 0 (0: no limit).")
+    def spawn(self, make: Callable[..., Any], *args: Any, threads: int = 1) -> Any:
+        """make(*args) in a process of its own: something with the methods of what it makes."""
 
 
 def build(
@@ -165,13 +55,15 @@ def build(
     axes: Axes,
     report: Callable[[str], None] = print,
     disturb: Callable[[int, int], None] | None = None,
+    engine: Engine | None = None,
 ) -> tuple[Fleet, list[ServerState]]:
-    """The fleet of one member, all of it on the first device. `disturb(worker, acted)` is called before every rollout:
-    tests make it sleep or fail. Raises `UserError`.
+    """The fleet of one member, all of it on the first device, or with an `engine` in processes of their own.
+
+    `disturb(worker, rollouts)` is called before every rollout: tests make it sleep or fail. Raises `UserError`.
     """
     began = time.perf_counter()
     validate(axes)
-    scheme = _Scheme(parts, devices[:1], settings[0], axes, report, disturb)
+    scheme = _Scheme(parts, devices[0], settings[0], axes, report, disturb, engine)
     state = scheme.init(seeds[0])
     scheme.warm_up(state)
     fleet = Fleet(
@@ -181,157 +73,168 @@ def build(
         collect=functools.partial(scheme.run, learning=False),
         step=functools.partial(scheme.run, learning=True),
         evaluate=lambda states: [scheme.judge(states[0].learner.params)],
-        zero_metrics=[scheme.zero_metrics],
+        zero_metrics=[scheme.programs.zeros],
         compile_seconds=time.perf_counter() - began,
-        program=scheme.gradient,
+        program=scheme.programs.gradient,
         telemetry=scheme.telemetry,
     )
     return fleet, [state]
 
 
+def first_state(parts: Parts, axes: Axes, seed: Array, hparams: Any) -> ServerState:
+    """The learner and the workers of a run's seed."""
+    key = jax.random.key(seed)
+    learner = first_learner(parts, key, hparams)
+    workers = tuple(start(parts, learner, key, index, axes.own_statistics) for index in range(axes.num_workers))
+    return ServerState(learner, workers)
+
+
+def state_bytes(parts: Parts, axes: Axes) -> tuple[int, int]:
+    """Bytes of the whole state, and of the workers' replays in it."""
+    state = jax.eval_shape(functools.partial(first_state, parts, axes), 0, HParams())
+    return tree_bytes(state), tree_bytes([worker.replay for worker in state.workers])
+
+
+def make_node(config: Config, factory: Callable[..., Any] | None, hparams: Any) -> Node:
+    """A worker in a process of its own; `factory` makes its environment where that is a user's."""
+    parts = remake(config, factory)
+    return Node(compile_programs(parts, jax.devices()[0], hparams), hparams, config)
+
+
+def make_server(config: Config, factory: Callable[..., Any] | None, hparams: Any, axes: Axes) -> Server:
+    """The server in a process of its own."""
+    return Server(compile_apply(remake(config, factory), jax.devices()[0], hparams), axes)
+
+
+def remake(config: Config, factory: Callable[..., Any] | None) -> Parts:
+    """The parts of `config` in a process that does not know the user's environments."""
+    if factory is not None:
+        registry.register(config.env, factory)
+    return make_parts(config)
+
+
+def compile_apply(parts: Parts, device: jax.Device, hparams: Any) -> Callable[..., Any]:
+    """apply(learner, gradients, loss, scale [1, 1]) -> (learner, gradient norm): a step of `scale` times the rate."""
+
+    def apply(
+        learner: LearnerState, gradients: Any, loss: Array, scale: Array, hparams: Any
+    ) -> tuple[LearnerState, Array]:
+        scaled = hparams._replace(learning_rate=hparams.learning_rate * scale)
+        return parts.agent.apply(learner, gradients, loss, scaled)
+
+    program = on_one(device, apply, 5)
+    return lambda *args: program(*args, hparams)
+
+
 class _Scheme:
-    """The programs, and a chunk of work for the threads."""
+    """Server and nodes, and a chunk of work for them."""
 
     def __init__(
         self,
         parts: Parts,
-        devices: Sequence[jax.Device],
+        device: jax.Device,
         hparams: HParams,
         axes: Axes,
         report: Callable[[str], None],
         disturb: Callable[[int, int], None] | None,
+        engine: Engine | None,
     ) -> None:
-        self.parts, self.config, self.axes, self.devices, self.disturb = parts, parts.config, axes, devices, disturb
-        self.hparams = jax.tree.map(lambda x: np.full((1, 1), x, np.float32), hparams)
-        self.seen, self.crew = Seen(), Crew(axes.num_workers, report)
-        config = self.config
-        rollout = training.make_act(parts.environment, parts.agent, config, config.num_envs)
-        always = jnp.ones(config.num_envs)
-
-        def store(worker: Worker, state: ActorState, block: PyTree) -> Worker:
-            ring = parts.replay.add(worker.replay, block, worker.acted * config.rollout_length)
-            return worker._replace(state=state, replay=ring, acted=worker.acted + 1)
-
-        def act(
-            params: PyTree, worker: Worker, sums: EpisodeSums, hparams: Any, iteration: Array
-        ) -> tuple[Worker, EpisodeSums, Array]:
-            key, _ = training.stream_keys(worker.key, worker.acted)
-            state, block, new, epsilon = rollout(params, worker.state, key, iteration, 0, hparams)
-            return store(worker, state, block), jax.tree.map(jnp.add, sums, new), epsilon
-
-        def explore(params: PyTree, worker: Worker, sums: EpisodeSums) -> tuple[Worker, EpisodeSums]:
-            key, _ = training.stream_keys(worker.key, worker.acted)
-            state, block, new = acting.rollout(
-                parts.environment, parts.agent, params, worker.state, key, always, config.rollout_length
-            )
-            return store(worker, state, block), jax.tree.map(jnp.add, sums, new)
-
-        def gradient(
-            learner: LearnerState, worker: Worker, hparams: Any, index: Array
-        ) -> tuple[PyTree, Array, dict[str, Array]]:
-            # `acted` counts the rollout just made.
-            _, key = training.stream_keys(worker.key, worker.acted - 1)
-            sample_key, loss_key = training.stream_keys(key, index)
-            batch = parts.replay.sample(worker.replay, sample_key, worker.acted * config.rollout_length, hparams)
-            gradients, output = parts.agent.gradient(learner, batch, loss_key, hparams)
-            return gradients, output.loss, {"loss": output.loss, **output.metrics}
-
-        def apply(
-            learner: LearnerState, gradients: PyTree, loss: Array, scale: Array, hparams: Any
-        ) -> tuple[LearnerState, Array]:
-            scaled = hparams._replace(learning_rate=hparams.learning_rate * scale)
-            return parts.agent.apply(learner, gradients, loss, scaled)
-
-        # What is pulled is shared with other threads and never donated.
-        self.act = self._single(act, 4, 1, donate=(1, 2))
-        self.explore = self._single(explore, 3, donate=(1, 2))
-        self.gradient = self._single(gradient, 3, 1)
-        self.apply = self._single(apply, 5)
-        self.judge = self._single(functools.partial(greedy_episodes, parts), 1)
-        zero = self._single(lambda _: training.zero_metrics(parts.agent, parts.replay, config), 1)
-        self.zero_metrics = zero(self.hparams.gamma)
-
-    def _single(self, *args: Any, **options: Any) -> Any:
-        return on_one(self.devices[0], *args, **options)
+        self.parts, self.axes, self.device, self.disturb = parts, axes, device, disturb
+        config, self.hparams = parts.config, over_members(hparams)
+        self.crew, self.rates = Crew(axes.num_workers, report), Rates()
+        self.rollouts = [0] * axes.num_workers
+        self.programs = compile_programs(parts, device, self.hparams)
+        self.judge = on_one(device, functools.partial(greedy_episodes, parts), 1)
+        workers = range(axes.num_workers)
+        self.apart = engine is not None
+        if engine is None:
+            self.server = Server(compile_apply(parts, device, self.hparams), axes)
+            self.nodes = [Node(self.programs, self.hparams, config) for _ in workers]
+        else:
+            recipe = config, registry.factory(config.env), self.hparams
+            self.server = engine.spawn(make_server, *recipe, axes, threads=axes.num_workers + 1)
+            self.nodes = [engine.spawn(make_node, *recipe) for _ in workers]
 
     def init(self, seed: int) -> ServerState:
-        """Worker i's stream is that of shard i of a data-parallel agent."""
-        parts, config, axes = self.parts, self.config, self.axes
-
-        def make(seed: Array, hparams: Any) -> ServerState:
-            key = jax.random.key(seed)
-            experience = jax.random.fold_in(key, EXPERIENCE_STREAM)
-            learner = parts.agent.init(jax.random.fold_in(key, PARAMS_STREAM), hparams)
-
-            def worker(index: int) -> Worker:
-                stream, actor_key = jax.random.split(jax.random.fold_in(experience, index))
-                state = acting.start(parts.environment, parts.agent, config.num_envs, actor_key)
-                own = jax.tree.map(jnp.copy, learner.opt_state) if axes.own_statistics else ()
-                return Worker(state, parts.replay.init(), stream, jnp.int32(0), own)
-
-            return ServerState(learner, tuple(worker(i) for i in range(axes.num_workers)))
-
-        state: ServerState = self._single(make, 2)(np.full((1, 1), seed, np.uint32), self.hparams)
+        """The run's first state."""
+        make = on_one(self.device, functools.partial(first_state, self.parts, self.axes), 2)
+        state: ServerState = make(np.full((1, 1), seed, np.uint32), self.hparams)
         return state
 
     def warm_up(self, state: ServerState) -> None:
-        """Compiles every program, on copies."""
-        worker, sums = jax.tree.map(jnp.copy, (state.workers[0], self.zero_metrics.episodes))
-        worker, sums = self.explore(state.learner.params, worker, sums)
-        worker, sums, _ = self.act(state.learner.params, worker, sums, self.hparams, np.int32(0))
-        gradients, loss, _ = self.gradient(state.learner, worker, self.hparams, np.int32(0))
-        self.apply(state.learner, gradients, loss, np.ones((1, 1), np.float32), self.hparams)
+        """Compiles every program, on copies; in all processes at once."""
+
+        def warm(node: Node) -> None:
+            node.begin(jax.tree.map(jnp.copy, state.workers[0]))
+            node.explore(self.server)
+            node.learn(self.server, 0)
+
+        self.server.begin(state.learner)
+        # Threads wait for processes; in this one the first compiles, and the others would only wait for it.
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(warm, self.nodes if self.apart else self.nodes[:1]))
+        self.server.take()
         jax.block_until_ready(self.judge(state.learner.params))
 
     def telemetry(self, states: list[ServerState]) -> dict[str, Any]:
         """`bytes_per_update`: a pull of parameters and target, and a push of a gradient."""
         learner = states[0].learner
         moved = 2 * tree_bytes(learner.params) + tree_bytes(learner.target_params)
-        return {"bytes_per_update": float(moved), **self.seen.take()}
+        return {
+            "bytes_per_update": float(moved),
+            "dead_workers": self.crew.num_dead,
+            **self.server.take(),
+            **self.rates.take(),
+        }
 
     def run(
         self, states: list[ServerState], metrics: list[training.Metrics], start: int, stop: int, learning: bool
     ) -> tuple[list[ServerState], list[training.Metrics]]:
         """Iterations start <= i < stop, handed out to the workers as tickets."""
-        learner, workers = states[0].learner, list(states[0].workers)
-        server = Server(learner, lambda *args: self.apply(*args, self.hparams), self.axes, self.seen)
-        zeros = jax.tree.map(jnp.zeros_like, self.zero_metrics)
-        sums = [jax.tree.map(jnp.copy, zeros) for _ in workers]
+        workers, begun = list(states[0].workers), set[int]()
+        self.server.begin(states[0].learner)
 
         def work_on(work: Work, index: int, ticket: int) -> None:
+            node = self.nodes[index]
+            if index not in begun:
+                node.begin(workers[index])
+                begun.add(index)
             if self.disturb is not None:
-                self.disturb(index, int(workers[index].acted[0, 0]))
-            pulled, version = server.pull()
-            if not learning:
-                workers[index], episodes = self.explore(pulled.params, workers[index], sums[index].episodes)
-                sums[index] = sums[index]._replace(episodes=jax.block_until_ready(episodes))
-                return
-            worker, episodes, epsilon = self.act(
-                pulled.params, workers[index], sums[index].episodes, self.hparams, np.int32(start + ticket)
-            )
-            workers[index] = worker
-            sums[index] = sums[index]._replace(episodes=episodes, epsilon=epsilon)
-            for update in range(self.config.updates_per_iteration):
-                if update:
-                    pulled, version = server.pull()
-                gradients, loss, values = self.gradient(pulled, worker, self.hparams, np.int32(update))
-                norm, own = server.push(gradients, loss, version, worker.opt_state)
-                worker = worker._replace(opt_state=own)
-                values = {**values, "gradient_norm": jnp.zeros_like(loss) if norm is None else norm}
-                added = jax.tree.map(jnp.add, sums[index].learning, values)
-                sums[index] = sums[index]._replace(learning=added)
-            workers[index] = worker
-            self.seen.worked(index)
+                self.disturb(index, self.rollouts[index])
+            self.rollouts[index] += 1
+            if learning:
+                node.learn(self.server, start + ticket)
+                self.rates.worked(index)
+            else:
+                node.explore(self.server)
 
         work, threads = self.crew.start(range(stop - start), work_on)
         self.crew.join(work, threads)
         total = metrics[0]
-        for each in sums:
-            total = total._replace(
-                episodes=jax.tree.map(jnp.add, total.episodes, each.episodes),
-                learning=jax.tree.map(jnp.add, total.learning, each.learning),
-                epsilon=jnp.where(each.epsilon > 0, each.epsilon, total.epsilon),
-            )
+        for index in sorted(begun):
+            end = self._ended(index)
+            if end is not None:
+                workers[index], total = end[0], _add(total, end[1])
+        workers = mended(workers, work.dead)
+        learner = self.server.end()
         # A copy: the metrics outlive the chunk, and nothing may be shared between them and the state.
-        total = total._replace(first_bad_update=jnp.copy(server.learner.first_bad_update))
-        return [ServerState(server.learner, tuple(workers))], [total]
+        total = total._replace(first_bad_update=jnp.copy(learner.first_bad_update))
+        return [ServerState(learner, tuple(workers))], [total]
+
+    def _ended(self, index: int) -> tuple[Worker, training.Metrics] | None:
+        """What a node made of a chunk; None where a dead one took that with it."""
+        try:
+            end: tuple[Worker, training.Metrics] = self.nodes[index].end()
+            return end if intact(end) else None
+        except Exception:
+            if index in self.crew.alive:
+                raise
+            return None
+
+
+def _add(total: training.Metrics, sums: training.Metrics) -> training.Metrics:
+    return total._replace(
+        episodes=jax.tree.map(jnp.add, total.episodes, sums.episodes),
+        learning=jax.tree.map(jnp.add, total.learning, sums.learning),
+        epsilon=jnp.where(sums.epsilon > 0, sums.epsilon, total.epsilon),
+    )

@@ -25,8 +25,7 @@ def check(axes: Axes, config: Config, devices_per_agent: int) -> None:
         actor_learner.validate(config, _actor_learner(axes))
     if axes.scheme == "averaging":
         validate_config(config, axes.workers)
-        if axes.average_every < 1:
-            raise UserError(f"axes.average_every is {axes.average_every}; it must be at least 1.")
+        averaging.validate(axes.average_every, axes.average_each_until)
     if axes.scheme == "sharding" and (axes.data < 1 or axes.workers % axes.data):
         raise UserError(f"axes.data {axes.data} does not divide axes.workers {axes.workers}: the mesh is data x model.")
 
@@ -40,6 +39,25 @@ def check_parts(axes: Axes, parts: Parts) -> None:
 def num_shards(axes: Axes, devices_per_agent: int) -> int:
     """Into how many parts an agent's environments, batch and replay are divided."""
     return axes.workers if axes.scheme == "averaging" else devices_per_agent
+
+
+def num_replays(axes: Axes, devices_per_agent: int) -> int:
+    """How many devices hold a part of an agent's replay."""
+    return axes.data if axes.scheme == "sharding" else num_shards(axes, devices_per_agent)
+
+
+def state_bytes(axes: Axes, parts: Parts) -> tuple[int, int]:
+    """Bytes of one member's state on the device that holds most of it, and of the replay in that; nothing is
+    allocated. What is under way between threads is not in it."""
+    if axes.scheme == "actor_learner":
+        return actor_learner.state_bytes(parts, _actor_learner(axes))
+    if axes.scheme == "parameter_server":
+        return parameter_server.state_bytes(parts, _parameter_server(axes))
+    if axes.scheme == "averaging":
+        return averaging.state_bytes(parts, averaging.make_rule(axes.combine))
+    if axes.scheme == "sharding":
+        return model_sharding.state_bytes(parts, axes.data, axes.workers // axes.data)
+    return fleet.shard_bytes(parts)
 
 
 def choose_devices(axes: Axes, num_devices: int | None, devices_per_agent: int, num_members: int) -> list[jax.Device]:
@@ -68,8 +86,7 @@ def build(
     if axes.scheme == "actor_learner":
         return actor_learner.build(parts, used, seeds, settings, _actor_learner(axes), report)
     if axes.scheme == "parameter_server":
-        chosen = parameter_server.Axes(axes.workers, axes.lock, axes.max_lag, axes.scale_by_lag, axes.own_statistics)
-        return parameter_server.build(parts, used, seeds, settings, chosen, report)
+        return parameter_server.build(parts, used, seeds, settings, _parameter_server(axes), report)
     if axes.scheme == "averaging":
         rule = averaging.make_rule(axes.combine)
         return averaging.build(parts, used, seeds, settings, rule, axes.average_every, axes.average_each_until)
@@ -82,3 +99,7 @@ def _actor_learner(axes: Axes) -> actor_learner.Axes:
     return actor_learner.Axes(
         axes.workers, axes.merge_every, axes.broadcast_every, axes.coupling, axes.lag, axes.slack, axes.max_lag
     )
+
+
+def _parameter_server(axes: Axes) -> parameter_server.Axes:
+    return parameter_server.Axes(axes.workers, axes.lock, axes.max_lag, axes.scale_by_lag, axes.own_statistics)

@@ -12,11 +12,9 @@ class Seen:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._began = time.perf_counter()
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter(dropped=0)  # a column from the first row on
         self._waits: Counter[str] = Counter()
         self._lags: Counter[int] = Counter()
-        self._by_worker: Counter[int] = Counter()
 
     def count(self, name: str, by: int = 1) -> None:
         """Adds to a counter, such as dropped or lost."""
@@ -33,32 +31,50 @@ class Seen:
         with self._lock:
             self._lags[versions] += 1
 
-    def worked(self, worker: int) -> None:
-        """One rollout of a worker."""
-        with self._lock:
-            self._by_worker[worker] += 1
-
     def take(self) -> dict[str, float]:
-        """lag_mean, lag_max (versions), lag_B (how many from B up to the next of LAG_BINS), every counter, every wait
-        (seconds of all threads), and rollouts per second of the slowest and fastest worker."""
+        """lag_mean, lag_max (versions), lag_B (how many from B up to the next of LAG_BINS), every counter, and every
+        wait (seconds of all threads)."""
         with self._lock:
-            now = time.perf_counter()
-            elapsed, self._began = max(now - self._began, 1e-9), now
             lags, total = self._lags, sum(self._lags.values())
-            rates = [count / elapsed for count in self._by_worker.values()] or [0.0]
             columns: dict[str, float] = {
                 "lag_mean": sum(lag * n for lag, n in lags.items()) / max(total, 1),
                 "lag_max": float(max(lags, default=0)),
                 **{f"lag_{low}": float(_between(lags, low, high)) for low, high in zip(LAG_BINS, _UPPER, strict=True)},
                 **{f"{name}": float(n) for name, n in self._counts.items()},
                 **{f"{name}_seconds": seconds for name, seconds in self._waits.items()},
-                "worker_rate_min": min(rates),
-                "worker_rate_max": max(rates),
             }
             self._counts = Counter(dict.fromkeys(self._counts, 0))
             self._waits = Counter(dict.fromkeys(self._waits, 0))
-            self._lags, self._by_worker = Counter(), Counter()
+            self._lags = Counter()
             return columns
+
+
+class Rates:
+    """Thread-safe rates of the workers; `take` gives the columns of one logging point and starts anew."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._began = time.perf_counter()
+        self._by_worker: Counter[int] = Counter()
+
+    def worked(self, worker: int) -> None:
+        """One rollout of a worker."""
+        with self._lock:
+            self._by_worker[worker] += 1
+
+    def take(self) -> dict[str, float]:
+        """worker_rate_I, rollouts per second of each worker that ever worked (0 where it has died or hangs), with the
+        slowest and the fastest of them."""
+        with self._lock:
+            now = time.perf_counter()
+            elapsed, self._began = max(now - self._began, 1e-9), now
+            rates = {worker: self._by_worker[worker] / elapsed for worker in sorted(self._by_worker)}
+            self._by_worker = Counter(dict.fromkeys(self._by_worker, 0))
+            return {
+                "worker_rate_min": min(rates.values(), default=0.0),
+                "worker_rate_max": max(rates.values(), default=0.0),
+                **{f"worker_rate_{worker}": rate for worker, rate in rates.items()},
+            }
 
 
 _UPPER = (*LAG_BINS[1:], 2**62)

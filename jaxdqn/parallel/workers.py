@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from jaxdqn.errors import UserError
 
 POLL_SECONDS = 0.05
+GRACE_SECONDS = 2.0  # for each thread, when the chunk is abandoned
 
 
 class Work:
@@ -21,16 +22,28 @@ class Work:
         self.stopping = False
         self.finished = 0  # tickets done
         self.dead: dict[int, str] = {}  # worker -> cause
-        self._tickets = iter(tickets)
+        self._tickets, self._total = iter(tickets), len(tickets)
         self._returned: list[int] = []
         self._report = report
 
     def take(self) -> int | None:
-        """The next ticket, each handed out once; None when there are no more."""
+        """The next ticket that nobody else has; None when all are done.
+
+        Waits while others work on the last ones: whoever dies hands its own back, and then somebody must be there.
+        """
         with self.condition:
-            if self.stopping:
-                return None
-            return self._returned.pop() if self._returned else next(self._tickets, None)
+            while not self.stopping and self.finished < self._total:
+                ticket = self._returned.pop() if self._returned else next(self._tickets, None)
+                if ticket is not None:
+                    return ticket
+                self.condition.wait(POLL_SECONDS)
+        return None
+
+    def stop(self) -> None:
+        """Ends the chunk early: no more tickets, and every wait is over."""
+        with self.condition:
+            self.stopping = True
+            self.condition.notify_all()
 
     def done(self) -> None:
         """Counts a ticket as finished and wakes who waits for that."""
@@ -48,7 +61,8 @@ class Work:
 
     def bury(self, worker: int, ticket: int | None, error: BaseException) -> None:
         """Notes a worker's death, says it once, and hands its ticket to another."""
-        cause = "".join(traceback.format_exception_only(error)).strip()
+        # The last line: a program's error comes with the whole story of the callback in which it began.
+        cause = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
         with self.condition:
             self.dead[worker] = cause
             if ticket is not None:
@@ -61,6 +75,7 @@ class Crew:
     """Threads 0 .. count-1 that work chunk after chunk; a worker that died stays dead."""
 
     def __init__(self, count: int, report: Callable[[str], None]) -> None:
+        self._count = count
         self.alive = list(range(count))
         self._report = report
 
@@ -84,11 +99,22 @@ class Crew:
             thread.start()
         return work, threads
 
+    @property
+    def num_dead(self) -> int:
+        """How many workers have died so far."""
+        return self._count - len(self.alive)
+
     def join(self, work: Work, threads: Sequence[threading.Thread]) -> None:
         """Waits for the threads and buries the dead. Raises `UserError` when none is left."""
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(POLL_SECONDS)
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(POLL_SECONDS)
+        except BaseException:  # a second Ctrl-C, say
+            work.stop()
+            for thread in threads:
+                thread.join(GRACE_SECONDS)
+            raise
         self.alive = [worker for worker in self.alive if worker not in work.dead]
         if not self.alive:
             raise UserError(f"every worker died; the last cause: {list(work.dead.values())[-1]}")

@@ -98,20 +98,19 @@ def distributed(
     check_learning(gamma, omega)
     if num_local < 1:
         raise UserError(f"local_steps is {num_local}; it must be at least 1.")
-    where, members = starts(mdp, regions), jnp.arange(len(regions))
+    where = starts(mdp, regions)
     parts = None if owned is None else jnp.asarray(owned)
     weights(jnp.zeros((len(regions), 1, 1)), how, None if parts is None else parts[:, :1])  # refuses early
 
-    def round_(table: Table, key: Key, number: Array, mdp: MDP) -> Table:
-        def work(member: Array, where: Starts) -> WorkerState:
-            return local_steps(fresh(table), round_key(key, member, number), mdp, where, num_local, gamma, omega)
-
-        workers = jax.vmap(work)(members, where)
-        return aggregate(workers.table, workers.visits, how, parts)
+    def work(table: Table, k: Array, key: Key, number: Array, mdp: MDP) -> WorkerState:
+        own = jax.tree.map(lambda leaf: leaf[k], where)
+        return local_steps(fresh(table), round_key(key, k, number), mdp, own, num_local, gamma, omega)
 
     return Method(
         init=lambda: empty(mdp),
-        round=round_,
+        share=lambda table, k: table,
+        work=work,
+        join=lambda table, workers: aggregate(workers.table, workers.visits, how, parts),
         table=lambda table: table,
         load=np.where(np.asarray(where.number) > 0, num_local, 0),
     )

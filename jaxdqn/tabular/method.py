@@ -1,13 +1,20 @@
-"""A way of learning a table, as a record of pure functions, and the compiled loop over its rounds."""
+"""A way of learning a table, as a record of pure functions, and its rounds: compiled, on one device or over several.
+
+A round is what happens between two exchanges of tables. It comes apart into what each learner is given, what it does
+with that, and what all of it makes together, so that where the learners are (lanes of a vmap, devices, processes of a
+Ray cluster) changes nothing of what is learned.
+"""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxdqn.base import Array, Key, PyTree
+from jaxdqn.errors import UserError
+from jaxdqn.parallel import devices as _devices
 from jaxdqn.tabular.mdp import MDP
 
 
@@ -19,25 +26,70 @@ class Table(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A round is what happens between two exchanges of tables.
+    """K learners and how they exchange tables.
 
     init() -> state
-    round(state, key, number [], mdp) -> state        the key is the run's; `number` counts the rounds from 0
-    table(state) -> Table                             the merged table
+    share(state, k []) -> what learner k is given at the start of a round: tables, nothing else
+    work(given, k [], key, number [], mdp) -> what it makes of that; the key is the run's, `number` counts the rounds
+    join(state, returned [K, ...]) -> state
+    table(state) -> Table                        the merged table
     load: how many updates each learner makes in a round, [K]; the largest is the round's length in parallel
     """
 
     init: Callable[[], PyTree]
-    round: Callable[[PyTree, Key, Array, MDP], PyTree]
+    share: Callable[[PyTree, Array], PyTree]
+    work: Callable[[PyTree, Array, Key, Array, MDP], PyTree]
+    join: Callable[[PyTree, PyTree], PyTree]
     table: Callable[[PyTree], Table]
     load: np.ndarray
 
 
+def _returned(share: Callable[..., Any], work: Callable[..., Any], learners: Array, state: PyTree, *at: Any) -> PyTree:
+    """What the given learners return from a round, [len(learners), ...]; `at` is (key, number, mdp)."""
+    return jax.vmap(lambda k: work(share(state, k), k, *at))(learners)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _run(round_: Callable[..., PyTree], state: PyTree, key: Key, first: Array, num_rounds: Array, mdp: MDP) -> PyTree:
-    return jax.lax.fori_loop(0, num_rounds, lambda i, state: round_(state, key, first + i, mdp), state)
+def _run(
+    functions: tuple[Any, Any, Any], learners: Array, state: PyTree, key: Key, first: Array, num: Array, mdp: MDP
+) -> PyTree:
+    share, work, join = functions
+
+    def one(i: Array, state: PyTree) -> PyTree:
+        return join(state, _returned(share, work, learners, state, key, first + i, mdp))
+
+    return jax.lax.fori_loop(0, num, one, state)
 
 
 def run(method: Method, state: PyTree, key: Key, first: int, num_rounds: int, mdp: MDP) -> PyTree:
     """`state` after rounds first, first + 1, ..., first + num_rounds - 1. One compile per method."""
-    return _run(method.round, state, key, first, num_rounds, mdp)
+    functions = method.share, method.work, method.join
+    return _run(functions, np.arange(len(method.load)), state, key, first, num_rounds, mdp)
+
+
+def over_devices(method: Method, devices: Sequence[jax.Device]) -> Callable[..., PyTree]:
+    """`run` with the K learners spread over D devices; every device joins what all of them return.
+
+    The result is called as run(state, key, first, num_rounds, mdp). Raises `UserError` where D does not divide K.
+    """
+    count = len(method.load)
+    if count % len(devices):
+        raise UserError(f"{count} learners cannot be divided over {len(devices)} devices.")
+    if len(devices) == 1:
+        return functools.partial(run, method)
+
+    def rounds(learners: Array, state: PyTree, key: Key, first: Array, num_rounds: Array, mdp: MDP) -> PyTree:
+        def one(i: Array, state: PyTree) -> PyTree:
+            mine = _returned(method.share, method.work, learners, state, key, first + i, mdp)
+            return method.join(state, jax.lax.all_gather(mine, _devices.AXIS, tiled=True))
+
+        return jax.lax.fori_loop(0, num_rounds, one, state)
+
+    program = _devices.over_devices(rounds, devices, num_mapped=1, num_shared=5)
+    learners = np.arange(count).reshape(len(devices), -1)
+
+    def on_all(state: PyTree, key: Key, first: int, num_rounds: int, mdp: MDP) -> PyTree:
+        everywhere: Any = program(learners, state, key, np.int32(first), np.int32(num_rounds), mdp)
+        return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], everywhere)
+
+    return on_all

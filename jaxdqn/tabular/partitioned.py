@@ -5,7 +5,6 @@ a view of the others' that is refreshed every R updates. Nothing but tables leav
 the whole is the indicator sum  Q(s, a) = sum_k 1[owner(s) = k] Q_k(s, a); a mean of disjoint tables would be Q / K.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -31,9 +30,8 @@ from jaxdqn.tabular.q_learning import (
 
 
 class Owners(NamedTuple):
-    """Who owns what, and works how much; each field [K, ...], so that owners can be spread over devices."""
+    """Who owns what, and works how much; each field [K, ...]."""
 
-    number: Array  # [K]  int, 0 .. K - 1, for keys
     owned: Array  # [K, S]  bool, a partition of the states
     starts: Starts  # [K, P] and [K]
     load: Array  # [K]  int, updates in a round
@@ -44,6 +42,13 @@ class Partitioned(NamedTuple):
 
     tables: Table  # [K, S, A]  zero outside an owner's part
     view: Array  # [S, A]  the merged action values of the last refresh
+
+
+class Given(NamedTuple):
+    """What one owner is given at the start of a round."""
+
+    table: Table  # [S, A]  its own
+    view: Array  # [S, A]  the merged action values
 
 
 def contiguous(num_states: int, num_owners: int) -> np.ndarray:
@@ -70,7 +75,6 @@ def make_owners(mdp: MDP, owner: np.ndarray, refresh: int) -> Owners:
     need = (owned & ~np.asarray(mdp.terminal)).sum(axis=1)
     load = np.where(need > 0, np.maximum(1, np.round(refresh * need / need.max())), 0)
     return Owners(
-        number=jnp.arange(len(owned)),
         owned=jnp.asarray(owned),
         starts=starts(mdp, owned),
         load=jnp.asarray(load, jnp.int32),
@@ -80,54 +84,19 @@ def make_owners(mdp: MDP, owner: np.ndarray, refresh: int) -> Owners:
 def init(mdp: MDP, owners: Owners) -> Partitioned:
     """Tables of zeros."""
     table = empty(mdp)
-    tables = jax.tree.map(lambda leaf: jnp.zeros((len(owners.number), *leaf.shape)), table)
+    tables = jax.tree.map(lambda leaf: jnp.zeros((len(owners.owned), *leaf.shape)), table)
     return Partitioned(tables, table.q)
 
 
-def merge(tables: Array, owned: Array, axis_name: str | None = None) -> Array:
-    """The indicator sum [...] of tables [K, S, A] over a partition owned [K, S], and over devices where there are any.
-
-    Each entry is one owner's value plus zeros: exact, in any order.
-    """
-    total = jnp.sum(jnp.where(owned[..., None], tables, 0.0), axis=0)
-    return total if axis_name is None else jax.lax.psum(total, axis_name)
+def merge(tables: Array, owned: Array) -> Array:
+    """The indicator sum [S, A] of tables [K, S, A] over a partition owned [K, S]: one value plus zeros, so exact."""
+    return jnp.sum(jnp.where(owned[..., None], tables, 0.0), axis=0)
 
 
-def learn(
-    state: Partitioned, batches: Transitions, owners: Owners, gamma: float, omega: float, axis_name: str | None = None
-) -> Partitioned:
-    """Each owner learns from its batch, batches [K, B], in order; then the view is refreshed."""
-
-    def one(table: Table, batch: Transitions, owned: Array) -> Table:
-        mine = batch._replace(valid=batch.valid & owned[batch.state])
-        return apply_transitions(table, mine, gamma, omega, View(state.view, ~owned))
-
-    tables = jax.vmap(one)(state.tables, batches, owners.owned)
-    return Partitioned(tables, merge(tables.q, owners.owned, axis_name))
-
-
-def hand_out(batch: Transitions, num_owners: int) -> Transitions:
-    """One stream of transitions [B] for all owners [K, B], each of which takes only its own ones from it."""
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_owners, *leaf.shape)), batch)
-
-
-def partitioned_round(
-    state: Partitioned,
-    key: Key,
-    number: Array,
-    mdp: MDP,
-    owners: Owners,
-    refresh: int,
-    gamma: float,
-    omega: float,
-    axis_name: str | None = None,
-) -> Partitioned:
-    """One refresh to the next: every owner draws transitions from its own states, and learns from them."""
-    keys = jax.vmap(round_key, (None, 0, None))(key, owners.number, number)
-    draw = jax.vmap(functools.partial(explore, num=refresh), (0, None, 0))
-    batches = draw(keys, mdp, owners.starts)
-    handed_out = jnp.arange(refresh) < owners.load[:, None]
-    return learn(state, batches._replace(valid=batches.valid & handed_out), owners, gamma, omega, axis_name)
+def learn(table: Table, view: Array, batch: Transitions, owned: Array, gamma: float, omega: float) -> Table:
+    """One owner learns from those transitions of a batch [B] that start in its part, owned [S], in their order."""
+    mine = batch._replace(valid=batch.valid & owned[batch.state])
+    return apply_transitions(table, mine, gamma, omega, View(view, ~owned))
 
 
 def partitioned(mdp: MDP, owner: np.ndarray, refresh: int, gamma: float, omega: float = OMEGA) -> Method:
@@ -135,12 +104,16 @@ def partitioned(mdp: MDP, owner: np.ndarray, refresh: int, gamma: float, omega: 
     check_learning(gamma, omega)
     owners = make_owners(mdp, owner, refresh)
 
-    def round_(state: Partitioned, key: Key, number: Array, mdp: MDP) -> Partitioned:
-        return partitioned_round(state, key, number, mdp, owners, refresh, gamma, omega)
+    def work(given: Given, k: Array, key: Key, number: Array, mdp: MDP) -> Table:
+        own = jax.tree.map(lambda leaf: leaf[k], owners)
+        batch = explore(round_key(key, k, number), mdp, own.starts, refresh, own.load)
+        return learn(given.table, given.view, batch, own.owned, gamma, omega)
 
     return Method(
         init=lambda: init(mdp, owners),
-        round=round_,
+        share=lambda state, k: Given(jax.tree.map(lambda leaf: leaf[k], state.tables), state.view),
+        work=work,
+        join=lambda state, tables: Partitioned(tables, merge(tables.q, owners.owned)),
         table=lambda state: Table(state.view, merge(state.tables.counts, owners.owned)),
         load=np.asarray(owners.load),
     )

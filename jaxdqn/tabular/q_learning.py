@@ -124,12 +124,14 @@ def q_learning(mdp: MDP, gamma: float, omega: float = OMEGA, block: int = BLOCK)
     check_learning(gamma, omega)
     where = everywhere(mdp)
 
-    def round_(table: Table, key: Key, number: Array, mdp: MDP) -> Table:
-        return apply_transitions(table, explore(round_key(key, 0, number), mdp, where, block), gamma, omega)
+    def work(table: Table, k: Array, key: Key, number: Array, mdp: MDP) -> Table:
+        return apply_transitions(table, explore(round_key(key, k, number), mdp, where, block), gamma, omega)
 
     return Method(
         init=lambda: empty(mdp),
-        round=round_,
+        share=lambda table, k: table,
+        work=work,
+        join=lambda table, returned: jax.tree.map(lambda leaf: leaf[0], returned),
         table=lambda table: table,
         load=np.asarray([block]),
     )
