@@ -210,7 +210,7 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
     if total_steps is not None:
         spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, total_steps=total_steps))
     per_agent = spec.devices_per_agent
-    available = max(per_agent, jax.device_count() // per_agent * per_agent)
+    available = max(per_agent, jax.process_count() * len(jax.local_devices()) // per_agent * per_agent)
     spec = dataclasses.replace(spec, num_devices=min(spec.num_devices, available))
     fresh, parts, budget = plan(
         spec.config, spec.hparams, spec.seeds, spec.vary, spec.num_devices, per_agent, spec.axes
