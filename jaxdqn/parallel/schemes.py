@@ -9,7 +9,7 @@ from jaxdqn.axes import Axes, validate
 from jaxdqn.config import Config, HParams
 from jaxdqn.config import validate as validate_config
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import actor_learner, averaging, devices, fleet, model_sharding, parameter_server
+from jaxdqn.parallel import actor_learner, averaging, devices, fleet, hosts, model_sharding, parameter_server
 from jaxdqn.parallel.engine import Engine
 from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.parallel.population import Assignment
@@ -17,7 +17,7 @@ from jaxdqn.parallel.population import Assignment
 
 def check(axes: Axes, config: Config, devices_per_agent: int) -> None:
     """Raises `UserError` for axes that do not fit the configuration, before anything is compiled."""
-    validate(axes)
+    validate(axes, hosts.count())
     if axes.scheme != "fused" and devices_per_agent != 1:
         raise UserError(
             f"devices_per_agent {devices_per_agent} belongs to the fused scheme; with {axes.scheme!r} use axes.workers."
