@@ -1,12 +1,15 @@
 """Tiny environments with known action values, each of which fails for one reason (after rejax and Andy Jones, 2021).
 
-Observations are float32 [1]. Episodes last one step, or two in `discount`.
+Observations are float32 [1]. Episodes last one step, or two in `discount`. `clock` is for order, not for values.
 """
 
 import jax
 import jax.numpy as jnp
 
+from jaxdqn import agents, replay, training
 from jaxdqn.base import Array, Environment, Key, PyTree, Spec, TimeStep
+from jaxdqn.config import Config, HParams
+from jaxdqn.parallel.fleet import Parts
 
 OBSERVATION = jax.ShapeDtypeStruct((1,), jnp.float32)
 
@@ -98,3 +101,28 @@ def time_limit() -> Environment:
         return start, TimeStep(start, state[0], jnp.float32(1.0), jnp.ones(1, jnp.float32), jnp.bool_(True))
 
     return Environment(reset, step, Spec("time_limit", OBSERVATION, 2, max_episode_steps=1))
+
+
+def clock() -> Environment:
+    """Never ends; the observation is (a random name, age in steps), the reward the age after the step: by them a
+    transition tells which environment made it, and when."""
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        state = (jax.random.uniform(key), jnp.int32(0))
+        return state, jnp.array([state[0], 0.0])
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[PyTree, TimeStep]:
+        del key, action
+        name, age = state[0], state[1] + 1
+        observation = jnp.array([name, age.astype(jnp.float32)])
+        return (name, age), TimeStep(observation, age.astype(jnp.float32), jnp.float32(1), observation, age < 0)
+
+    return Environment(reset, step, Spec("clock", jax.ShapeDtypeStruct((2,), jnp.float32), 2))
+
+
+def clocked(config: Config) -> Parts:
+    """The parts of an agent that learns from clocks."""
+    environment = clock()
+    agent = agents.make(config, environment.spec)
+    example = training.transition_example(environment, agent, HParams())
+    return Parts(config, environment, agent, replay.uniform(example, 10, config.num_envs, config.batch_size))

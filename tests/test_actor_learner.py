@@ -5,12 +5,10 @@ import itertools
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from probe_environments import clocked
 
-from jaxdqn import agents, replay, training
-from jaxdqn.base import Environment, Spec, TimeStep
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import actor_learner, fleet, population
@@ -27,7 +25,8 @@ SMALL = Config(
     eval_episodes=2,
     env_params={"max_steps_in_episode": 100},
 )
-H = HParams(target_period=50, epsilon_steps=2_000)
+# A policy that matters, and that every update changes: else actors that are late would act just the same.
+H = HParams(learning_rate=2e-2, target_period=50, epsilon_end=0.02, epsilon_steps=1_000)
 
 
 def run(built, states, iterations, chunk=None, config=SMALL):
@@ -60,6 +59,21 @@ def test_one_actor_in_lockstep_is_the_fused_loop(fused):
     jax.tree.map(np.testing.assert_array_equal, fleet.gather(metrics), fleet.gather(fused[1]))
 
 
+def test_the_comparison_with_the_fused_loop_notices_what_is_late_or_another_key(fused):
+    """By what it must not be equal to: parameters one update late or broadcast every other update, other randomness."""
+
+    def differs(states):
+        pairs = zip(jax.tree.leaves(params(states)), jax.tree.leaves(params(fused[0])), strict=True)
+        return any(np.any(a != b) for a, b in pairs)
+
+    same = Axes(num_actors=1, merge_every=1, broadcast_every=1)
+    for axes in (same._replace(lag=1), same._replace(broadcast_every=2), same._replace(merge_every=2)):
+        assert differs(run(*build(axes), 1_000)[0]), axes
+    built, (state,) = build(same)
+    other = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, 1)))(state.key)
+    assert differs(run(built, [state._replace(key=other)], 1_000)[0])
+
+
 @pytest.mark.parametrize("axes", [Axes(num_actors=4, merge_every=4, broadcast_every=6), Axes(num_actors=2, lag=1)])
 def test_lockstep_does_not_depend_on_the_chunks(axes):
     whole, _ = run(*build(axes), 200)
@@ -85,28 +99,6 @@ def test_late_parameters_are_one_broadcast_old():
 
 
 # -- conservation -----------------------------------------------------------------------------------------------------
-
-
-def clock():
-    """Observation, and so reward, tells which environment (by a random id) acted, and for how many steps."""
-
-    def reset(key):
-        state = (jax.random.uniform(key), jnp.int32(0))
-        return state, jnp.array([state[0], 0.0])
-
-    def step(key, state, action):
-        name, age = state[0], state[1] + 1
-        observation = jnp.array([name, age.astype(jnp.float32)])
-        return (name, age), TimeStep(observation, age.astype(jnp.float32), jnp.float32(1), observation, age < 0)
-
-    return Environment(reset, step, Spec("clock", jax.ShapeDtypeStruct((2,), jnp.float32), 2))
-
-
-def clocked(config):
-    environment = clock()
-    agent = agents.make(config, environment.spec)
-    example = training.transition_example(environment, agent, H)
-    return fleet.Parts(config, environment, agent, replay.uniform(example, 10, config.num_envs, config.batch_size))
 
 
 @pytest.mark.parametrize("coupling, devices", [("lockstep", 1), ("async", 1), ("async", 3)])
@@ -170,12 +162,18 @@ def test_the_run_ends_with_the_cause_when_every_actor_died():
 
 
 def test_old_experience_is_dropped_and_counted():
-    built, states = build(Axes(num_actors=4, coupling="async", broadcast_every=1, max_lag=1))
+    """A local replay is as old as its oldest rollout: one that an actor fills slowly is too late."""
+
+    def disturb(actor, acted):
+        if actor == 1 and acted % 8 == 7:
+            time.sleep(0.05)
+
+    built, states = build(Axes(num_actors=4, coupling="async", broadcast_every=1, max_lag=1), disturb=disturb)
     states, _ = run(built, states, 300)
     seen = built.telemetry(states)
     merged = int(states[0].merged.sum())
     acted = sum(int(actor.acted[0, 0]) // 8 for actor in states[0].actors)
-    assert seen["dropped"] == acted - merged // 8
+    assert seen["dropped"] == acted - merged // 8 > 0 and seen["lag_max"] > 1
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from jaxdqn import axes as axes_module
 from jaxdqn.axes import OF_SCHEME, PARALLEL, Axes, over, preset, validate
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
+from jaxdqn.parallel import schemes
 from jaxdqn.presets import for_environment
 
 ROOT = Path(__file__).parent.parent
@@ -50,11 +51,63 @@ def test_every_axis_belongs_to_a_scheme():
         (Axes("aktor_learner"), "did you mean 'actor_learner'"),
         (Axes("parameter_server", workers=0), "workers is 0"),
         (Axes("parameter_server", workers=-3), "workers is -3"),
+        (Axes("parameter_server", workers=2.5), "workers is 2.5"),
+        (Axes("parameter_server", workers=True), "workers is True"),
+        (Axes("parameter_server", workers=2**70), "at most|more than 256"),
+        (Axes("parameter_server", max_lag=-1), "max_lag is -1"),
+        (Axes("parameter_server", lock="none", merge_every=2), "merge_every is no axis of scheme 'parameter_server'"),
+        (Axes("parameter_server", lock="none", slack=2), "slack is no axis of scheme 'parameter_server'"),
+        (Axes("parameter_server", scale_by_lag="yes"), "scale_by_lag is 'yes'; it must be True or False"),
+        (Axes("actor_learner", workers=257), "256"),
+        (Axes("actor_learner", merge_every=-1), "merge_every is -1"),
+        (Axes("actor_learner", lock="none"), "lock is no axis of scheme 'actor_learner'"),
+        (Axes("averaging", combine="median"), "combine"),
+        (Axes("sharding", workers=0), "workers is 0"),
     ],
 )
 def test_wrong_axes_say_why(axes, words):
     with pytest.raises(UserError, match=words):
         validate(axes)
+
+
+HUGE = 2**62
+
+
+@pytest.mark.parametrize(
+    "axes, changes, words",
+    [
+        (Axes("actor_learner", workers=3), {}, "num_envs 16 cannot be divided over 3 actors; use 15, say"),
+        (Axes("actor_learner", workers=32), {}, "num_envs 16 cannot be divided over 32 actors"),
+        (Axes("actor_learner", slack=4), {}, "slack 4 is below merge_every 8: the learner would wait forever"),
+        (Axes("actor_learner", slack=0), {}, "slack is 0"),
+        (Axes("actor_learner", merge_every=0), {}, "merge_every is 0"),
+        (Axes("actor_learner", merge_every=HUGE, slack=HUGE), {}, "do not fit the replay"),
+        (Axes("actor_learner", broadcast_every=0), {}, "broadcast_every is 0"),
+        (Axes("actor_learner", broadcast_every=HUGE), {}, "broadcast_every .* the actors would never see"),
+        (Axes("actor_learner", lag=2), {}, "lag is 2; in lockstep it is 0 or 1"),
+        (Axes("actor_learner", coupling="async", lag=1), {}, "lag 1 is for lockstep"),
+        (Axes("actor_learner", max_lag=3), {}, "max_lag 3 is for async"),
+        (Axes("actor_learner"), {"agent": "a2c"}, "agent 'a2c' .* learns from the latest block"),
+        (Axes("actor_learner"), {"replay": "latest"}, "agent 'dqn' with replay 'latest' learns from the latest block"),
+        (Axes("averaging", workers=3), {}, "num_envs 16 cannot be divided over 3"),
+        (Axes("averaging", average_every=0), {}, "average_every is 0"),
+        (Axes("averaging", average_every=HUGE), {}, f"average_every is {HUGE}"),
+        (Axes("averaging", average_each_until=HUGE), {}, f"average_each_until is {HUGE}"),
+        (Axes("sharding", workers=4, data=3), {}, "data 3 does not divide axes.workers 4"),
+        (Axes("sharding", workers=4, data=0), {}, "data 0 does not divide axes.workers 4"),
+    ],
+)
+def test_axes_that_do_not_fit_the_configuration_say_why(axes, changes, words):
+    """Before anything is compiled; nothing is asked of a device."""
+    config = Config(num_envs=16, batch_size=48, **changes)
+    with pytest.raises(UserError, match=words):
+        schemes.check(axes, config, 1)
+
+
+@pytest.mark.parametrize("axes", [Axes("averaging", workers=8), Axes("sharding", workers=8)])
+def test_more_devices_than_there_are_say_how_many(axes):
+    with pytest.raises(UserError, match="num_devices 8 asked, but JAX has 4"):
+        jaxdqn.train(Config(num_envs=16), HParams(), axes=axes)
 
 
 @pytest.mark.parametrize("name", ["parallel_dqn", "gorila", "hogwild"])
@@ -104,8 +157,14 @@ def test_asynchronous_runs_resume(tmp_path):
         (("--parallel", "a3c", "--replay", "uniform"), "on-policy"),
         (("--axes.workers", "2"), "choose one with --parallel"),
         (("--parallel", "gorila", "--axes.max-lag", "-1"), "max_lag"),
+        (("--parallel", "a3c", "--init-from", "nowhere"), "holds no run"),
+        (("--parallel", "parallel_dqn", "--axes.workers", "1000"), "each is a thread, and one learner or server"),
+        (("--parallel", "a3c", "--axes.workers", "1000"), "each is a thread, and one learner or server"),
+        (("--parallel", "local_sgd", "--axes.workers", "1000"), "cannot be divided over 1000"),
+        (("--parallel", "sharded", "--axes.workers", "1000"), "num_devices 1000"),
     ],
 )
 def test_wrong_flags_end_in_one_line(flags, words):
     error = train(*flags, "--total-steps", "8000", code=2).stderr
-    assert words in error and error.strip().count("\n") == 0 and "Traceback" not in error
+    lines = [line for line in error.splitlines() if "they will be slow" not in line]  # true as well, and said before
+    assert len(lines) == 1 and words in lines[0]

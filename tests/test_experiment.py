@@ -11,10 +11,11 @@ import pytest
 
 import jaxdqn
 from jaxdqn import experiment
+from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.experiment import Settings
-from jaxdqn.parallel import fleet, memory
+from jaxdqn.parallel import fleet, memory, schemes
 from jaxdqn.runs import reporting
 
 SMALL = Config(
@@ -205,6 +206,41 @@ def test_init_from_starts_every_member_from_one_member_of_another_run(source):
         train(SHORT, settings=wanted._replace(init_member=2))
     with pytest.raises(UserError, match="another configuration"):
         train(dataclasses.replace(SHORT, hidden_sizes=(8,)), settings=wanted)
+
+
+SCHEMES = {
+    "actor_learner in lockstep": Axes("actor_learner", workers=2, merge_every=2, lag=1),
+    "actor_learner": Axes("actor_learner", workers=2, merge_every=2, coupling="async"),
+    "parameter_server": Axes("parameter_server", workers=2),
+    "local SGD": Axes("averaging", workers=2),
+    "DiLoCo": Axes("averaging", workers=2, combine="outer"),
+    "elastic averaging": Axes("averaging", workers=2, combine="elastic"),
+    "sharding": Axes("sharding", workers=2),
+    "sharding over data too": Axes("sharding", workers=4, data=2),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_init_from_is_for_every_scheme(name, source):
+    """Nothing moves, so the run ends with what it started from, and has acted on nothing else."""
+    wanted = QUIET._replace(init_from=str(source.path), init_member=1)
+    options = {"axes": SCHEMES[name], "num_devices": None, "settings": wanted}
+    result = train(SHORT, HParams(learning_rate=0.0), seeds=(5,), **options)
+    for leaf, origin in zip(jax.tree.leaves(result.params), jax.tree.leaves(source.params), strict=True):
+        np.testing.assert_allclose(leaf, origin[1:], rtol=1e-6, atol=1e-7)  # means of equal numbers round
+
+
+def test_actors_start_with_the_parameters_of_init_from(source):
+    """As the learner does: what was broadcast before is of another network."""
+    axes = SCHEMES["actor_learner in lockstep"]
+    spec, parts, budget = experiment.plan(SHORT, HParams(), (5,), None, None, 1, axes)
+    built, states = schemes.build(axes, parts, jax.devices()[:1], 1, None, (5,), (HParams(),), print)
+    wanted = QUIET._replace(init_from=str(source.path), init_member=1)
+    (state,) = built.adopted(experiment._Run(spec, parts, budget, wanted, None)._with_params(states))
+    assert len(state.broadcast) == 2
+    for params in (state.learner.params, state.learner.target_params, *state.broadcast):
+        for leaf, origin in zip(jax.tree.leaves(params), jax.tree.leaves(source.params), strict=True):
+            np.testing.assert_array_equal(leaf[0, 0], origin[1])
 
 
 def test_a_run_that_died_before_its_first_checkpoint_resumes_from_init_from(source, tmp_path):

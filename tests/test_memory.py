@@ -3,13 +3,15 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdqn import experiment
+from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import fleet, memory, population
+from jaxdqn.parallel import fleet, memory, model_sharding, population, schemes
 
 RING = Config(hidden_sizes=(8,), num_envs=8, batch_size=8, replay_capacity=400_000, learning_starts=64)
 
@@ -69,6 +71,52 @@ def test_shard_bytes_are_those_of_the_arrays():
     state = fleet.build(built.parts, jax.devices()[:1], 1, built.assignment, [0], [HParams()])[1]
     gathered = jax.tree.leaves(fleet.gather(state))
     assert total == sum(leaf.nbytes for leaf in gathered)
+
+
+SCHEMES = {
+    "fused": Axes(),
+    "lockstep": Axes("actor_learner", workers=4, merge_every=3, lag=1),
+    "async": Axes("actor_learner", workers=2, coupling="async"),
+    "server": Axes("parameter_server", workers=4),
+    "server with statistics of each worker": Axes("parameter_server", workers=2, own_statistics=True),
+    "local SGD": Axes("averaging", workers=4),
+    "DiLoCo": Axes("averaging", workers=2, combine="outer"),
+    "sharded": Axes("sharding", workers=4, data=2),
+}
+
+
+@pytest.mark.parametrize("agent", ["dqn", "a2c"])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_plan_counts_the_bytes_of_the_built_state(name, agent):
+    """On the device that holds most of it, and its replays alone."""
+    axes = SCHEMES[name]
+    if agent == "a2c" and axes.scheme == "actor_learner":
+        pytest.skip("on-policy agents have no use for local replays")
+    config = dataclasses.replace(RING, agent=agent, hidden_sizes=(8, 8), replay_capacity=1_000, eval_episodes=1)
+    _, parts, budget = experiment.plan(config, HParams(), [0], None, None, 1, axes)
+    used = schemes.choose_devices(axes, None, 1, 1)
+    _, states = schemes.build(axes, parts, used, 1, population.assign(1, 1), [0], [HParams()], print)
+    replays = {
+        "actor_learner": lambda state: (state.replay, [actor.local for actor in state.actors]),
+        "parameter_server": lambda state: [worker.replay for worker in state.workers],
+    }.get(axes.scheme, lambda state: state.replay)
+    held = [bytes_on_fullest_device(tree) for tree in (states[0], replays(states[0]))]
+    assert (budget.shard_bytes - fleet.evaluation_bytes(parts), budget.replay_bytes) == tuple(held)
+
+
+def bytes_on_fullest_device(tree):
+    plain = jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree)
+    return model_sharding.bytes_per_device(plain)
+
+
+def test_every_workers_replay_counts(monkeypatch):
+    """Four rings do not fit where one does."""
+    config = dataclasses.replace(RING, replay_capacity=2**20)
+    one = experiment.plan(config, HParams(), [0], None, None, 1, Axes("parameter_server", workers=1))[2]
+    monkeypatch.setattr(memory, "host_bytes", lambda: 2 * one.shard_bytes)
+    experiment.plan(config, HParams(), [0], None, None, 1, Axes("parameter_server", workers=1))
+    with pytest.raises(UserError, match="one agent needs"):
+        experiment.plan(config, HParams(), [0], None, None, 1, Axes("parameter_server", workers=4))
 
 
 def test_too_many_evaluation_episodes_are_refused_before_they_are_allocated():

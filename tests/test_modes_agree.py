@@ -1,14 +1,31 @@
-"""The same functions, run in different ways, give the same training: DESIGN section 7."""
+"""The same functions, run in different ways, give the same training.
+
+Here: members and their own runs, chunks, devices, resume, data parallelism. With the helpers of their schemes:
+
+    lockstep with one actor = the fused loop     test_actor_learner.py   test_one_actor_in_lockstep_is_the_fused_loop
+    one worker of a server = the fused loop      test_parameter_server.py      test_one_worker_is_the_fused_loop
+    averaging every step of SGD = gradient mean  test_averaging.py
+                                                 test_averaging_every_update_of_sgd_equals_the_mean_of_gradients
+    one replica = the fused loop                 test_averaging.py       test_one_replica_equals_plain_training_bitwise
+    sharded network = whole network              test_model_sharding.py
+                                                 test_a_sharded_network_learns_what_the_whole_one_does
+    partitioned table, refreshed = one table     test_tabular.py
+                                                 test_refresh_every_transition_is_unpartitioned_bitwise
+    one update by shards of a batch = by all     test_learning.py     test_shards_make_the_update_of_the_whole_batch
+"""
 
 import dataclasses
 import shutil
 
 import jax
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 
 import jaxdqn
+from jaxdqn import learning
+from jaxdqn.base import Batch
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.experiment import Settings
 from jaxdqn.learning import Shards, mean_over_shards
@@ -95,6 +112,48 @@ def test_mean_over_groups_of_devices():
     mean = devices.over_devices(lambda x: mean_over_shards(x, shards), jax.devices()[:4], num_mapped=1)
     np.testing.assert_array_equal(mean(values), [0.5, 0.5, 2.5, 2.5])
     assert devices.make_shards(2, 2) == Shards(devices.AXIS, 2) and devices.make_shards(2, 1) is None
+
+
+def given_batches(num_updates, size):
+    """Batches [U, B] for a network of four inputs and two actions."""
+    random = np.random.default_rng(0)
+    shape = (num_updates, size)
+    return Batch(
+        observation=random.normal(size=(*shape, 4)).astype(np.float32),
+        action=random.integers(2, size=shape).astype(np.int32),
+        return_m=random.normal(size=shape).astype(np.float32),
+        bootstrap_discount=(0.9 * (random.random(shape) < 0.8)).astype(np.float32),
+        bootstrap_observation=random.normal(size=(*shape, 4)).astype(np.float32),
+        weights=np.ones(shape, np.float32),
+    )
+
+
+@pytest.mark.parametrize("num_devices", [2, 4])
+@pytest.mark.parametrize("num_updates, tolerance", [(1, {"rtol": 1e-5, "atol": 1e-7}), (100, {"atol": 1e-4})])
+def test_data_parallel_training_on_given_batches_is_that_of_one_device(num_devices, num_updates, tolerance):
+    """After one update Adam's first moment is a tenth of the reduced gradient; after a hundred, the parameters."""
+    agent, hparams = fleet.make_parts(SMALL).agent, jax.tree.map(np.float32, H)
+    batches = given_batches(num_updates, 32)
+
+    def train(used):
+        shards = devices.make_shards(used, used)
+
+        def of_shard(mine):
+            def one(learner, batch):
+                return learning.update(agent, learner, batch, jax.random.key(0), hparams, shards)[0], ()
+
+            return jax.lax.scan(one, agent.init(jax.random.key(1), hparams), mine)[0]
+
+        split = jax.tree.map(lambda x: np.moveaxis(x.reshape(len(x), used, -1, *x.shape[2:]), 1, 0), batches)
+        learner = jax.tree.map(np.asarray, devices.over_devices(of_shard, jax.devices()[:used], 1)(split))
+        return learner.params if num_updates > 1 else optax.tree.get(learner.opt_state, "mu")
+
+    whole, shards = train(1), train(num_devices)
+    for shard in range(num_devices):
+        assert_equal(jax.tree.map(lambda x: x[shard], shards), jax.tree.map(lambda x: x[0], whole), **tolerance)
+    initial = agent.init(jax.random.key(1), hparams).params if num_updates > 1 else jax.tree.map(np.zeros_like, whole)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), initial, whole)
+    assert min(jax.tree.leaves(moved)) > 1e-3  # so the comparison is not one of initial values
 
 
 @pytest.mark.parametrize("num_members, num_groups", [(1, 1), (3, 2), (8, 3), (5, 4)])

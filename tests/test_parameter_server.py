@@ -151,6 +151,34 @@ def test_a_dead_worker_is_reported_once_and_the_others_do_its_work():
     assert acted[1] == 20 and sum(acted) == timeline(SMALL).prefill + 300
 
 
+def test_a_worker_that_slept_through_the_prefill_samples_only_complete_returns():
+    """It acts until it has n_step rows: tickets of the prefill go to whoever is free."""
+    config = dataclasses.replace(REPLAYED, n_step=7)  # four rollouts of two rows
+    parts, written, acted, slept = fleet.make_parts(config), [], [0, 0, 0, 0], []
+
+    def sample(state, key, rows, hparams):
+        jax.debug.callback(lambda rows: written.append(int(rows)), rows)
+        return parts.replay.sample(state, key, rows, hparams)
+
+    def disturb(worker, count):
+        if worker == 3 and not slept:
+            slept.append(1)
+            while sum(acted) < timeline(config).prefill - 1 and time.monotonic() < end:
+                time.sleep(0.001)
+        acted[worker] += 1
+
+    end = time.monotonic() + 60
+    watched = parts._replace(replay=parts.replay._replace(sample=sample))
+    built, states = parameter_server.build(watched, jax.devices()[:1], [3], [H], Axes(), disturb=disturb)
+    jax.effects_barrier()
+    written.clear()  # of the programs' first calls
+    states, metrics = built.collect(states, built.zero_metrics, 0, timeline(config).prefill)
+    assert int(states[0].workers[3].acted[0, 0]) <= 1
+    built.step(states, metrics, timeline(config).prefill, timeline(config).prefill + 40)
+    jax.effects_barrier()
+    assert len(written) == 40 and 8 <= min(written) <= 12
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [({"num_workers": 0}, "num_workers is 0"), ({"lock": "big"}, "global, leaf, none"), ({"max_lag": -2}, "is -2")],

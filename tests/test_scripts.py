@@ -20,6 +20,7 @@ import pytest
 import jaxdqn
 from jaxdqn import cli
 from jaxdqn.agents import AGENTS
+from jaxdqn.config import timeline
 from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import devices, memory
@@ -148,6 +149,51 @@ def test_a_killed_run_resumes_to_the_same_bits(work, trained):
     finish(work("train", "--resume", "killed", "--quiet"))
     assert_same_run(path, trained[0])
     assert not list((path / "checkpoints").glob(".writing*"))
+
+
+# -- asynchronous runs: threads end with them, and their rows stay complete -------------------------------------------
+
+ASYNCHRONOUS = {
+    name: f"""--parallel {name} --num-envs 8 --hidden-sizes 16 --learning-starts 320 --replay-capacity 2000
+--batch-size 16 --total-steps {steps} --log-interval {steps // 20} --eval-interval {steps // 4} --eval-episodes 2
+--no-tensorboard --env-params.max-steps-in-episode 50""".split()
+    for name, steps in (("parallel_dqn", 16_000), ("a3c", 32_000))
+}
+
+
+@pytest.mark.parametrize("name", ASYNCHRONOUS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_asynchronous_run_is_stopped_in_the_middle_and_goes_on_to_the_end(work, name, number):
+    out = f"{name}-{number.name}"
+    path = work.folder / out
+    process = work("train", *ASYNCHRONOUS[name], *OFTEN, "--out", out)
+    wait_for_checkpoint(process, path, 100)
+    process.send_signal(number)
+    said, err = finish(process, 130 if number != signal.SIGKILL else -signal.SIGKILL)
+    assert "Traceback" not in err and "died" not in err
+    if number != signal.SIGKILL:
+        assert said.startswith("interrupted: ") and f"--resume {out}" in said
+        assert json.loads((path / "summary.json").read_text())["status"] == "interrupted"
+    assert list((path / "checkpoints").glob("0*"))
+    said, err = finish(work("train", "--resume", out, "--quiet"))
+    assert said.startswith("finished: ") and "Traceback" not in err
+    frame = jaxdqn.load(path).metrics
+    line = timeline(jaxdqn.load(path).config)
+    assert list(frame.iteration) == list(range(line.log_every, line.total + 1, line.log_every))
+    assert frame.eval_return.notna().sum() == 4
+
+
+@pytest.mark.parametrize("name", ASYNCHRONOUS)
+def test_a_second_ctrl_c_ends_an_asynchronous_run_at_once_and_in_one_line(work, name):
+    out = f"{name}-twice"
+    process = work("train", *ASYNCHRONOUS[name], *OFTEN, "--out", out)
+    wait_for_checkpoint(process, work.folder / out, 100)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)  # two signals that wait are one
+    _, err = finish(process, 130)
+    assert "Traceback" not in err
+    assert list((work.folder / out / "checkpoints").glob("0*"))
 
 
 # -- evaluate, export, list, help -------------------------------------------------------------------------------------

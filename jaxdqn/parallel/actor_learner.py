@@ -83,6 +83,10 @@ def validate(config: Config, axes: Axes) -> None:
         raise UserError(f"coupling is {axes.coupling!r}; it is 'lockstep' or 'async'.")
     if axes.lag not in (0, 1):
         raise UserError(f"lag is {axes.lag}; in lockstep it is 0 or 1.")
+    if axes.coupling == "async" and axes.lag:
+        raise UserError(f"lag {axes.lag} is for lockstep; async actors are late by themselves, see max_lag.")
+    if axes.coupling == "lockstep" and axes.max_lag:
+        raise UserError(f"max_lag {axes.max_lag} is for async; in lockstep, lag says how late the actors are.")
     if config.num_envs % axes.num_actors:
         nearest = max(1, round(config.num_envs / axes.num_actors)) * axes.num_actors
         raise UserError(
@@ -101,8 +105,14 @@ def validate(config: Config, axes: Axes) -> None:
             f"merge_every {axes.merge_every} x rollout_length {config.rollout_length} rows do not fit the replay of "
             f"{replay_rows(config)} rows; lower merge_every or raise replay_capacity."
         )
+    line = timeline(config)
+    if axes.broadcast_every > line.updates(line.total, config.updates_per_iteration):
+        raise UserError(
+            f"broadcast_every {axes.broadcast_every} is more than the run's gradient updates: the actors would never "
+            "see what is learned."
+        )
     needed = -(-config.n_step // rows) * axes.merge_every
-    if timeline(config).prefill < needed:
+    if line.prefill < needed:
         steps = needed * config.num_envs * config.rollout_length
         raise UserError(
             f"learning_starts {config.learning_starts} ends before the first local replay is merged; raise it to at "
