@@ -5,7 +5,9 @@
     python experiments/train.py --vary.learning-rate 1e-4 3e-4 1e-3 --num-seeds 5      one population
     python experiments/train.py --num-devices 2 --devices-per-agent 2                  one agent over two devices
     python experiments/train.py --parallel a3c --axes.workers 4                        another way to run in parallel
+    python experiments/train.py --parallel a3c --engine ray                            its workers as processes, on Ray
     python experiments/train.py --resume runs/NAME [--total-steps 1000000]
+    python experiments/train.py --coordinator HOST:PORT --num-processes 2 --process-id 0 ...     on several hosts
 
 Also: --env-params.FIELD VALUE, --env-kwargs.ARGUMENT VALUE, --vary.HPARAM VALUES.
 """
@@ -24,6 +26,7 @@ from jaxdqn.axes import Axes, over, preset
 from jaxdqn.axes import validate as validate_axes
 from jaxdqn.config import Config, HParams, members, validate, validate_hparams
 from jaxdqn.errors import UserError
+from jaxdqn.parallel import hosts
 
 MAX_SEEDS = 100_000
 
@@ -38,6 +41,10 @@ class Args:
     parallel: str | None = None
     """How to train in parallel, by name: parallel_dqn, apex, gorila, async_q, a3c, ...; `python experiments/list.py`
     shows all. The axes' flags change it."""
+    engine: str = "local"
+    """Where asynchronous workers live: local (threads), or ray (processes; pip install "jaxdqn[ray]")."""
+    ray_address: str | None = None
+    """Cluster of --engine ray, HOST:PORT or auto; by default Ray is started on this machine."""
     preset: str | None = None
     """Named settings; by default those of the environment. Other flags change them."""
     seed: int = 0
@@ -45,9 +52,17 @@ class Args:
     num_seeds: int = 1
     """How many seeds to train, as one population: seed, seed + 1, ..."""
     num_devices: int | None = None
-    """Devices used in all; by default every GPU, or every core that has work."""
+    """Devices used in all, on all hosts; by default every GPU, or every core that has work."""
     devices_per_agent: int = 1
     """Devices each agent is spread over (data parallelism)."""
+    coordinator: str | None = None
+    """Several hosts: HOST:PORT of process 0. Each process runs the same command, apart from --process-id."""
+    num_processes: int | None = None
+    """Several hosts: how many processes there are."""
+    process_id: int | None = None
+    """Several hosts: which of them this is, from 0; 0 writes the run directory and prints the results."""
+    connect_seconds: float = 60.0
+    """Several hosts: how long to wait for the other processes at the start."""
     out: pathlib.Path | None = None
     """Run directory; by default runs/ENV-AGENT-TIME."""
     resume: pathlib.Path | None = None
@@ -120,14 +135,15 @@ def run(arguments: list[str]) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1.")
+    check_hosts(args)
     if args.resume is not None:
         return resume(args, vary)
     seeds = tuple(range(args.seed, args.seed + args.num_seeds))
     validate(args.config, args.devices_per_agent)
     validate_hparams(args.hparams, args.config.epsilon_schedule)
     everyone = members(args.hparams, seeds, vary, args.config.epsilon_schedule)
-    validate_axes(args.axes)
-    cli.prepare_backend(args.config, len(everyone), args.num_devices, args.devices_per_agent, args.axes)
+    validate_axes(args.axes, args.num_processes or 1)
+    prepare(args, len(everyone), args.num_devices, args.devices_per_agent, vary)
     from jaxdqn import experiment
 
     if args.dry_run:
@@ -149,6 +165,36 @@ def run(arguments: list[str]) -> int:
     return report(result.summary, out)
 
 
+def check_hosts(args: Args) -> None:
+    """Raises `UserError` for flags of several hosts that do not go together."""
+    flags = {name: getattr(args, name) for name in ("coordinator", "num_processes", "process_id")}
+    missing = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value is None]
+    if missing and len(missing) < len(flags):
+        raise UserError(f"several hosts need --coordinator, --num-processes and --process-id; {missing} not given.")
+    if args.coordinator and args.dry_run:
+        raise UserError("--dry-run is for one process; leave out --coordinator, --num-processes and --process-id.")
+
+
+def prepare(args: Args, num_members: int, num_devices: int | None, per_agent: int, vary: dict) -> None:
+    """Sets up JAX, and meets the other processes where there are any."""
+    cli.prepare_backend(args.config, num_members, num_devices, per_agent, args.axes, args.num_processes or 1)
+    if args.coordinator is None:
+        return
+    import jax
+
+    flags = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
+    told = {
+        "jax": jax.__version__,
+        **{f"config.{name}": value for name, value in dataclasses.asdict(flags.pop("config")).items()},
+        **{f"hparams.{name}": value for name, value in flags.pop("hparams")._asdict().items()},
+        **{name: value for name, value in flags.items() if name != "process_id"},
+        "vary": vary,
+    }
+    hosts.join(args.coordinator, args.num_processes, args.process_id, told, args.connect_seconds)
+    if not hosts.is_first():
+        print(f"{hosts.name()}: joined {args.coordinator}", file=sys.stderr, flush=True)
+
+
 def settings(args: Args):  # type: ignore[no-untyped-def]
     """The flags that do not change a run's result."""
     from jaxdqn.experiment import Settings
@@ -168,6 +214,8 @@ def settings(args: Args):  # type: ignore[no-untyped-def]
         profile=args.profile,
         init_from=args.init_from,
         init_member=args.init_member,
+        engine=args.engine,
+        ray_address=args.ray_address,
     )
 
 
@@ -192,7 +240,8 @@ def resume(args: Args, vary: dict[str, list[float]]) -> int:
     if vary or differences:
         what = "; ".join(differences) or "its population"
         raise UserError(f"{args.resume} was trained with {what}: only --total-steps may change when resuming.")
-    cli.prepare_backend(spec.config, spec.num_devices, spec.num_devices, spec.devices_per_agent, spec.axes)
+    validate_axes(spec.axes, args.num_processes or 1)
+    prepare(args, spec.num_devices, spec.num_devices, spec.devices_per_agent, vary)
     from jaxdqn import experiment
 
     result = experiment.resume(args.resume, args.config.total_steps, settings(args))
@@ -203,6 +252,10 @@ def report(summary: dict, out: pathlib.Path) -> int:
     """The last lines a user reads; returns the exit code."""
     from jaxdqn.experiment import DIVERGED, INTERRUPTED, TIMEOUT
 
+    code = {INTERRUPTED: 130, DIVERGED: 1}.get(summary["status"], 0)
+    if not hosts.is_first():
+        print(f"{hosts.name()}: {summary['status']}", file=sys.stderr)
+        return code
     interval = summary["final_return_ci95"]
     spread = f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
     mean = summary["final_return_mean"]
@@ -216,7 +269,7 @@ def report(summary: dict, out: pathlib.Path) -> int:
     print(f"curves: {out / 'curves.png'}")
     if summary["status"] in (INTERRUPTED, TIMEOUT):
         print(f"continue with: python experiments/train.py --resume {out}")
-    return {INTERRUPTED: 130, DIVERGED: 1}.get(summary["status"], 0)
+    return code
 
 
 def dry_run(args: Args, seeds: tuple[int, ...], vary: dict[str, list[float]]) -> None:

@@ -176,8 +176,9 @@ def over(chosen: Parallel, config: Config, hparams: HParams) -> tuple[Config, HP
     return dataclasses.replace(config, **chosen.config), hparams._replace(**chosen.hparams)
 
 
-def validate(axes: Axes) -> None:
-    """Raises `UserError` for an unknown value, or an axis that the scheme does not have."""
+def validate(axes: Axes, num_processes: int = 1) -> None:
+    """Raises `UserError` for an unknown value, an axis that the scheme does not have, or a scheme that does not run in
+    `num_processes` processes."""
     plain = Axes(axes.scheme)
     if axes.scheme not in OF_SCHEME:
         raise unknown_name("scheme", axes.scheme, OF_SCHEME)
@@ -195,6 +196,11 @@ def validate(axes: Axes) -> None:
             raise UserError(f"axes.{field.name} is {value!r}; it must be a whole number of at least 0.")
     if axes.workers < 1:
         raise UserError(f"axes.workers is {axes.workers}; it must be at least 1.")
+    if num_processes > 1 and axes.scheme != "fused":
+        raise UserError(
+            f"scheme {axes.scheme!r} does not run on several hosts; the fused one does (populations, data "
+            "parallelism): leave out --parallel and --axes."
+        )
     if axes.scheme in THREADED and axes.workers > MAX_THREADS:
         raise UserError(
             f"axes.workers is {axes.workers}: each is a thread, and one learner or server cannot serve more than "

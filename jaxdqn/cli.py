@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import math
 import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -15,14 +17,17 @@ import yaml
 from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.parallel import hosts
 
 T = TypeVar("T")
 
 
 def main(script: Callable[[], int | None]) -> NoReturn:
-    """Runs a script: a `UserError` or a failing disk ends in one line and a non-zero exit."""
+    """Runs a script: a `UserError` or a failing disk ends in one line and a non-zero exit, in all of its processes."""
     try:
-        sys.exit(script() or 0)
+        code = script() or 0
+        hosts.leave()
+        sys.exit(code)
     except UserError as error:
         _fail(" ".join(str(error).split()), 2)
     except BrokenPipeError:  # the reader of our output (head, less) has gone
@@ -31,10 +36,19 @@ def main(script: Callable[[], int | None]) -> NoReturn:
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted.", 130)
+    except Exception:
+        reason = hosts.lost()
+        if reason is not None:
+            _fail(reason, 2)
+        if hosts.count() > 1:
+            traceback.print_exc()
+        hosts.abandon("its output has the traceback.", 1)
+        raise
 
 
 def _fail(line: str, code: int) -> NoReturn:
     print(f"error: {line}", file=sys.stderr)
+    hosts.abandon(line, code)
     sys.exit(code)
 
 
@@ -94,11 +108,17 @@ def single(values: dict[str, list[Any]], prefix: str) -> dict[str, Any]:
 
 
 def prepare_backend(
-    config: Config, num_members: int, num_devices: int | None, devices_per_agent: int, axes: Axes | None = None
+    config: Config,
+    num_members: int,
+    num_devices: int | None,
+    devices_per_agent: int,
+    axes: Axes | None = None,
+    num_processes: int = 1,
 ) -> None:
     """Sets up JAX for a script, before its backend starts: CPU devices, threads, and the compilation cache.
 
-    Each core becomes a device where there are members for it. Raises `UserError` for more CPU devices than sensible.
+    Each core becomes a device where there are members for it; `num_devices` are those of all processes. Raises
+    `UserError` for more CPU devices than sensible.
     """
     import jax
 
@@ -108,7 +128,13 @@ def prepare_backend(
     axes = axes or Axes()
     useful = axes.useful_devices or max(1, num_members) * max(1, devices_per_agent)
     required = max(devices_per_agent, axes.required_devices)
-    count = num_devices if num_devices is not None else max(required, min(cores, useful))
+    if num_devices is None:  # each process has equally many, and all together divide among agents
+        least = math.lcm(required, num_processes) // num_processes
+        count = max(least, min(cores, -(-useful // num_processes)))
+    elif num_devices % num_processes:
+        raise UserError(f"num_devices {num_devices} does not divide among {num_processes} processes; take a multiple.")
+    else:
+        count = num_devices // num_processes
     if count > devices.MAX_CPU_DEVICES and os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         if num_devices is not None:
             raise UserError(f"num_devices {count} on a CPU with {cores} cores; at most {devices.MAX_CPU_DEVICES} work.")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdqn.config import Timeline
+from jaxdqn.parallel import hosts
 from jaxdqn.parallel.fleet import Fleet
 
 CHUNK_SECONDS = 1.0  # long enough to hide the dispatch, short enough for Ctrl-C
@@ -37,7 +38,8 @@ class Hooks(NamedTuple):
     """What the caller does at the events of a run.
 
     on_point(point) -> True to stop at the next logging point; interrupted() -> True to stop now;
-    checkpoint_due() -> True for a checkpoint at this logging point; save(progressed) writes one.
+    checkpoint_due() -> True for a checkpoint at this logging point; save(progressed) writes one. On several hosts each
+    must answer the same in every process.
     """
 
     on_point: Callable[[Point], bool]
@@ -73,7 +75,7 @@ def drive(fleet: Fleet, at: Progressed, line: Timeline, hooks: Hooks) -> Progres
         if leaving:
             return at
         learning = iteration >= line.prefill
-        stop = _next_event(iteration, line, pace.length[learning])
+        stop = _next_event(iteration, line, hosts.exchange(pace.length[learning])[0])
         try:
             states, metrics = (fleet.step if learning else fleet.collect)(at.states, at.metrics, iteration, stop)
         except Exception:

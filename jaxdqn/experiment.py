@@ -21,8 +21,9 @@ from jaxdqn.base import PyTree
 from jaxdqn.config import Config, HParams, advice, members, timeline, validate, validate_hparams
 from jaxdqn.driver import Hooks, Point, Progressed
 from jaxdqn.errors import UserError
+from jaxdqn.parallel import devices as _devices
+from jaxdqn.parallel import engine, hosts, memory, population, schemes
 from jaxdqn.parallel import fleet as _fleet
-from jaxdqn.parallel import memory, population, schemes
 from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.progress import Progress
 from jaxdqn.runs import checkpoints, directory, metrics, reporting
@@ -39,6 +40,7 @@ class Settings(NamedTuple):
 
     stop_at_return: stop once every member's greedy return reaches it; max_seconds: wall time of this session;
     checkpoint_seconds: at least this long between checkpoints. on_chunk(rows) is called with each logging point's rows.
+    engine: where workers live, "local" (threads) or "ray", there on this machine or on the cluster at `ray_address`.
     """
 
     stop_at_return: float | None = None
@@ -51,6 +53,8 @@ class Settings(NamedTuple):
     init_from: str | None = None
     init_member: int = 0
     on_chunk: Callable[[list[dict[str, Any]]], None] | None = None
+    engine: str = "local"
+    ray_address: str | None = None
 
 
 @dataclasses.dataclass
@@ -140,8 +144,9 @@ def plan(
     schemes.check_parts(axes, parts)
     groups = len(devices) // devices_per_agent
     state_bytes, replay_bytes = schemes.state_bytes(axes, parts)
+    own = devices[_devices.own(devices)]
     # Threads leave the state on one device, and the others of a CPU take nothing away from it.
-    shares = memory.available_bytes(devices[:1] if axes.scheme in THREADED else devices)
+    shares = min(hosts.exchange(memory.available_bytes(own[:1] if axes.scheme in THREADED else own)))
     state_bytes += _fleet.evaluation_bytes(parts)
     budget = memory.plan(state_bytes, replay_bytes, len(everyone), groups, shares)
     if axes.scheme != "fused":  # one member after the other: each has all the devices
@@ -177,24 +182,29 @@ def train(
     another scheme than "fused", one after the other.
 
     Uses the devices JAX has (all that have work, or `num_devices`), `devices_per_agent` for each member. With `out`
-    the run is kept in a directory and can be resumed; without it everything stays in memory. Raises `UserError`.
+    the run is kept in a directory and can be resumed; without it everything stays in memory. On several hosts
+    (`hosts.join`) all processes return the same result, and process 0 alone writes and calls `on_chunk`. Raises
+    `UserError`.
     """
     spec, parts, budget = plan(
         config or Config(), hparams or HParams(), seeds, vary, num_devices, devices_per_agent, axes
     )
     settings = settings or Settings()
     settings = settings._replace(on_chunk=on_chunk or settings.on_chunk)
-    if out is None:
-        return _Run(spec, parts, budget, settings, None).execute()
+    if out is None or not hosts.is_first():
+        return _Run(spec, parts, budget, settings).execute()
     if settings.init_from:
         _load_params(pathlib.Path(str(settings.init_from)), settings.init_member)  # its errors come before a directory
     with directory.create(pathlib.Path(out)) as run_directory:
         run_directory.check_unused()
-        return _Run(spec, parts, budget, settings, run_directory).execute()
+        return _Run(spec, parts, budget, settings, run_directory=run_directory).execute()
 
 
 def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Settings | None = None) -> Result:
-    """Continues the run in `out` from its newest good checkpoint, bit for bit; `total_steps` extends it."""
+    """Continues the run in `out` from its newest good checkpoint, bit for bit; `total_steps` extends it.
+
+    On several hosts every process reads `out`: it must be on a file system that they share.
+    """
     path = pathlib.Path(out)
     spec, values = directory.load(path)
     settings = (settings or Settings())._replace(
@@ -203,7 +213,7 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
     if total_steps is not None:
         spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, total_steps=total_steps))
     per_agent = spec.devices_per_agent
-    available = max(per_agent, len(jax.local_devices()) // per_agent * per_agent)
+    available = max(per_agent, jax.process_count() * len(jax.local_devices()) // per_agent * per_agent)
     spec = dataclasses.replace(spec, num_devices=min(spec.num_devices, available))
     fresh, parts, budget = plan(
         spec.config, spec.hparams, spec.seeds, spec.vary, spec.num_devices, per_agent, spec.axes
@@ -213,18 +223,33 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
             f"the run has {spec.members_per_batch} members at a time, and now only {fresh.members_per_batch} fit in "
             "memory; free some and resume again."
         )
+    if not hosts.is_first():
+        return _Run(spec, parts, budget, settings, source=path).execute()
     with directory.create(path) as run_directory:
-        return _Run(spec, parts, budget, settings, run_directory).execute()
+        return _Run(spec, parts, budget, settings, source=path, run_directory=run_directory).execute()
 
 
 class _Run:
-    """One execution of a run: batch after batch of members."""
+    """One execution of a run: batch after batch of members.
+
+    source: the directory whose checkpoints it continues; run_directory: the one that it writes, in process 0.
+    """
 
     def __init__(
-        self, spec: RunSpec, parts: Parts, budget: memory.Plan, settings: Settings, run_directory: RunDirectory | None
+        self,
+        spec: RunSpec,
+        parts: Parts,
+        budget: memory.Plan,
+        settings: Settings,
+        *,
+        source: pathlib.Path | None = None,
+        run_directory: RunDirectory | None = None,
     ):
+        if not hosts.is_first():
+            settings = settings._replace(progress=False, tensorboard=False, wandb=None, profile=False, on_chunk=None)
         self.spec, self.parts, self.budget, self.settings = spec, parts, budget, settings
-        self.directory = run_directory
+        schemes.check_engine(spec.axes, settings.engine)
+        self.source, self.directory = source, run_directory
         self.line = timeline(spec.config)
         self.everyone = members(spec.hparams, spec.seeds, spec.vary)
         self.devices = schemes.choose_devices(spec.axes, spec.num_devices, spec.devices_per_agent, len(self.everyone))
@@ -249,6 +274,7 @@ class _Run:
         label = f"{self.spec.config.agent} on {self.spec.config.env}"
         with (
             _catch_signals() as interrupted,
+            engine.running(self.settings.engine, self.settings.ray_address) as self.engine,
             Progress(self.line.total * self.line.steps_per_iteration, label, self.settings.progress) as bar,
         ):
             self.bar = bar
@@ -270,17 +296,14 @@ class _Run:
         """Prepares the directory; the checkpoint to start from, or None."""
         start = None
         origin = provenance(self.devices)
+        if self.source is not None:
+            start = self._newest(self.source)
+        if start is not None:
+            self._warn_differences(start.meta, origin)
+            self.seconds = self.earlier = start.meta["seconds"]
+            self.compile_seconds = start.meta["compile_seconds"]
         if self.directory is not None:
             path = self.directory.path
-            start, warnings = checkpoints.newest(path / "checkpoints")
-            if checkpoints.listing(path / "checkpoints") and start is None:
-                raise UserError(f"every checkpoint in {path} is damaged; nothing can be resumed.")
-            for warning in warnings:
-                self._say(f"warning: {warning}")
-            if start is not None:
-                self._warn_differences(start.meta, origin)
-                self.seconds = self.earlier = start.meta["seconds"]
-                self.compile_seconds = start.meta["compile_seconds"]
             batch, iteration = (start.meta["batch"], start.meta["iteration"]) if start else (0, -1)
             metrics.drop_after(path / "metrics.parquet", batch, iteration)
             source = self.settings.init_from
@@ -293,6 +316,18 @@ class _Run:
         purge = start.meta["iteration"] * self.line.steps_per_iteration + 1 if start else 0
         self.scalars = reporting.Scalars(tensorboard, purge, self.settings.wandb, self.spec.to_dict())
         self.origin = origin
+        return start
+
+    def _newest(self, source: pathlib.Path) -> checkpoints.Checkpoint | None:
+        """The checkpoint to start from: the same in every process."""
+        start, warnings = checkpoints.newest(source / "checkpoints")
+        if checkpoints.listing(source / "checkpoints") and start is None:
+            raise UserError(f"every checkpoint in {source} is damaged; nothing can be resumed.")
+        for warning in warnings:
+            self._say(f"warning: {warning}")
+        found = hosts.exchange(start and [start.meta["batch"], start.meta["iteration"], start.meta["seconds"]])
+        if any(other != found[0] for other in found):
+            raise UserError(f"the processes find different checkpoints in {source}: it must be one shared directory.")
         return start
 
     def _warn_differences(self, meta: dict[str, Any], origin: dict[str, Any]) -> None:
@@ -318,6 +353,7 @@ class _Run:
             seeds,
             settings,
             self._say,
+            self.engine,
         )
         assignment = fleet.assignment
         self.compile_seconds += fleet.compile_seconds
@@ -332,12 +368,12 @@ class _Run:
         began, base = time.perf_counter(), self.seconds
         self.clock = lambda: base + time.perf_counter() - began
         self.last_save = self.last_flush = time.perf_counter()
-        stop_at = self.settings.max_seconds
 
+        checkpoint_seconds = self.settings.checkpoint_seconds
         hooks = Hooks(
             on_point=lambda point: self._on_point(fleet, batch, point),
-            interrupted=lambda: interrupted() or (stop_at is not None and self.clock() - self.earlier > stop_at),
-            checkpoint_due=lambda: time.perf_counter() - self.last_save > self.settings.checkpoint_seconds,
+            interrupted=lambda: self._asked_to_stop(interrupted) is not None,
+            checkpoint_due=lambda: hosts.exchange(time.perf_counter() - self.last_save)[0] > checkpoint_seconds,
             save=lambda at: self._save(fleet, at),
         )
         try:
@@ -348,29 +384,34 @@ class _Run:
             raise
         self.seconds = self.clock()
         if at.iteration < self.line.total:
-            if interrupted():
-                self.status = INTERRUPTED
-            elif stop_at is not None and self.clock() - self.earlier > stop_at:
-                self.status = TIMEOUT
+            self.status = self._asked_to_stop(interrupted) or self.status
         first_bad = assignment.collect(_fleet.gather([state.learner.first_bad_update for state in at.states]))[:, 0]
         self.diverged |= {m: int(update) for m, update in zip(batch, first_bad, strict=True) if update >= 0}
         if all(m in self.diverged for m in batch) and self.status == OK:
             self.status = DIVERGED
         return jax.tree.map(lambda x: x[:, 0], _policy(fleet, at.states))
 
+    def _asked_to_stop(self, interrupted: Callable[[], bool]) -> str | None:
+        """Why the session is to end before its time, whichever process was asked: INTERRUPTED, TIMEOUT or None."""
+        limit = self.settings.max_seconds
+        late = limit is not None and self.clock() - self.earlier > limit
+        asked = hosts.exchange(INTERRUPTED if interrupted() else TIMEOUT if late else None)
+        return next((reason for reason in (INTERRUPTED, TIMEOUT) if reason in asked), None)
+
     def _checkpoint_of_batch(self, start: checkpoints.Checkpoint | None) -> checkpoints.Checkpoint | None:
-        if start is None or self.directory is None or self.batch > start.meta["batch"]:
+        if start is None or self.source is None or self.batch > start.meta["batch"]:
             return None
         if start.meta["batch"] == self.batch:
             return start
-        found, _ = checkpoints.newest(self.directory.path / "checkpoints", self.batch)
+        found, _ = checkpoints.newest(self.source / "checkpoints", self.batch)
         if found is None:
             raise UserError(f"the checkpoints of batch {self.batch} are damaged; nothing can be resumed.")
         return found
 
     def _restored(self, at: Progressed, found: checkpoints.Checkpoint, assignment: population.Assignment) -> Progressed:
         by_member = checkpoints.fill(_as_saved(assignment, at.states, at.metrics), found.arrays)
-        values = jax.tree.map(assignment.place, by_member)
+        own = _devices.own(self.devices)
+        values = jax.tree.map(lambda x: assignment.place(x)[own], by_member)
         states, sums = _fleet.scatter(at.states, values["state"]), _fleet.scatter(at.metrics, values["metrics"])
         return Progressed(states, sums, found.meta["iteration"])
 
@@ -489,7 +530,7 @@ class _Run:
         return jax.profiler.trace(str(self.directory.path / "profile"))
 
     def _say(self, line: str) -> None:
-        if not self.settings.progress and not line.startswith("warning"):
+        if not hosts.is_first() or (not self.settings.progress and not line.startswith("warning")):
             return
         if hasattr(self, "bar"):
             self.bar.say(line)

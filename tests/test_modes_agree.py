@@ -265,7 +265,7 @@ def test_another_number_of_devices_takes_up_a_checkpoint(tmp_path, monkeypatch, 
     half = dataclasses.replace(SMALL.resolved(), total_steps=4_000)
     jaxdqn.train(half, H, settings=QUIET, out=tmp_path / "run", **kind)
     two = jax.local_devices()[:2]
-    monkeypatch.setattr(jax, "local_devices", lambda: two)
+    monkeypatch.setattr(jax, "local_devices", lambda *_: two)
     resumed = jaxdqn.resume(tmp_path / "run", total_steps=SMALL.total_steps, settings=QUIET)
     # A warning, though on CPU devices not even a bit differs: members run one after the other.
     assert "warning: the checkpoint was written with device 3 x cpu" in capsys.readouterr().err

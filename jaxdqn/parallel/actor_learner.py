@@ -9,23 +9,25 @@ that reach the actors `lag` broadcasts late. `async`: a thread for each actor an
 An iteration is one rollout of all actors and U updates in both, so that schedules and budgets mean the same.
 """
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn import acting, agents, evaluation, replay, training
-from jaxdqn.acting import ActorState, EpisodeSums
+from jaxdqn import agents, evaluation, replay, training
 from jaxdqn.base import Array, Key, LearnerState, PyTree, Transition
 from jaxdqn.config import Config, HParams, replay_rows, timeline
+from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import couplings, population
-from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts, greedy_episodes, on_one
+from jaxdqn.parallel import actor, couplings, population
+from jaxdqn.parallel.actor import Actor, Node
+from jaxdqn.parallel.engine import Engine, remake
+from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts, greedy_episodes, on_one, over_members
 from jaxdqn.parallel.memory import tree_bytes
 from jaxdqn.parallel.telemetry import Rates, Seen
 from jaxdqn.parallel.workers import Crew
@@ -49,15 +51,6 @@ class Axes(NamedTuple):
     max_lag: int = 0
 
 
-class Actor(NamedTuple):
-    """One actor. `acted` [] counts its iterations; local [M * T, n, ...] holds the last acted % M of them."""
-
-    state: ActorState
-    key: Key
-    local: Transition
-    acted: Array
-
-
 class ActorLearnerState(NamedTuple):
     """`merged` [N] counts the rows of each region; `broadcast` are the parameters the actors have or get next, oldest
     first (lag + 1 of them)."""
@@ -71,10 +64,8 @@ class ActorLearnerState(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The compiled functions, each of [1, 1, ...] arrays."""
+    """The learner's compiled functions, each of [1, 1, ...] arrays."""
 
-    act: Any
-    explore: Any
     insert: Any
     learn: Any
     copy: Any
@@ -147,17 +138,19 @@ def build(
     axes: Axes,
     report: Callable[[str], None] = print,
     disturb: Callable[[int, int], None] | None = None,
+    engine: Engine | None = None,
 ) -> tuple[Fleet, list[ActorLearnerState]]:
-    """The fleet of one member. The learner has the first device; async actors share the others, where there are any.
+    """The fleet of one member. The learner has the first device; async actors share the others, where there are any,
+    or live with an `engine` in processes of their own.
 
     `disturb(actor, acted)` is called before an async actor's every rollout: tests make it sleep or fail. Raises
     `UserError`.
     """
     began = time.perf_counter()
     validate(parts.config, axes)
-    scheme = Scheme(parts, devices, settings[0], axes, report, disturb)
+    scheme = Scheme(parts, devices, settings[0], axes, report, disturb, engine)
     state = scheme.init(seeds[0])
-    scheme.compile(state)
+    scheme.warm_up(state)
     fleet = Fleet(
         parts=parts,
         assignment=population.assign(1, 1),
@@ -176,9 +169,8 @@ def build(
 
 def state_bytes(parts: Parts, axes: Axes) -> tuple[int, int]:
     """Bytes of the whole state, and of the replays in it, the learner's and the local ones."""
-    scheme = Scheme(parts, jax.devices()[:1], HParams(), axes, print, None)
-    state = jax.eval_shape(lambda: scheme.init(0))
-    return tree_bytes(state), tree_bytes((state.replay, [actor.local for actor in state.actors]))
+    state = jax.eval_shape(functools.partial(first_state, parts, axes), 0, HParams())
+    return tree_bytes(state), tree_bytes((state.replay, [each.local for each in state.actors]))
 
 
 def adopted(states: list[ActorLearnerState]) -> list[ActorLearnerState]:
@@ -187,8 +179,31 @@ def adopted(states: list[ActorLearnerState]) -> list[ActorLearnerState]:
     return [s._replace(broadcast=tuple(jax.tree.map(jnp.copy, s.learner.params) for _ in s.broadcast)) for s in states]
 
 
+def make_node(config: Config, factory: Callable[..., Any] | None, axes: Axes, hparams: Any, index: int) -> Node:
+    """An actor in a process of its own; `factory` makes its environment where that is a user's."""
+    parts = remake(config, factory)
+    programs = actor.compile_programs(parts, axes.num_actors, axes.merge_every, jax.devices()[0])
+    return Node(programs, hparams, index, axes.merge_every)
+
+
+def first_state(parts: Parts, axes: Axes, seed: Array, hparams: Any) -> ActorLearnerState:
+    """Actor i's stream is that of shard i of a data-parallel agent: one actor acts as the fused loop does."""
+    key = jax.random.key(seed)
+    experience = jax.random.fold_in(key, EXPERIENCE_STREAM)
+    streams = [jax.random.fold_in(experience, index) for index in range(axes.num_actors)]
+    learner = parts.agent.init(jax.random.fold_in(key, PARAMS_STREAM), hparams)
+    return ActorLearnerState(
+        learner=learner,
+        actors=tuple(actor.start(parts, axes.num_actors, axes.merge_every, stream) for stream in streams),
+        replay=global_replay(parts, axes).init(),
+        merged=jnp.zeros(axes.num_actors, jnp.int32),
+        broadcast=tuple(jax.tree.map(jnp.copy, learner.params) for _ in range(axes.lag + 1)),
+        key=jnp.copy(jax.random.split(streams[0])[0]),
+    )
+
+
 class Scheme:
-    """The programs and what the couplings need beside the state."""
+    """The programs, the nodes, and what the couplings need beside the state."""
 
     state_type = ActorLearnerState
 
@@ -200,81 +215,50 @@ class Scheme:
         axes: Axes,
         report: Callable[[str], None],
         disturb: Callable[[int, int], None] | None,
+        engine: Engine | None,
     ) -> None:
         self.parts, self.axes, self.disturb = parts, axes, disturb
         self.config = parts.config
-        self.each = self.config.num_envs // axes.num_actors
-        self.local_config = dataclasses.replace(self.config, num_envs=self.each)
-        self.replay = global_replay(parts, axes)
         self.devices = devices
         self.actor_devices = list(devices[1:]) or list(devices)
-        self.hparams = jax.tree.map(lambda x: np.full((1, 1), x, np.float32), hparams)
+        self.hparams = over_members(hparams)
         self.crew = Crew(axes.num_actors, report)
         self.seen, self.rates = Seen(), Rates()
         # Async: broadcasts so far, and the one with which each local replay was begun; they outlive a chunk.
         self.version, self.oldest = 0, [0] * axes.num_actors
-
-    def init(self, seed: int) -> ActorLearnerState:
-        """Actor i's stream is that of shard i of a data-parallel agent: one actor acts as the fused loop does."""
-        parts, config, axes = self.parts, self.config, self.axes
-        example = training.transition_example(parts.environment, parts.agent, HParams())
-        rows = axes.merge_every * config.rollout_length
-
-        def actor(stream: Key) -> Actor:
-            key, actor_key = jax.random.split(stream)
-            state = acting.start(parts.environment, parts.agent, self.each, actor_key)
-            local = jax.tree.map(lambda x: jnp.zeros((rows, self.each, *x.shape), x.dtype), example)
-            return Actor(state, key, local, jnp.int32(0))
-
-        def make(seed: Array, hparams: Any) -> ActorLearnerState:
-            key = jax.random.key(seed)
-            streams = [
-                jax.random.fold_in(jax.random.fold_in(key, EXPERIENCE_STREAM), i) for i in range(axes.num_actors)
-            ]
-            learner = parts.agent.init(jax.random.fold_in(key, PARAMS_STREAM), hparams)
-            actors = tuple(actor(stream) for stream in streams)
-            broadcast = tuple(jax.tree.map(jnp.copy, learner.params) for _ in range(axes.lag + 1))
-            merged = jnp.zeros(axes.num_actors, jnp.int32)
-            return ActorLearnerState(
-                learner, actors, self.replay.init(), merged, broadcast, jnp.copy(jax.random.split(streams[0])[0])
-            )
-
-        state: ActorLearnerState = self._single(make, 2)(np.full((1, 1), seed, np.uint32), self.hparams)
-        return state
+        self.acting = actor.compile_programs(parts, axes.num_actors, axes.merge_every, devices[0])
+        self.programs = self._learning()
+        self.judge = self._single(functools.partial(greedy_episodes, parts), 1)
+        zero = self._single(lambda _: training.zero_metrics(parts.agent, parts.replay, self.config), 1)
+        self.zero_metrics = zero(self.hparams.gamma)
+        self.apart = engine is not None
+        indices = range(axes.num_actors)
+        if engine is None:
+            placed = [jax.device_put(self.hparams, self.device_of(index)) for index in indices]
+            self.nodes = [Node(self.acting, placed[index], index, axes.merge_every) for index in indices]
+        else:
+            recipe = self.config, registry.factory(self.config.env), axes, self.hparams
+            self.nodes = [engine.spawn(make_node, *recipe, index) for index in indices]
 
     def _single(self, *args: Any, **options: Any) -> Any:
         return on_one(self.devices[0], *args, **options)
 
-    def compile(self, state: ActorLearnerState) -> None:
-        """Traces the programs; jit compiles them where and when they are first called, which is done here."""
-        parts, config, axes = self.parts, self.config, self.axes
-        rollout = training.make_act(parts.environment, parts.agent, self.local_config, config.num_envs)
-        updates = training.make_learn(parts.agent, self.replay, config)
-        always = jnp.ones(self.each)
-        length = config.rollout_length
+    def device_of(self, index: int) -> jax.Device:
+        """Where an actor in this process acts."""
+        return self.actor_devices[index % len(self.actor_devices)]
 
-        def store(actor: Actor, acted: ActorState, block: Transition) -> Actor:
-            start = actor.acted % axes.merge_every * length
-            local = jax.tree.map(
-                lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0), actor.local, block
-            )
-            return actor._replace(state=acted, local=local, acted=actor.acted + 1)
+    def init(self, seed: int) -> ActorLearnerState:
+        """The run's first state."""
+        make = self._single(functools.partial(first_state, self.parts, self.axes), 2)
+        state: ActorLearnerState = make(np.full((1, 1), seed, np.uint32), self.hparams)
+        return state
 
-        def act(
-            params: PyTree, actor: Actor, sums: EpisodeSums, hparams: Any, iteration: Array, index: Array
-        ) -> tuple[Actor, EpisodeSums, Array]:
-            key, _ = training.stream_keys(actor.key, actor.acted)
-            acted, block, new, epsilon = rollout(params, actor.state, key, iteration, index * self.each, hparams)
-            return store(actor, acted, block), jax.tree.map(jnp.add, sums, new), epsilon
-
-        def explore(params: PyTree, actor: Actor, sums: EpisodeSums) -> tuple[Actor, EpisodeSums]:
-            key, _ = training.stream_keys(actor.key, actor.acted)
-            acted, block, new = acting.rollout(parts.environment, parts.agent, params, actor.state, key, always, length)
-            return store(actor, acted, block), jax.tree.map(jnp.add, sums, new)
+    def _learning(self) -> Programs:
+        memory, rows = global_replay(self.parts, self.axes), self.axes.merge_every * self.config.rollout_length
+        updates = training.make_learn(self.parts.agent, memory, self.config)
 
         def insert(data: PyTree, merged: Array, local: Transition, index: Array) -> tuple[PyTree, Array]:
-            data = self.replay.add(data, local, (index, merged[index]))
-            return data, merged.at[index].add(axes.merge_every * length)
+            return memory.add(data, local, (index, merged[index])), merged.at[index].add(rows)
 
         def learn(
             learner: LearnerState, data: PyTree, sums: Any, merged: Array, key: Key, hparams: Any, iteration: Array
@@ -282,27 +266,30 @@ class Scheme:
             _, sample_key = training.stream_keys(key, iteration)
             return updates(learner, data, sums, sample_key, merged, iteration, hparams)
 
-        self.programs = Programs(
-            act=self._single(act, 4, 2, donate=(1, 2)),
-            explore=self._single(explore, 3, donate=(1, 2)),
+        return Programs(
             insert=self._single(insert, 3, 1, donate=(0, 1)),
             learn=self._single(learn, 6, 1, donate=(0, 1, 2)),
             copy=self._single(lambda params: jax.tree.map(jnp.copy, params), 1),
         )
-        self.judge = self._single(functools.partial(greedy_episodes, parts), 1)
-        zero = self._single(lambda _: training.zero_metrics(parts.agent, parts.replay, config), 1)
-        self.zero_metrics = zero(self.hparams.gamma)
-        self._warm_up(jax.tree.map(jnp.copy, state))
 
-    def _warm_up(self, state: ActorLearnerState) -> None:
-        metrics = jax.tree.map(jnp.copy, self.zero_metrics)
-        for device in dict.fromkeys([*self.actor_devices[: self.axes.num_actors], self.devices[0]]):
-            params, actor, sums = jax.device_put((state.broadcast[0], state.actors[0], metrics.episodes), device)
-            actor, sums = self.programs.explore(params, actor, sums)
-            actor, sums, _ = self.programs.act(
-                params, actor, sums, jax.device_put(self.hparams, device), np.int32(0), np.int32(0)
-            )
-        data, merged = self.programs.insert(state.replay, state.merged, actor.local, np.int32(0))
+    def warm_up(self, state: ActorLearnerState) -> None:
+        """Compiles every program, on copies; in all processes at once."""
+        state, metrics = jax.tree.map(jnp.copy, (state, self.zero_metrics))
+
+        def warm(index: int) -> None:
+            params, first = jax.tree.map(jnp.copy, (state.broadcast[0], state.actors[0]))
+            if not self.apart:
+                params, first = jax.device_put((params, first), self.device_of(index))
+            self.nodes[index].begin(first)
+            for learning in (False, True):
+                self.nodes[index].act(params, 0, learning)
+
+        # Threads wait for processes; in this one the first actor of a device compiles for all of them.
+        count = self.axes.num_actors if self.apart else min(self.axes.num_actors, len(self.actor_devices))
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(warm, range(count)))
+        local = jax.tree.map(jnp.copy, state.actors[0].local)
+        data, merged = self.programs.insert(state.replay, state.merged, local, np.int32(0))
         self.programs.learn(state.learner, data, metrics.learning, merged, state.key, self.hparams, np.int32(0))
         self.programs.copy(state.broadcast[0])
         jax.block_until_ready(self.judge(state.broadcast[0]))

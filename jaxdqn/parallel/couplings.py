@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn.acting import EpisodeSums
 from jaxdqn.base import PyTree, Transition
 from jaxdqn.config import timeline
-from jaxdqn.parallel.survivors import intact, mended
+from jaxdqn.parallel.survivors import ended, mended
 from jaxdqn.parallel.workers import POLL_SECONDS, Work
 from jaxdqn.training import Metrics
 
@@ -54,13 +53,6 @@ class Chunk:
 
     # -- the three steps ----------------------------------------------------------------------------------------------
 
-    def act(self, index: int, iteration: int, params: PyTree, episodes: EpisodeSums, hparams: Any) -> Any:
-        """One rollout of actor `index`, into its local replay: (actor, episode sums, epsilon)."""
-        actor = self.actors[index]
-        if not self.learning:
-            return *self.programs.explore(params, actor, episodes), self.epsilon
-        return self.programs.act(params, actor, episodes, hparams, np.int32(iteration), np.int32(index))
-
     def insert(self, index: int, local: Transition) -> None:
         """Moves a full local replay into its actor's region."""
         self.data, self.merged = self.programs.insert(self.data, self.merged, local, np.int32(index))
@@ -83,29 +75,27 @@ class Chunk:
         """Every actor acts, full local replays move, the learner learns; one after the other."""
         for iteration in range(start, stop):
             for index in range(self.axes.num_actors):
-                self.actors[index], self.episodes, self.epsilon = self.act(
-                    index, iteration, self.broadcast[0], self.episodes, self.scheme.hparams
-                )
+                self._act(index, iteration)
             if (iteration + 1) % self.axes.merge_every == 0:
                 for index, actor in enumerate(self.actors):
                     self.insert(index, actor.local)
             if self.learning:
                 self.learn(iteration)
 
+    def _act(self, index: int, iteration: int) -> None:
+        programs, params, actor = self.scheme.acting, self.broadcast[0], self.actors[index]
+        if self.learning:
+            at = self.scheme.hparams, np.int32(iteration), np.int32(index)
+            self.actors[index], self.episodes, self.epsilon = programs.act(params, actor, self.episodes, *at)
+        else:
+            self.actors[index], self.episodes = programs.explore(params, actor, self.episodes)
+
     def asynchronous(self, start: int, stop: int) -> None:
         """Actor threads take rollouts as tickets; this thread learns. Neither gets ahead by more than `slack`."""
-        scheme, axes = self.scheme, self.axes
-        count = axes.num_actors
+        scheme, count = self.scheme, self.axes.num_actors
         self.deliveries: queue.Queue[Delivery] = queue.Queue(maxsize=2 * count)
         self.acted = [int(np.asarray(actor.acted).ravel()[0]) for actor in self.actors]
-        self.learned = 0
-        self.by_actor = [jax.tree.map(jnp.zeros_like, self.episodes) for _ in range(count)]
-        self.hparams = {device: jax.device_put(scheme.hparams, device) for device in scheme.actor_devices}
-        for index in range(count):
-            device = self._device(index)
-            self.actors[index], self.by_actor[index] = jax.device_put(
-                (self.actors[index], self.by_actor[index]), device
-            )
+        self.learned, self.begun = 0, set[int]()
         self._publish(scheme.version)
 
         def rollout(work: Work, index: int, ticket: int) -> None:
@@ -119,15 +109,17 @@ class Chunk:
             work.stop()
             scheme.crew.join(work, threads)
             scheme.version = self.published.version
-        home = scheme.devices[0]
-        self.actors = jax.device_put(mended(self.actors, work.dead), home)
-        self.epsilon = jax.device_put(self.epsilon, home)
-        for sums in filter(intact, self.by_actor):
-            self.episodes = jax.tree.map(jnp.add, self.episodes, jax.device_put(sums, home))
+        self._collect(work)
 
-    def _device(self, index: int) -> jax.Device:
-        devices: list[jax.Device] = self.scheme.actor_devices
-        return devices[index % len(devices)]
+    def _collect(self, work: Work) -> None:
+        """The actors and their sums, from where they were."""
+        home = self.scheme.devices[0]
+        for index in sorted(self.begun):
+            if end := ended(self.scheme.nodes[index], index in self.scheme.crew.alive):
+                self.actors[index], episodes, epsilon = jax.device_put(end, home)
+                self.episodes = jax.tree.map(jnp.add, self.episodes, episodes)
+                self.epsilon = jnp.where(epsilon > 0, epsilon, self.epsilon)
+        self.actors = mended(self.actors, work.dead)
 
     def _publish(self, version: int) -> None:
         params = {device: jax.device_put(self.broadcast[-1], device) for device in self.scheme.actor_devices}
@@ -135,23 +127,23 @@ class Chunk:
         self.published = Published(params, version)
 
     def _rollout(self, work: Work, index: int, iteration: int, ahead: int) -> None:
-        seen, device = self.scheme.seen, self._device(index)
+        scheme, node, device = self.scheme, self.scheme.nodes[index], self.scheme.device_of(index)
+        if index not in self.begun:
+            node.begin(jax.device_put(self.actors[index], device))
+            self.begun.add(index)
         if self.learning:
-            seen.wait("actor_wait", work.wait_until(lambda: ahead < self.learned + self.axes.slack))
-        if self.scheme.disturb is not None:
-            self.scheme.disturb(index, self.acted[index])
+            scheme.seen.wait("actor_wait", work.wait_until(lambda: ahead < self.learned + self.axes.slack))
+        if scheme.disturb is not None:
+            scheme.disturb(index, self.acted[index])
         params, version = self.published
         if self.acted[index] % self.axes.merge_every == 0:
-            self.scheme.oldest[index] = version
-        acted = self.act(index, iteration, params[device], self.by_actor[index], self.hparams[device])
-        # Waited for first: what a failing program returns must not get into the others' sums.
-        self.actors[index], self.by_actor[index], self.epsilon = jax.block_until_ready(acted)
+            scheme.oldest[index] = version
+        local = node.act(params[device], iteration, self.learning)
         self.acted[index] += 1
-        self.scheme.rates.worked(index)
-        if self.acted[index] % self.axes.merge_every == 0:
-            local = self.programs.copy(self.actors[index].local)  # the next rollout is given the original
-            local = jax.device_put(local, self.scheme.devices[0])
-            self._deliver(work, Delivery(index, local, self.scheme.oldest[index]))
+        scheme.rates.worked(index)
+        if local is not None:
+            local = jax.device_put(local, scheme.devices[0])
+            self._deliver(work, Delivery(index, local, scheme.oldest[index]))
 
     def _deliver(self, work: Work, delivery: Delivery) -> None:
         while not work.stopping:

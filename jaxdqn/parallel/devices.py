@@ -2,9 +2,10 @@
 
 A function over devices takes and returns arrays with a leading axis [D, ...], one slice per device; `shared`
 arguments have none. One agent over several devices is a group of that axis (`Shards`), over which gradients are
-averaged.
+averaged. On several hosts the devices are those of all processes, and each process holds only its own slices.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,15 +32,18 @@ def prepare_cpu(num_devices: int, one_thread_each: bool) -> None:
 
 
 def choose(num_devices: int | None, devices_per_agent: int, num_members: int) -> list[jax.Device]:
-    """The devices to use: `num_devices` of those JAX has, by default all that have work.
+    """The devices to use: `num_devices` of those JAX has, by default all that have work; equally many of each process,
+    process by process.
 
-    Raises `UserError` where there are too few, or they cannot be divided among agents.
+    Raises `UserError` where there are too few, or they cannot be divided among agents or processes.
     """
-    available = jax.local_devices()
-    useful = devices_per_agent * num_members
-    wanted = (
-        num_devices if num_devices is not None else min(len(available) // devices_per_agent * devices_per_agent, useful)
-    )
+    processes = jax.process_count()
+    by_process = [jax.local_devices(process) for process in range(processes)]
+    each = min(len(own) for own in by_process)
+    available = [device for own in by_process for device in own[:each]]
+    unit = math.lcm(max(devices_per_agent, 1), processes)
+    useful = -(-devices_per_agent * num_members // unit) * unit
+    wanted = num_devices if num_devices is not None else min(len(available) // unit * unit, useful)
     if wanted < 1 or devices_per_agent < 1 or wanted % devices_per_agent:
         raise UserError(
             f"num_devices {num_devices if num_devices is not None else len(available)} cannot be divided among agents "
@@ -50,8 +54,17 @@ def choose(num_devices: int | None, devices_per_agent: int, num_members: int) ->
             f"num_devices {wanted} asked, but JAX has {len(available)} ({available[0].device_kind}); ask for at most "
             f"{len(available)}."
         )
+    if wanted % processes:
+        raise UserError(f"num_devices {wanted} does not divide among {processes} processes; take a multiple.")
     # A group without a member would only repeat another's work.
-    return available[: min(wanted, useful)]
+    share = min(wanted, useful) // processes
+    return [device for own in by_process for device in own[:share]]
+
+
+def own(devices: Sequence[jax.Device]) -> slice:
+    """Which of `devices`, as `choose` returns them, are this process's."""
+    share = len(devices) // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
 def make_shards(num_devices: int, devices_per_agent: int) -> Shards | None:
@@ -84,3 +97,10 @@ def over_devices(
         return jax.tree.map(lambda x: x[None], function(*mapped, *args[num_mapped:]))
 
     return jax.jit(on_one, donate_argnums=tuple(donate))
+
+
+def compiled(program: Any, *args: Any) -> Any:
+    """A result of `over_devices`, compiled for arguments like these."""
+    executable = program.lower(*args).compile()
+    # Over several hosts the executable wants global arrays; `pmap` makes them of slices, and does not compile again.
+    return executable if jax.process_count() == 1 else program

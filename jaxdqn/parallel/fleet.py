@@ -1,7 +1,7 @@
 """A fleet: one batch of members on a set of devices, as compiled programs over the one trainer.
 
 Arrays have leading axes [D, L]: D devices with L lanes each. An agent over several devices has one shard in each
-device of its group.
+device of its group. On several hosts D counts the devices of this process alone, except in what `gather` returns.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jaxdqn.config import Config, HParams, replay_rows
 from jaxdqn.environments import registry
 from jaxdqn.learning import shard_index
 from jaxdqn.parallel import devices as _devices
-from jaxdqn.parallel import population
+from jaxdqn.parallel import hosts, population
 from jaxdqn.parallel.memory import tree_bytes
 from jaxdqn.parallel.population import Assignment
 
@@ -131,6 +131,11 @@ def greedy_episodes(parts: Parts, params: PyTree, shard: Any = 0) -> evaluation.
     return evaluation.evaluate(parts.environment, parts.agent, params, key, config.eval_episodes, config.eval_max_steps)
 
 
+def over_members(hparams: HParams) -> Any:
+    """The hyperparameters of one member alone, [1, 1]."""
+    return jax.tree.map(lambda x: np.full((1, 1), x, np.float32), hparams)
+
+
 def on_one(
     device: jax.Device,
     function: Callable[..., PyTree],
@@ -173,7 +178,7 @@ def build(
 
     init = over(population.over_lanes(init_lane), devices, num_mapped=2)
     spread = jax.tree.map(
-        lambda x: assignment.spread(x, devices_per_agent),
+        lambda x: assignment.spread(x, devices_per_agent)[_devices.own(devices)],
         (np.asarray(seeds, np.uint32), population.stack_hparams(list(settings))),
     )
     stacks = range(0, assignment.num_lanes, width)
@@ -182,12 +187,12 @@ def build(
 
     def chunk(run: Any) -> Any:
         program = over(population.over_lanes(run, num_shared=2), devices, num_mapped=3, num_shared=2, donate=(0,))
-        return program.lower(states[0], metrics[0], hparams[0], np.int32(0), np.int32(1)).compile()
+        return _devices.compiled(program, states[0], metrics[0], hparams[0], np.int32(0), np.int32(1))
 
     def evaluate_lane(state: Any) -> evaluation.Episodes:
         return greedy_episodes(parts, lane.policy(state), shard_index(shards))
 
-    judge = over(population.over_lanes(evaluate_lane), devices, num_mapped=1).lower(states[0]).compile()
+    judge = _devices.compiled(over(population.over_lanes(evaluate_lane), devices, num_mapped=1), states[0])
     collect, step = chunk(lane.collect), chunk(lane.step)
     fleet = Fleet(
         parts=parts,
@@ -215,7 +220,7 @@ def _stack_by_stack(program: Any, hparams: list[Any]) -> Any:
 
 
 def gather(stacks: list[PyTree]) -> PyTree:
-    """Stacks of lanes [D, W, ...] as one tree of NumPy arrays [D, L, ...], keys as their data."""
+    """Stacks of lanes [D, W, ...] as one tree of NumPy arrays [D, L, ...], D over all hosts, keys as their data."""
 
     def pull(leaf: Any) -> np.ndarray:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -227,11 +232,13 @@ def gather(stacks: list[PyTree]) -> PyTree:
         return np.concatenate([np.asarray(piece.data) for piece in pieces])
 
     pulled = [jax.tree.map(pull, stack) for stack in stacks]
-    return pulled[0] if len(pulled) == 1 else jax.tree.map(lambda *x: np.concatenate(x, axis=1), *pulled)
+    whole = pulled[0] if len(pulled) == 1 else jax.tree.map(lambda *x: np.concatenate(x, axis=1), *pulled)
+    return hosts.gather(whole)
 
 
 def scatter(templates: list[PyTree], values: PyTree) -> list[PyTree]:
-    """The inverse of `gather`: values [D, L, ...] as stacks with the placement and types of `templates`."""
+    """The inverse of `gather` on one host: values [D, L, ...] of its devices as stacks with the placement and types of
+    `templates`."""
 
     def push(like: Any, value: np.ndarray) -> Any:
         if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):

@@ -13,7 +13,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,12 @@ from jaxdqn.base import Array, LearnerState
 from jaxdqn.config import Config, HParams
 from jaxdqn.environments import registry
 from jaxdqn.parallel import population
-from jaxdqn.parallel.fleet import Fleet, Parts, greedy_episodes, make_parts, on_one
+from jaxdqn.parallel.engine import Engine, remake
+from jaxdqn.parallel.fleet import Fleet, Parts, greedy_episodes, on_one, over_members
 from jaxdqn.parallel.memory import tree_bytes
 from jaxdqn.parallel.server import Axes, Server, validate
-from jaxdqn.parallel.server_worker import Node, Worker, compile_programs, first_learner, over_members, start
-from jaxdqn.parallel.survivors import intact, mended
+from jaxdqn.parallel.server_worker import Node, Worker, compile_programs, first_learner, start
+from jaxdqn.parallel.survivors import ended, mended
 from jaxdqn.parallel.telemetry import Rates
 from jaxdqn.parallel.workers import Crew, Work
 
@@ -38,13 +39,6 @@ class ServerState(NamedTuple):
 
     learner: LearnerState
     workers: tuple[Worker, ...]
-
-
-class Engine(Protocol):
-    """Where nodes and server live, if not here: `ray_engine.Cluster` is one."""
-
-    def spawn(self, make: Callable[..., Any], *args: Any, threads: int = 1) -> Any:
-        """make(*args) in a process of its own: something with the methods of what it makes."""
 
 
 def build(
@@ -104,13 +98,6 @@ def make_node(config: Config, factory: Callable[..., Any] | None, hparams: Any) 
 def make_server(config: Config, factory: Callable[..., Any] | None, hparams: Any, axes: Axes) -> Server:
     """The server in a process of its own."""
     return Server(compile_apply(remake(config, factory), jax.devices()[0], hparams), axes)
-
-
-def remake(config: Config, factory: Callable[..., Any] | None) -> Parts:
-    """The parts of `config` in a process that does not know the user's environments."""
-    if factory is not None:
-        registry.register(config.env, factory)
-    return make_parts(config)
 
 
 def compile_apply(parts: Parts, device: jax.Device, hparams: Any) -> Callable[..., Any]:
@@ -212,24 +199,13 @@ class _Scheme:
         self.crew.join(work, threads)
         total = metrics[0]
         for index in sorted(begun):
-            end = self._ended(index)
-            if end is not None:
+            if end := ended(self.nodes[index], index in self.crew.alive):
                 workers[index], total = end[0], _add(total, end[1])
         workers = mended(workers, work.dead)
         learner = self.server.end()
         # A copy: the metrics outlive the chunk, and nothing may be shared between them and the state.
         total = total._replace(first_bad_update=jnp.copy(learner.first_bad_update))
         return [ServerState(learner, tuple(workers))], [total]
-
-    def _ended(self, index: int) -> tuple[Worker, training.Metrics] | None:
-        """What a node made of a chunk; None where a dead one took that with it."""
-        try:
-            end: tuple[Worker, training.Metrics] = self.nodes[index].end()
-            return end if intact(end) else None
-        except Exception:
-            if index in self.crew.alive:
-                raise
-            return None
 
 
 def _add(total: training.Metrics, sums: training.Metrics) -> training.Metrics:

@@ -157,13 +157,12 @@ def cluster(address: str | None = None) -> Iterator[Cluster]:
 def _environment() -> dict[str, str]:
     """What JAX is to be in a node's process."""
     kept = {name: os.environ[name] for name in ("PYTHONPATH", "JAX_ENABLE_X64") if name in os.environ}
-    cache = jax.config.read("jax_compilation_cache_dir")
-    caching = {
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
-    return {**kept, "JAX_PLATFORMS": "cpu", "PJRT_NPROC": "1", **(caching if cache else {})}
+    cache: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if cache:
+        kept["JAX_COMPILATION_CACHE_DIR"] = cache
+        kept["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+        kept["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+    return {**kept, "JAX_PLATFORMS": "cpu", "PJRT_NPROC": "1"}
 
 
 def _probe(address: str) -> None:

@@ -9,14 +9,15 @@ from jaxdqn.axes import Axes, validate
 from jaxdqn.config import Config, HParams
 from jaxdqn.config import validate as validate_config
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import actor_learner, averaging, devices, fleet, model_sharding, parameter_server
+from jaxdqn.parallel import actor_learner, averaging, devices, fleet, hosts, model_sharding, parameter_server
+from jaxdqn.parallel.engine import Engine
 from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.parallel.population import Assignment
 
 
 def check(axes: Axes, config: Config, devices_per_agent: int) -> None:
     """Raises `UserError` for axes that do not fit the configuration, before anything is compiled."""
-    validate(axes)
+    validate(axes, hosts.count())
     if axes.scheme != "fused" and devices_per_agent != 1:
         raise UserError(
             f"devices_per_agent {devices_per_agent} belongs to the fused scheme; with {axes.scheme!r} use axes.workers."
@@ -28,6 +29,15 @@ def check(axes: Axes, config: Config, devices_per_agent: int) -> None:
         averaging.validate(axes.average_every, axes.average_each_until)
     if axes.scheme == "sharding" and (axes.data < 1 or axes.workers % axes.data):
         raise UserError(f"axes.data {axes.data} does not divide axes.workers {axes.workers}: the mesh is data x model.")
+
+
+def check_engine(axes: Axes, engine: str) -> None:
+    """Raises `UserError` for a scheme whose nodes cannot live elsewhere."""
+    if engine != "local" and not (axes.scheme == "parameter_server" or axes.coupling == "async"):
+        raise UserError(
+            f"engine {engine!r} is for asynchronous presets, such as gorila, a3c and parallel_dqn; "
+            f"scheme {axes.scheme!r}{' in lockstep' if axes.scheme == 'actor_learner' else ''} runs in one process."
+        )
 
 
 def check_parts(axes: Axes, parts: Parts) -> None:
@@ -81,12 +91,13 @@ def build(
     seeds: Sequence[int],
     settings: Sequence[HParams],
     report: Callable[[str], None],
+    engine: Engine | None = None,
 ) -> tuple[Fleet, list[Any]]:
     """The scheme's fleet and its first states. `assignment` is that of the fused scheme; others have one member."""
     if axes.scheme == "actor_learner":
-        return actor_learner.build(parts, used, seeds, settings, _actor_learner(axes), report)
+        return actor_learner.build(parts, used, seeds, settings, _actor_learner(axes), report, engine=engine)
     if axes.scheme == "parameter_server":
-        return parameter_server.build(parts, used, seeds, settings, _parameter_server(axes), report)
+        return parameter_server.build(parts, used, seeds, settings, _parameter_server(axes), report, engine=engine)
     if axes.scheme == "averaging":
         rule = averaging.make_rule(axes.combine)
         return averaging.build(parts, used, seeds, settings, rule, axes.average_every, axes.average_each_until)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxdqn import acting, agents, training
 from jaxdqn.acting import ActorState, EpisodeSums
 from jaxdqn.base import Array, Key, LearnerState, PyTree
-from jaxdqn.config import Config, HParams
+from jaxdqn.config import Config
 from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Parts, on_one
 
 
@@ -43,11 +43,6 @@ class Pushed(Protocol):
 
     def push(self, gradients: PyTree, loss: Array, version: int, opt_state: PyTree) -> tuple[Any, PyTree]:
         """(gradient norm, or None where the push was too old; the worker's own optimizer state)."""
-
-
-def over_members(hparams: HParams) -> Any:
-    """The hyperparameters of the one member, [1, 1]."""
-    return jax.tree.map(lambda x: np.full((1, 1), x, np.float32), hparams)
 
 
 def start(parts: Parts, learner: LearnerState, key: Key, index: int, own_statistics: bool) -> Worker:

@@ -20,6 +20,17 @@ def intact(tree: PyTree) -> bool:
     return not any(leaf.is_deleted() for leaf in jax.tree.leaves(tree))
 
 
+def ended(node: Any, alive: bool) -> Any:
+    """node.end(), what it made of a chunk; None where a dead one took that with it."""
+    try:
+        end = node.end()
+    except Exception:
+        if alive:
+            raise
+        return None
+    return end if intact(end) else None
+
+
 def mended(workers: Sequence[W], dead: Collection[int]) -> list[W]:
     """`workers`, where the broken among the dead are copies of a living one with a key of their own.
 

@@ -1,5 +1,6 @@
 """Compact storage: how one field of a transition is kept in the ring, and decoded after sampling."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ class Codec(NamedTuple):
 
 def codec(example: jax.ShapeDtypeStruct) -> Codec:
     """The storage of items like `example`: bool grids of at least 8 cells as bits, everything else as it is."""
-    size = int(jnp.prod(jnp.array(example.shape, int))) if example.shape else 1
+    size = math.prod(example.shape)
     if example.dtype != jnp.bool_ or size < 8:
         return Codec(lambda x: x, lambda x: x, example)
 

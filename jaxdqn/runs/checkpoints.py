@@ -113,7 +113,10 @@ def _checkpointer() -> Any:
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.ERROR)
-    return ocp.PyTreeCheckpointer()
+    # On several hosts orbax would have all processes save together.
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(process, {process}, f"process-{process}")
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def _checksums(path: pathlib.Path) -> dict[str, list[int]]:

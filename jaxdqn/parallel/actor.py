@@ -1,0 +1,118 @@
+"""An actor with a local replay: it acts with the parameters it is given, and hands its replay over when that is full.
+
+A `Node` is one actor where it lives: in a thread of the learner's process, or in a process of its own.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdqn import acting, training
+from jaxdqn.acting import ActorState, EpisodeSums
+from jaxdqn.base import Array, Key, PyTree, Transition
+from jaxdqn.config import HParams
+from jaxdqn.parallel.fleet import Parts, on_one
+
+
+class Actor(NamedTuple):
+    """One actor. `acted` [] counts its iterations; local [M * T, n, ...] holds the last acted % M of them."""
+
+    state: ActorState
+    key: Key
+    local: Transition
+    acted: Array
+
+
+class Programs(NamedTuple):
+    """What an actor computes, compiled, each of [1, 1, ...] arrays; and the sums it starts a chunk with."""
+
+    act: Any
+    explore: Any
+    copy: Any
+    zeros: EpisodeSums
+
+
+def start(parts: Parts, num_actors: int, merge_every: int, stream: Key) -> Actor:
+    """An actor at the start of its `stream`, with an empty local replay."""
+    key, actor_key = jax.random.split(stream)
+    each = parts.config.num_envs // num_actors
+    example = training.transition_example(parts.environment, parts.agent, HParams())
+    rows = merge_every * parts.config.rollout_length
+    local = jax.tree.map(lambda x: jnp.zeros((rows, each, *x.shape), x.dtype), example)
+    return Actor(acting.start(parts.environment, parts.agent, each, actor_key), key, local, jnp.int32(0))
+
+
+def compile_programs(parts: Parts, num_actors: int, merge_every: int, device: jax.Device) -> Programs:
+    """The actor's programs; jit compiles them where and when they are first called."""
+    config = parts.config
+    each, length = config.num_envs // num_actors, config.rollout_length
+    own = dataclasses.replace(config, num_envs=each)
+    rollout = training.make_act(parts.environment, parts.agent, own, config.num_envs)
+    always = jnp.ones(each)
+
+    def store(actor: Actor, acted: ActorState, block: Transition) -> Actor:
+        row = actor.acted % merge_every * length
+        local = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, row, 0), actor.local, block)
+        return actor._replace(state=acted, local=local, acted=actor.acted + 1)
+
+    def act(
+        params: PyTree, actor: Actor, sums: EpisodeSums, hparams: Any, iteration: Array, index: Array
+    ) -> tuple[Actor, EpisodeSums, Array]:
+        key, _ = training.stream_keys(actor.key, actor.acted)
+        acted, block, new, epsilon = rollout(params, actor.state, key, iteration, index * each, hparams)
+        return store(actor, acted, block), jax.tree.map(jnp.add, sums, new), epsilon
+
+    def explore(params: PyTree, actor: Actor, sums: EpisodeSums) -> tuple[Actor, EpisodeSums]:
+        key, _ = training.stream_keys(actor.key, actor.acted)
+        acted, block, new = acting.rollout(parts.environment, parts.agent, params, actor.state, key, always, length)
+        return store(actor, acted, block), jax.tree.map(jnp.add, sums, new)
+
+    zero = on_one(device, lambda _: training.zero_metrics(parts.agent, parts.replay, config).episodes, 1)
+    return Programs(
+        act=on_one(device, act, 4, 2, donate=(1, 2)),
+        explore=on_one(device, explore, 3, donate=(1, 2)),
+        copy=on_one(device, lambda tree: jax.tree.map(jnp.copy, tree), 1),
+        zeros=zero(np.zeros((1, 1), np.float32)),
+    )
+
+
+class Ended(NamedTuple):
+    """An actor after a chunk, its sums of the chunk, and its last epsilon [1, 1] (zero where it only explored)."""
+
+    actor: Actor
+    episodes: EpisodeSums
+    epsilon: Array
+
+
+class Node:
+    """One actor and what it did in a chunk of work."""
+
+    def __init__(self, programs: Programs, hparams: Any, index: int, merge_every: int) -> None:
+        self._programs, self._hparams, self._index, self._merge_every = programs, hparams, index, merge_every
+
+    def begin(self, actor: Actor) -> None:
+        """Takes over an actor for a chunk of iterations."""
+        self._now = Ended(actor, jax.tree.map(jnp.copy, self._programs.zeros), jnp.zeros((1, 1)))
+        self._acted = int(np.asarray(actor.acted)[0, 0])
+
+    def act(self, params: PyTree, iteration: int, learning: bool) -> Transition | None:
+        """One rollout, into the local replay: that, where it is full now."""
+        actor, episodes, epsilon = self._now
+        if learning:
+            new = self._programs.act(params, actor, episodes, self._hparams, np.int32(iteration), np.int32(self._index))
+        else:
+            new = *self._programs.explore(params, actor, episodes), epsilon
+        # Waited for first: what a failing program returns is nobody's state.
+        self._now = Ended(*jax.block_until_ready(new))
+        self._acted += 1
+        if self._acted % self._merge_every:
+            return None
+        local: Transition = self._programs.copy(self._now.actor.local)  # the next rollout is given the original
+        return local
+
+    def end(self) -> Ended:
+        """The actor after the chunk."""
+        return self._now
