@@ -3,10 +3,12 @@
     python experiments/tabular.py                                                      plain, FrozenLake-4x4
     python experiments/tabular.py --mdp FourRooms --method partitioned --num-workers 4 --refresh 100
     python experiments/tabular.py --method distributed --coverage part --aggregate visits
+    python experiments/tabular.py --method distributed --num-workers 2 --local-steps 5000 --engine ray
 
 MDPs: FrozenLake-4x4, FrozenLake-8x8 (both slippery), FourRooms, DeepSea, Random.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -15,6 +17,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from jaxdqn import cli
@@ -50,6 +53,12 @@ class Args:
     """The n-th update of a pair has step size n^-omega."""
     total_steps: int = 1_000_000
     """Updates in all, over all workers; rounded up to whole rounds."""
+    num_devices: int = 1
+    """Devices (cores of a CPU) that the learners are spread over."""
+    engine: str = "local"
+    """Where learners live: local, or ray (a process for each; pip install "jaxdqn[ray]")."""
+    ray_address: str | None = None
+    """Cluster of --engine ray, HOST:PORT or auto; by default Ray is started on this machine."""
     seed: int = 0
     """Seed of the experience."""
     out: pathlib.Path | None = None
@@ -60,9 +69,13 @@ class Args:
 
 def check(args: Args) -> None:
     """Raises `UserError` for what can be seen to be wrong before JAX is there."""
-    for name in ("num_workers", "refresh", "local_steps", "total_steps"):
+    for name in ("num_workers", "refresh", "local_steps", "total_steps", "num_devices"):
         if getattr(args, name) < 1:
             raise UserError(f"{name} is {getattr(args, name)}; it must be at least 1.")
+    if args.engine != "local" and args.num_devices > 1:
+        raise UserError(
+            f"num_devices {args.num_devices} is for the local engine; on {args.engine} a learner is a node."
+        )
     if not 0 <= args.seed < 2**32:
         raise UserError(f"seed is {args.seed}; it must lie in [0, 2^32).")
     for kind, value, known in (("method", args.method, METHODS), ("coverage", args.coverage, COVERAGES)):
@@ -89,16 +102,34 @@ def build(args: Args, mdp: Any) -> tuple[Any, Any]:
     return made, owner
 
 
-def learn(args: Args, mdp: Any, made: Any, optimal: Any) -> tuple[Any, list[dict[str, float]], float]:
+@contextlib.contextmanager
+def rounds(args: Args, mdp: Any, made: Any) -> Iterator[Any]:
+    """run(state, first, num_rounds), on the devices or nodes that were asked for."""
+    import jax
+
+    from jaxdqn.parallel import devices, engine
+    from jaxdqn.tabular import method
+
+    key = jax.random.key(args.seed)
+    with engine.running(args.engine, args.ray_address) as cluster:
+        if cluster is None:
+            yield method.over_devices(made, devices.choose(args.num_devices, 1, args.num_devices), key, mdp)
+            return
+        from jaxdqn.tabular import on_ray
+
+        yield on_ray.over_nodes(made, cluster, len(made.load), key, mdp, print)
+
+
+def learn(args: Args, run: Any, made: Any, mdp: Any, optimal: Any) -> tuple[Any, list[dict[str, float]], float]:
     """The learned table, the rows of the error curve, and the seconds that compiling took."""
     import jax
 
     from jaxdqn.progress import Progress
-    from jaxdqn.tabular import method, planning
+    from jaxdqn.tabular import planning
 
-    key, state = jax.random.key(args.seed), made.init()
+    state = made.init()
     began = time.perf_counter()
-    state = jax.block_until_ready(method.run(made, state, key, 0, 0, mdp))
+    jax.block_until_ready(run(state, 0, 1))
     compiled = time.perf_counter() - began
     per_round = int(made.load.sum())
     total = math.ceil(args.total_steps / per_round)
@@ -108,7 +139,7 @@ def learn(args: Args, mdp: Any, made: Any, optimal: Any) -> tuple[Any, list[dict
         while done < total:
             length = min(math.ceil(total / POINTS), total - done)
             began = time.perf_counter()
-            state = jax.block_until_ready(method.run(made, state, key, done, length, mdp))
+            state = jax.block_until_ready(run(state, done, length))
             seconds, done = seconds + time.perf_counter() - began, done + length
             error = float(planning.max_error(made.table(state).q, optimal, mdp.terminal))
             counts = {"rounds": done, "updates": done * per_round, "parallel_updates": done * int(made.load.max())}
@@ -142,7 +173,7 @@ def run(arguments: list[str]) -> int:
     check(args)
     # One update at a time is all a table needs: an accelerator would only launch kernels.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    cli.prepare_backend(Config(), 1, 1, 1)
+    cli.prepare_backend(Config(), 1, args.num_devices, 1)
     import jax
     import numpy as np
 
@@ -160,7 +191,8 @@ def run(arguments: list[str]) -> int:
         present = sorted(item.name for item in out.iterdir() if item.name != ".lock")
         if present:
             raise UserError(f"{out} is not empty ({present[0]}, ...); choose another --out.")
-        table, rows, compiled = learn(args, mdp, made, optimal)
+        with rounds(args, mdp, made) as advance:
+            table, rows, compiled = learn(args, advance, made, mdp, optimal)
         last = rows[-1]
         arrays = {"q": table.q, "counts": table.counts, "optimal": optimal, "terminal": mdp.terminal}
         arrays = {name: np.asarray(value) for name, value in arrays.items()}
@@ -173,7 +205,7 @@ def run(arguments: list[str]) -> int:
             "load": made.load.tolist(),
             "start_value": float((arrays["q"].max(axis=1) * np.asarray(mdp.start)).sum()),
             "start_value_optimal": float((arrays["optimal"].max(axis=1) * np.asarray(mdp.start)).sum()),
-            **provenance(jax.devices()[:1]),
+            **provenance(jax.devices()[: args.num_devices]),
         }
         write(args, out, arrays if owner is None else {**arrays, "owner": owner}, rows, summary, cells)
     return report(summary, out)

@@ -26,7 +26,7 @@ LAYERS = {
     "evaluation": 4,
     "training": 4,
     "parallel": 5,
-    "tabular": 5,
+    "tabular": 6,
     "runs": 5,
     "progress": 5,
     "presets": 2,

@@ -466,13 +466,13 @@ def test_owners_that_are_none(owner, refresh, words):
 def test_learners_over_devices_are_those_of_one_device_bitwise(num_devices, per_device, kind):
     m, workers = made("FourRooms"), num_devices * per_device
     way = form(kind, "FourRooms", GAMMA, workers)
-    over = method.over_devices(way, jax.devices()[:num_devices])
-    assert_same(over(way.init(), KEY, 3, 20, m), method.run(way, way.init(), KEY, 3, 20, m))
+    over = method.over_devices(way, jax.devices()[:num_devices], KEY, m)
+    assert_same(over(way.init(), 3, 20), method.run(way, way.init(), KEY, 3, 20, m))
 
 
 def test_learners_that_the_devices_do_not_divide():
     with pytest.raises(UserError, match="3 learners cannot be divided over 2 devices"):
-        method.over_devices(form("equal", "FourRooms", GAMMA, 3), jax.devices()[:2])
+        method.over_devices(form("equal", "FourRooms", GAMMA, 3), jax.devices()[:2], KEY, made("FourRooms"))
 
 
 # --- Distributed

@@ -239,9 +239,7 @@ def build(
     judged = judged.lower(states[0]).compile()
 
     learner = states[0].learner
-    # Of one replica; a ring all-reduce sends and receives each part of it D - 1 times, once to sum and once to spread.
-    size = tree_bytes((learner.params, learner.target_params)) / num_replicas
-    moved = size * 2 * (num_replicas - 1) / num_replicas
+    moved = _fleet.all_reduce_bytes(tree_bytes((learner.params, learner.target_params)) / num_replicas, num_replicas)
     fleet = built._replace(
         policy=lambda states: [judged(state) for state in states],
         telemetry=_telemetry(schedule, moved / parts.config.updates_per_iteration),

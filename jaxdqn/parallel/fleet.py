@@ -194,6 +194,8 @@ def build(
 
     judge = _devices.compiled(over(population.over_lanes(evaluate_lane), devices, num_mapped=1), states[0])
     collect, step = chunk(lane.collect), chunk(lane.step)
+    one_lane = tree_bytes(states[0].learner.params) / (len(devices) * width)
+    moved = all_reduce_bytes(one_lane, devices_per_agent)
     fleet = Fleet(
         parts=parts,
         assignment=assignment,
@@ -204,8 +206,15 @@ def build(
         zero_metrics=metrics,
         compile_seconds=time.perf_counter() - began,
         program=step,
+        telemetry=lambda states: {"bytes_per_update": moved},
     )
     return fleet, states
+
+
+def all_reduce_bytes(size: float, num_devices: int) -> float:
+    """Bytes each of D devices sends for the mean of `size` bytes: a ring all-reduce passes each part of them on D - 1
+    times to sum it, and D - 1 times to spread the sum."""
+    return size * 2 * (num_devices - 1) / num_devices
 
 
 def _stack_by_stack(program: Any, hparams: list[Any]) -> Any:

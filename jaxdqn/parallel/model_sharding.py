@@ -199,5 +199,16 @@ def build(
     split = parts._replace(replay=_split_batches(parts.replay, mesh))
     assignment = population.assign(1, 1)
     fleet, states = _fleet.build(split, devices[:1], 1, assignment, seeds, settings, width=1, over=over)
-    held = bytes_per_device(states[0].learner.params)
-    return fleet._replace(parts=parts, telemetry=lambda states: {"param_bytes_per_device": held}), states
+    figures = {
+        "param_bytes_per_device": bytes_per_device(states[0].learner.params),
+        "bytes_per_update": collective_bytes(fleet.program.as_text()) / parts.config.updates_per_iteration,
+    }
+    return fleet._replace(parts=parts, telemetry=lambda states: figures), states
+
+
+def collective_bytes(program: str) -> int:
+    """Bytes of the results of all collectives in a compiled program's text, each counted once: those of an iteration,
+    where loops inside it (a rollout's steps, several updates) are of length one."""
+    shapes = re.findall(r"= \(?((?:\w+\[[\d,]*\][^ ]* ?)+)\)? (?:all-reduce|all-gather|collective-permute)", program)
+    arrays = [array for shape in shapes for array in re.findall(r"(pred|[a-z]+)(\d*)\[([\d,]*)\]", shape)]
+    return sum(int(bits or 8) // 8 * math.prod(int(n) for n in dims.split(",") if n) for _, bits, dims in arrays)

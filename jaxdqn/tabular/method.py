@@ -67,16 +67,15 @@ def run(method: Method, state: PyTree, key: Key, first: int, num_rounds: int, md
     return _run(functions, np.arange(len(method.load)), state, key, first, num_rounds, mdp)
 
 
-def over_devices(method: Method, devices: Sequence[jax.Device]) -> Callable[..., PyTree]:
-    """`run` with the K learners spread over D devices; every device joins what all of them return.
-
-    The result is called as run(state, key, first, num_rounds, mdp). Raises `UserError` where D does not divide K.
+def over_devices(method: Method, devices: Sequence[jax.Device], key: Key, mdp: MDP) -> Callable[..., PyTree]:
+    """`run` with the K learners spread over D devices, called as run(state, first, num_rounds); every device joins
+    what all of them return. Raises `UserError` where D does not divide K.
     """
     count = len(method.load)
     if count % len(devices):
         raise UserError(f"{count} learners cannot be divided over {len(devices)} devices.")
     if len(devices) == 1:
-        return functools.partial(run, method)
+        return lambda state, first, num_rounds: run(method, state, key, first, num_rounds, mdp)
 
     def rounds(learners: Array, state: PyTree, key: Key, first: Array, num_rounds: Array, mdp: MDP) -> PyTree:
         def one(i: Array, state: PyTree) -> PyTree:
@@ -88,7 +87,7 @@ def over_devices(method: Method, devices: Sequence[jax.Device]) -> Callable[...,
     program = _devices.over_devices(rounds, devices, num_mapped=1, num_shared=5)
     learners = np.arange(count).reshape(len(devices), -1)
 
-    def on_all(state: PyTree, key: Key, first: int, num_rounds: int, mdp: MDP) -> PyTree:
+    def on_all(state: PyTree, first: int, num_rounds: int) -> PyTree:
         everywhere: Any = program(learners, state, key, np.int32(first), np.int32(num_rounds), mdp)
         return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], everywhere)
 

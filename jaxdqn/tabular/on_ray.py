@@ -29,17 +29,17 @@ class Node:
 def over_nodes(
     method: Method, cluster: Cluster, num_nodes: int, key: Key, mdp: MDP, report: Callable[[str], None]
 ) -> Callable[..., PyTree]:
-    """`method.run` on `num_nodes` Ray nodes, called as run(state, key, first, num_rounds, mdp)."""
-    share, join = jax.jit(method.share), jax.jit(method.join)
-    host = jax.tree.map(np.asarray, mdp)
-    data = np.asarray(jax.random.key_data(key))
-    nodes = [cluster.spawn(Node, method.work, host, data) for _ in range(num_nodes)]
-    pool, learners = Pool(nodes, report), range(len(method.load))
+    """`method.run` on `num_nodes` Ray nodes, called as run(state, first, num_rounds).
 
-    def run(state: PyTree, key: Key, first: int, num_rounds: int, mdp: MDP) -> PyTree:
-        del key, mdp  # the nodes have them
+    Raises `UserError` once all nodes are dead; the death of one is reported, and another does its work.
+    """
+    share, join = jax.jit(method.share), jax.jit(method.join)
+    recipe = method.work, jax.tree.map(np.asarray, mdp), np.asarray(jax.random.key_data(key))
+    pool = Pool([cluster.spawn(Node, *recipe) for _ in range(num_nodes)], report)
+
+    def run(state: PyTree, first: int, num_rounds: int) -> PyTree:
         for number in range(first, first + num_rounds):
-            tasks = [(share(state, np.int32(k)), k, number) for k in learners]
+            tasks = [(share(state, np.int32(k)), k, number) for k in range(len(method.load))]
             returned = pool.map("learn", tasks)
             state = join(state, jax.tree.map(lambda *leaves: np.stack(leaves), *returned))
         return state
