@@ -15,7 +15,7 @@ from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.experiment import Settings
-from jaxdqn.parallel import fleet, memory, schemes
+from jaxdqn.parallel import fleet, memory
 from jaxdqn.runs import reporting
 
 SMALL = Config(
@@ -231,16 +231,16 @@ def test_init_from_is_for_every_scheme(name, source):
 
 
 def test_actors_start_with_the_parameters_of_init_from(source):
-    """As the learner does: what was broadcast before is of another network."""
-    axes = SCHEMES["actor_learner in lockstep"]
-    spec, parts, budget = experiment.plan(SHORT, HParams(), (5,), None, None, 1, axes)
-    built, states = schemes.build(axes, parts, jax.devices()[:1], 1, None, (5,), (HParams(),), print)
+    """With a learner that stands still and sends them nothing before the end, they act as the fused loop does."""
+    greedy = HParams(learning_rate=0.0, epsilon_begin=0.0, epsilon_end=0.0)
     wanted = QUIET._replace(init_from=str(source.path), init_member=1)
-    (state,) = built.adopted(experiment._Run(spec, parts, budget, wanted, None)._with_params(states))
-    assert len(state.broadcast) == 2
-    for params in (state.learner.params, state.learner.target_params, *state.broadcast):
-        for leaf, origin in zip(jax.tree.leaves(params), jax.tree.leaves(source.params), strict=True):
-            np.testing.assert_array_equal(leaf[0, 0], origin[1])
+    axes = Axes("actor_learner", workers=1, merge_every=1, broadcast_every=84)
+    fused, apart, own = (
+        tidy(train(SHORT, greedy, axes=each, settings=settings).metrics).episode_return
+        for each, settings in ((None, wanted), (axes, wanted), (axes, QUIET))
+    )
+    np.testing.assert_array_equal(apart, fused)
+    assert not np.array_equal(own, fused, equal_nan=True)  # so it matters with what they start
 
 
 def test_a_run_that_died_before_its_first_checkpoint_resumes_from_init_from(source, tmp_path):
