@@ -379,7 +379,11 @@ def test_the_compiled_rounds_hold_the_ring_once_and_communicate_only_between_rou
 
 @pytest.mark.parametrize(
     "wrong, words",
-    [({"period": 0}, "period is 0"), ({"period": 2.5}, "whole number"), ({"dense_updates": -1}, "dense_updates is -1")],
+    [
+        ({"period": 0}, "average_every is 0"),
+        ({"period": 2.5}, "whole number"),
+        ({"dense_updates": -1}, "average_each_until is -1"),
+    ],
 )
 def test_a_wrong_schedule_is_a_user_error(wrong, words):
     with pytest.raises(UserError, match=words):

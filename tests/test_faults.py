@@ -96,9 +96,9 @@ def failing_chunk(before_it_fails, merge_every=1):
     said)."""
     said = []
     axes = actor_learner.Axes(num_actors=4, merge_every=merge_every, coupling="async", slack=1_000)
-    scheme = actor_learner.Scheme(fleet.make_parts(SMALL), jax.devices()[:1], H, axes, said.append, None)
+    scheme = actor_learner.Scheme(fleet.make_parts(SMALL), jax.devices()[:1], H, axes, said.append, None, None)
     state = scheme.init(0)
-    scheme.compile(state)
+    scheme.warm_up(state)
     (state,), (metrics,) = scheme.run([state], [scheme.zero_metrics], 0, LINE.prefill, learning=False)
     learn = scheme.programs.learn
     chunk = couplings.Chunk(scheme, state, jax.tree.map(jax.numpy.copy, metrics), learning=True)

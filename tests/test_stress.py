@@ -57,10 +57,12 @@ def test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays(blocks
     def disturb(actor, acted):
         time.sleep(next(pauses))
 
-    scheme = actor_learner.Scheme(clocked(CONFIG), jax.devices()[:2], H, axes, pytest.fail, disturb)
+    parts = clocked(CONFIG)
+    scheme = actor_learner.Scheme(parts, jax.devices()[:2], H, axes, pytest.fail, disturb, engine=None)
     state = scheme.init(0)
-    scheme.compile(state)
-    learn, sample, updates = scheme.programs.learn, jax.jit(scheme.replay.sample), itertools.count()
+    scheme.warm_up(state)
+    learn, updates = scheme.programs.learn, itertools.count()
+    sample = jax.jit(actor_learner.global_replay(parts, axes).sample)
 
     def learn_and_look(learner, data, sums, merged, key, hparams, iteration):
         """The learner's own program; now and then a batch is also looked at, while the actors go on."""
