@@ -1,26 +1,44 @@
 """Compares ways to run in parallel: same environment, seeds and thresholds, one table and two figures.
 
     python experiments/compare_parallel.py --out runs/compare
-    python experiments/compare_parallel.py --presets fused parallel_dqn a3c --num-seeds 5 --env CartPole-v1
+    python experiments/compare_parallel.py --presets fused "parallel_dqn --axes.workers 16" a3c --num-seeds 5
 
-Each preset is a run of train.py in a process of its own, in OUT/PRESET; finished ones are not run again, interrupted
-ones go on. Presets that learn without replay get `on_policy_steps`. Parallelism raises throughput, not sample
-efficiency: so the curves are drawn against environment steps and against seconds.
+A preset may be followed by flags of train.py, in quotes. Each is a run of train.py in a process of its own, in a folder
+of OUT that is named after it; finished ones are not run again, interrupted ones go on. Presets that learn without
+replay get `on_policy_steps`. Parallelism raises throughput, not sample efficiency: so the curves are drawn against
+environment steps and against seconds.
 """
 
 import dataclasses
 import json
 import pathlib
+import re
 import subprocess
 import sys
 from typing import Any
 
 from jaxdqn import cli
-from jaxdqn.axes import PARALLEL, over, preset
+from jaxdqn.axes import preset
 from jaxdqn.errors import UserError
-from jaxdqn.presets import for_environment
 
 TRAIN = pathlib.Path(__file__).parent / "train.py"
+# Every scheme, and how it does with fewer and with more workers.
+MATRIX = (
+    "fused",
+    "fused --devices-per-agent 4 --num-devices 4 --num-envs 8",
+    *(f"parallel_dqn --axes.workers {count}" for count in (1, 4, 16)),
+    "apex",
+    "gorila",
+    *(f"local_sgd --axes.average-every {period}" for period in (1, 8, 64)),
+    "post_local_sgd",
+    "diloco",
+    "elastic",
+    "sharded",
+    "async_q",
+    "async_q1",
+    *(f"a3c --axes.workers {count}" for count in (1, 4, 8)),
+    "hogwild",
+)
 HEADER = (
     "agent",
     "preset",
@@ -39,11 +57,11 @@ HEADER = (
 class Args:
     """What to compare."""
 
-    presets: tuple[str, ...] = tuple(PARALLEL)
-    """Parallel presets; `python experiments/list.py` shows all."""
+    presets: tuple[str, ...] = MATRIX
+    """Parallel presets, each with flags of train.py if you like; `python experiments/list.py` shows all."""
     env: str = "CartPole-v1"
     """Environment id."""
-    num_seeds: int = 2
+    num_seeds: int = 5
     """Seeds of each preset: seed, seed + 1, ..."""
     seed: int = 0
     """First seed."""
@@ -64,25 +82,37 @@ def run(arguments: list[str]) -> int:
         if getattr(args, name) < 1:
             raise UserError(f"{name} is {getattr(args, name)}; it must be at least 1.")
     for name in args.presets:
-        preset(name)
+        preset(name.split()[0])
     for name in args.presets:
         train(args, name)
     write(args)
     return 0
 
 
+def folder(args: Args, name: str) -> pathlib.Path:
+    """Where the run of a preset and its flags is kept."""
+    return args.out / re.sub(r"[^\w.]+", "-", name.replace("axes.", ""))
+
+
+def titled(name: str) -> str:
+    """A preset and its flags, for people."""
+    return re.sub(r"(?<=\d) ", ", ", name.replace("--axes.", "").replace("--", "").replace("-", " "))
+
+
 def train(args: Args, name: str) -> None:
     """One preset's run, where it is not there yet. Raises `UserError` where it fails."""
-    path = args.out / name
+    path, (parallel, *more) = folder(args, name), name.split()
     if (path / "summary.json").exists() and json.loads((path / "summary.json").read_text())["status"] == "finished":
         return
     if (path / "config.yaml").exists():
         flags = ["--resume", str(path)]
     else:
-        on_policy = preset(name).config.get("learning_starts") == 0
-        flags = ["--env", args.env, "--parallel", name, "--seed", str(args.seed), "--num-seeds", str(args.num_seeds)]
-        flags += ["--total-steps", str(args.on_policy_steps if on_policy else args.steps), "--out", str(path)]
-    print(f"== {name}", flush=True)
+        on_policy = preset(parallel).config.get("learning_starts") == 0
+        steps = args.on_policy_steps if on_policy else args.steps
+        flags = ["--env", args.env, "--seed", str(args.seed), "--num-seeds", str(args.num_seeds), "--out", str(path)]
+        flags += ["--total-steps", str(steps), "--parallel", parallel]
+        flags += more
+    print(f"== {titled(name)}", flush=True)
     done = subprocess.run([sys.executable, str(TRAIN), *flags])
     if done.returncode:
         raise UserError(f"{name} ended with status {done.returncode}; run this again to go on from {path}.")
@@ -93,27 +123,26 @@ def row(args: Args, name: str) -> tuple[Any, ...]:
     import numpy as np
     import pandas as pd
 
-    summary = json.loads((args.out / name / "summary.json").read_text())
-    metrics = own_seconds(pd.read_parquet(args.out / name / "metrics.parquet"))
+    path = folder(args, name)
+    summary = json.loads((path / "summary.json").read_text())
+    metrics = own_seconds(pd.read_parquet(path / "metrics.parquet"))
     solved = metrics[metrics.eval_return >= args.threshold].groupby("member")[["env_steps", "seconds"]].min()
     interval = summary["final_return_ci95"]
     spread = f" [{interval[0]:.0f}, {interval[1]:.0f}]" if interval else ""
-    chosen = for_environment(args.env)
-    config, _ = over(preset(name), chosen.config, chosen.hparams)
 
     def mean(column: str) -> float:
         return float(metrics[column].mean()) if column in metrics else float("nan")
 
     return (
-        config.agent,
-        name,
+        summary["agent"],
+        titled(name),
         f"{summary['final_return_mean']:.1f}{spread}",
         f"{len(solved)} of {summary['num_members']}",
         f"{np.median(solved.env_steps):,.0f}" if len(solved) else "-",
         f"{np.median(solved.seconds):.1f}" if len(solved) else "-",
         f"{summary['env_steps_per_second']:,.0f}",
         f"{summary['updates_per_second']:,.0f}",
-        "0" if name == "fused" else f"{mean('bytes_per_update'):,.0f}",
+        f"{mean('bytes_per_update'):,.0f}",
         f"{mean('lag_mean'):.2f}" if "lag_mean" in metrics else "-",
     )
 
@@ -133,7 +162,7 @@ def write(args: Args) -> None:
     table.to_csv(args.out / "table.csv", index=False)
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(cells) + " |" for cells in rows]
-    device = json.loads((args.out / args.presets[0] / "summary.json").read_text())["device"]
+    device = json.loads((folder(args, args.presets[0]) / "summary.json").read_text())["device"]
     lines += ["", f"{args.env}, seeds {args.seed}-{args.seed + args.num_seeds - 1}, {device}."]
     text = "\n".join(lines) + "\n"
     (args.out / "table.md").write_text(text)
@@ -153,10 +182,10 @@ def draw(args: Args, column: str, label: str) -> Any:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis = figure.subplots()
     for index, name in enumerate(args.presets):
-        metrics = own_seconds(pd.read_parquet(args.out / name / "metrics.parquet")).dropna(subset=["eval_return"])
+        metrics = own_seconds(pd.read_parquet(folder(args, name) / "metrics.parquet")).dropna(subset=["eval_return"])
         means = metrics.groupby("env_steps")[["seconds", "eval_return"]].mean().reset_index()
         style = ("-", "--", ":")[index // 10 % 3]
-        axis.plot(means[column], means.eval_return, style, color=f"C{index % 10}", label=name, linewidth=1.4)
+        axis.plot(means[column], means.eval_return, style, color=f"C{index % 10}", label=titled(name), linewidth=1.4)
     axis.axhline(args.threshold, color="black", linewidth=0.6)
     axis.set(xlabel=label, ylabel="greedy return, mean over seeds", title=args.env)
     axis.spines[["top", "right"]].set_visible(False)

@@ -29,7 +29,7 @@ POLL_SECONDS = 1.0
 
 
 class NodeDied(RuntimeError):
-    """A node's process ended."""
+    """A node's process ended, or could not be made."""
 
 
 class KeyData(NamedTuple):
@@ -106,7 +106,9 @@ def wait(call: Any) -> Any:
     try:
         return unpack(ray.get(call))
     except ray.exceptions.RayActorError as error:
-        raise NodeDied(f"its process ended ({type(error).__name__})") from None
+        # Ray's text of a node that could not be made ends with what its maker raised.
+        made = not getattr(error, "actor_init_failed", False)
+        raise NodeDied("its process ended" if made else str(error).strip().splitlines()[-1]) from None
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
 
@@ -156,7 +158,8 @@ def cluster(address: str | None = None) -> Iterator[Cluster]:
 
 def _environment() -> dict[str, str]:
     """What JAX is to be in a node's process."""
-    kept = {name: os.environ[name] for name in ("PYTHONPATH", "JAX_ENABLE_X64") if name in os.environ}
+    # What a user's environment was imported from here, a node finds there.
+    kept = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     cache: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if cache:
         kept["JAX_COMPILATION_CACHE_DIR"] = cache
