@@ -231,16 +231,14 @@ def test_init_from_is_for_every_scheme(name, source):
 
 
 def test_actors_start_with_the_parameters_of_init_from(source):
-    """With a learner that stands still and sends them nothing before the end, they act as the fused loop does."""
+    """With a learner that stands still and sends them nothing before the end, they act as the fused loop does: every
+    loss is of the same experience."""
     greedy = HParams(learning_rate=0.0, epsilon_begin=0.0, epsilon_end=0.0)
     wanted = QUIET._replace(init_from=str(source.path), init_member=1)
     axes = Axes("actor_learner", workers=1, merge_every=1, broadcast_every=84)
-    fused, apart, own = (
-        tidy(train(SHORT, greedy, axes=each, settings=settings).metrics).episode_return
-        for each, settings in ((None, wanted), (axes, wanted), (axes, QUIET))
-    )
+    fused, apart = (train(SHORT, greedy, axes=each, settings=wanted).metrics.loss for each in (None, axes))
     np.testing.assert_array_equal(apart, fused)
-    assert not np.array_equal(own, fused, equal_nan=True)  # so it matters with what they start
+    assert fused.nunique() > 50
 
 
 def test_a_run_that_died_before_its_first_checkpoint_resumes_from_init_from(source, tmp_path):
