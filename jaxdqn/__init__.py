@@ -3,15 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "HParams", "Result", "Settings", "load", "preset", "register", "resume", "train"]
+__all__ = ["Axes", "Config", "HParams", "Result", "Settings", "load", "preset", "register", "resume", "train"]
 
 if TYPE_CHECKING:
+    from jaxdqn.axes import Axes
     from jaxdqn.config import Config, HParams
     from jaxdqn.environments.registry import register
     from jaxdqn.experiment import Result, Settings, load, resume, train
     from jaxdqn.presets import preset
 
 _HOME = {
+    "Axes": "axes",
     "Config": "config",
     "HParams": "config",
     "preset": "presets",

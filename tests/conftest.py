@@ -10,7 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import hypothesis
 import jax
 
-NUM_CPU_DEVICES = 4
+NUM_CPU_DEVICES = 8
 
 jax.config.update("jax_num_cpu_devices", NUM_CPU_DEVICES)
 # One directory for all workers of pytest-xdist and for the next run. By user, as the temporary directory is shared.

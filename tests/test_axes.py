@@ -104,9 +104,9 @@ def test_axes_that_do_not_fit_the_configuration_say_why(axes, changes, words):
         schemes.check(axes, config, 1)
 
 
-@pytest.mark.parametrize("axes", [Axes("averaging", workers=8), Axes("sharding", workers=8)])
+@pytest.mark.parametrize("axes", [Axes("averaging", workers=16), Axes("sharding", workers=16)])
 def test_more_devices_than_there_are_say_how_many(axes):
-    with pytest.raises(UserError, match="num_devices 8 asked, but JAX has 4"):
+    with pytest.raises(UserError, match="num_devices 16 asked, but JAX has 8"):
         jaxdqn.train(Config(num_envs=16), HParams(), axes=axes)
 
 
@@ -120,6 +120,19 @@ def test_a_scheme_trains_and_leaves_a_run(name, tmp_path):
     assert {"lag_mean", "lag_max", "worker_rate_min"} <= set(metrics.columns)
     loaded = jaxdqn.load(out)
     assert loaded.evaluate(episodes=2).returns.shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["fused", "lockstep_dqn", "gorila", "local_sgd", "sharded"])
+def test_every_scheme_reports_the_bytes_it_moves(name):
+    config, hparams = over(preset(name), Config(num_envs=16, hidden_sizes=(8,), eval_episodes=2), HParams())
+    options = {"devices_per_agent": 2, "num_devices": 2} if name == "fused" else {}
+    axes = preset(name).axes
+    config = axes_module.dataclasses.replace(config, total_steps=2_048, learning_starts=512)
+    result = jaxdqn.train(config, hparams, axes=axes, settings=jaxdqn.Settings(progress=False), **options)
+    parameters = 4 * (4 * 8 + 8 + 8 * 2 + 2)
+    moved = result.metrics.bytes_per_update
+    # Data parallelism: each of two devices sends as many bytes as there are parameters, half to sum, half to spread.
+    assert (moved == parameters).all() if name == "fused" else (moved > 0).all()
 
 
 def test_lockstep_resumes_bit_for_bit(tmp_path):

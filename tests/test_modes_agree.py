@@ -128,7 +128,7 @@ def given_batches(num_updates, size):
     )
 
 
-@pytest.mark.parametrize("num_devices", [2, 4])
+@pytest.mark.parametrize("num_devices", [2, 4, 8])
 @pytest.mark.parametrize("num_updates, tolerance", [(1, {"rtol": 1e-5, "atol": 1e-7}), (100, {"atol": 1e-4})])
 def test_data_parallel_training_on_given_batches_is_that_of_one_device(num_devices, num_updates, tolerance):
     """After one update Adam's first moment is a tenth of the reduced gradient; after a hundred, the parameters."""

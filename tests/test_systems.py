@@ -1,0 +1,111 @@
+"""What each system must show, and the tests and benchmarks that show it: the index, and that it is true.
+
+A row is "file::test" (under tests/) or a script. What only long runs show is in the table of compare_parallel.py.
+"""
+
+import ast
+import functools
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+SYSTEMS = {
+    "DQN with evaluation and target network, replay, epsilon-greedy": [
+        "test_learning_curves::test_cartpole_is_solved_by_ten_seeds",
+        "test_td::test_terminal_target_is_exactly_the_reward",
+    ],
+    "DQN with a CNN on pixel-like input": ["test_learning_curves::test_breakout_within_300k_steps"],
+    "experience replay": [
+        "test_replay::test_ring_holds_what_a_deque_holds",
+        "test_replay::test_sampling_is_uniform",
+        "test_replay::test_every_complete_start_is_sampled_and_no_other",
+    ],
+    "parallel DQN: N actors with local replays D_i, merged into D_global, one learner, broadcast": [
+        "test_stress::test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays",
+        "test_actor_learner::test_every_transition_arrives_once_in_its_actors_order",
+        "test_actor_learner::test_after_a_broadcast_the_actors_have_the_learners_parameters",
+        "test_learning_curves::test_asynchronous_presets_learn_cartpole",
+        "experiments/compare_parallel.py",
+    ],
+    "data parallelism": [
+        "test_modes_agree::test_data_parallel_training_on_given_batches_is_that_of_one_device",
+        "test_modes_agree::test_shards_of_an_agent_stay_equal_bitwise",
+        "test_several_hosts::test_two_processes_train_as_two_devices_of_one",
+    ],
+    "model parallelism": [
+        "test_model_sharding::test_a_sharded_network_learns_what_the_whole_one_does",
+        "test_model_sharding::test_each_device_holds_its_part_of_parameters_target_and_moments",
+    ],
+    "asynchronous updates with a parameter server: pull, push, locks": [
+        "test_parameter_server::test_locked_pushes_sum_exactly",
+        "test_parameter_server::test_unlocked_pushes_get_lost_and_are_counted",
+        "test_parameter_server::test_stale_pushes_are_dropped_and_counted",
+        "test_parameter_server::test_every_iteration_is_done_once",
+    ],
+    "A3C (policy and value, advantage)": [
+        "test_actor_critic::test_loss_and_gradient_are_rlaxs",
+        "test_parameter_server::test_one_worker_is_the_fused_loop",
+        "test_learning_curves::test_asynchronous_presets_learn_cartpole",
+        "experiments/compare_parallel.py",
+    ],
+    "parameter sharing and periodic synchronisation": [
+        "test_averaging::test_replicas_are_equal_right_after_a_combination_and_only_then",
+        "test_averaging::test_drift_is_that_just_before_the_last_combination",
+        "test_averaging::test_bytes_per_update_are_those_of_a_ring_all_reduce",
+        "test_axes::test_every_scheme_reports_the_bytes_it_moves",
+    ],
+    "aggregation of outputs": [
+        "test_ensemble::test_mean",
+        "test_ensemble::test_vote",
+        "test_ensemble::test_ownership",
+        "test_ensemble::test_equal_members_act_as_one",
+    ],
+    "a worker dies, a worker is slow": [
+        "test_faults::test_three_of_four_workers_solve_cartpole",
+        "test_faults::test_a_run_survives_the_death_of_a_worker_and_shows_it",
+        "test_faults::test_a_slow_worker_is_seen_in_the_rates_and_delays_nobody",
+        "test_ray::test_a_dead_ray_worker_is_reported_once_and_the_others_do_its_work",
+        "experiments/benchmarks/slow_worker.py",
+    ],
+    "tabular Q-learning, state-partitioned parallel Q-learning, merge by indicator sum": [
+        "test_tabular::test_every_parallel_form_converges",
+        "test_tabular::test_one_owner_is_plain_q_learning_bitwise",
+        "test_tabular::test_refresh_every_transition_is_unpartitioned_bitwise",
+        "test_tabular::test_merge_is_a_partition_of_unity",
+    ],
+    "deep state-partitioned Q-learning": [
+        "test_partitioned::test_the_configured_agent_with_one_partition_is_the_configured_dqn_bitwise",
+        "test_partitioned::test_linear_owners_of_one_hot_states_are_tabular_q_learning",
+        "test_partitioned::test_only_parameters_and_gradients_can_leave_a_node",
+    ],
+    "distributed Q-learning with periodic aggregation, on Ray too": [
+        "test_tabular::test_aggregates_are_partitions_of_unity",
+        "test_tabular::test_workers_that_cover_the_states_jointly_need_visit_weights",
+        "test_ray::test_two_ray_workers_are_two_in_process_workers_bitwise",
+    ],
+    "REINFORCE / policy gradient with baseline": [
+        "test_actor_critic::test_the_policy_gradient_is_the_enumerated_one",
+        "test_learning_curves::test_reinforce_solves_cartpole",
+    ],
+    "save, deploy": [
+        "test_scripts::test_export_writes_a_policy_that_chooses_as_the_run_does",
+        "test_modes_agree::test_an_interrupted_run_resumes_bit_for_bit",
+    ],
+    "TensorBoard": ["test_runs::test_scalars_are_in_the_event_files_exactly"],
+}
+
+
+@functools.cache
+def tests_of(module):
+    tree = ast.parse((ROOT / "tests" / f"{module}.py").read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_what_shows_a_system_exists(system):
+    assert SYSTEMS[system]
+    for shown_by in SYSTEMS[system]:
+        module, _, name = shown_by.partition("::")
+        assert name in tests_of(module) if name else (ROOT / shown_by).exists(), shown_by
