@@ -49,6 +49,20 @@ PRESETS: dict[str, Preset] = {
         ),
         HParams(learning_rate=1e-3),
     ),
+    "cartpole-reinforce": Preset(
+        "CartPole-v1 by REINFORCE with a baseline: blocks as long as an episode",
+        Config(
+            agent="a2c",
+            num_envs=4,
+            rollout_length=512,
+            n_step=512,
+            hidden_sizes=(120, 84),
+            learning_starts=0,
+            total_steps=500_000,
+        ),
+        # Returns are near 100: with the usual weight the baseline's errors leave nothing of the clipped gradient.
+        HParams(learning_rate=3e-3, value_weight=0.01),
+    ),
     "acrobot": Preset(
         "Acrobot-v1",
         Config(env="Acrobot-v1", num_envs=16, replay_capacity=100_000),

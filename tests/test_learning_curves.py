@@ -52,6 +52,12 @@ def test_a2c_solves_cartpole(tmp_path):
 
 
 @pytest.mark.slow
+def test_reinforce_solves_cartpole(tmp_path):
+    returns = final_returns(tmp_path / "run", "--preset", "cartpole-reinforce", "--num-seeds", "4")
+    assert sum(returns) / 4 >= 475
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel, steps", [("parallel_dqn", 500_000), ("a3c", 2_000_000)])
 def test_asynchronous_presets_learn_cartpole(parallel, steps, tmp_path):
     """Real threads, four of them; one seed, to 400 (compare_parallel.py reports whole results)."""

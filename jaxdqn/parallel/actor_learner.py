@@ -10,7 +10,6 @@ An iteration is one rollout of all actors and U updates in both, so that schedul
 """
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -19,15 +18,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn import agents, evaluation, replay, training
+from jaxdqn import agents, replay, training
 from jaxdqn.base import Array, Key, LearnerState, PyTree, Transition
 from jaxdqn.config import Config, HParams, replay_rows, timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import actor, couplings, population
+from jaxdqn.parallel import actor, couplings
 from jaxdqn.parallel.actor import Actor, Node
 from jaxdqn.parallel.engine import Engine, remake
-from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Fleet, Parts, greedy_episodes, on_one, over_members
+from jaxdqn.parallel.fleet import (
+    EXPERIENCE_STREAM,
+    PARAMS_STREAM,
+    Fleet,
+    Parts,
+    greedy_episodes,
+    of_scheme,
+    on_one,
+    over_members,
+)
 from jaxdqn.parallel.memory import tree_bytes
 from jaxdqn.parallel.telemetry import Rates, Seen
 from jaxdqn.parallel.workers import Crew
@@ -146,25 +154,9 @@ def build(
     `disturb(actor, acted)` is called before an async actor's every rollout: tests make it sleep or fail. Raises
     `UserError`.
     """
-    began = time.perf_counter()
     validate(parts.config, axes)
-    scheme = Scheme(parts, devices, settings[0], axes, report, disturb, engine)
-    state = scheme.init(seeds[0])
-    scheme.warm_up(state)
-    fleet = Fleet(
-        parts=parts,
-        assignment=population.assign(1, 1),
-        shards=1,
-        collect=functools.partial(scheme.run, learning=False),
-        step=functools.partial(scheme.run, learning=True),
-        evaluate=scheme.evaluate,
-        zero_metrics=[scheme.zero_metrics],
-        compile_seconds=time.perf_counter() - began,
-        program=scheme.programs.learn,
-        telemetry=scheme.telemetry,
-        adopted=adopted,
-    )
-    return fleet, [state]
+    fleet, states = of_scheme(lambda: Scheme(parts, devices, settings[0], axes, report, disturb, engine), seeds[0])
+    return fleet._replace(adopted=adopted), states
 
 
 def state_bytes(parts: Parts, axes: Axes) -> tuple[int, int]:
@@ -228,6 +220,7 @@ class Scheme:
         self.version, self.oldest = 0, [0] * axes.num_actors
         self.acting = actor.compile_programs(parts, axes.num_actors, axes.merge_every, devices[0])
         self.programs = self._learning()
+        self.program = self.programs.learn
         self.judge = self._single(functools.partial(greedy_episodes, parts), 1)
         zero = self._single(lambda _: training.zero_metrics(parts.agent, parts.replay, self.config), 1)
         self.zero_metrics = zero(self.hparams.gamma)
@@ -293,9 +286,6 @@ class Scheme:
         self.programs.learn(state.learner, data, metrics.learning, merged, state.key, self.hparams, np.int32(0))
         self.programs.copy(state.broadcast[0])
         jax.block_until_ready(self.judge(state.broadcast[0]))
-
-    def evaluate(self, states: list[ActorLearnerState]) -> list[evaluation.Episodes]:
-        return [self.judge(states[0].learner.params)]
 
     def telemetry(self, states: list[ActorLearnerState]) -> dict[str, Any]:
         """`bytes_per_update` counts broadcasts to every actor and the experience that moves to the learner."""

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -145,6 +145,50 @@ def on_one(
 ) -> Any:
     """function(*mapped, *shared) of one member on one device, compiled; mapped arrays are [1, 1, ...] as in a fleet."""
     return _devices.over_devices(population.over_lanes(function, num_shared), [device], num_mapped, num_shared, donate)
+
+
+class Scheme(Protocol):
+    """One member that Python code takes through a chunk of iterations, program by program, maybe in threads."""
+
+    parts: Parts
+    zero_metrics: training.Metrics
+    program: Any
+    judge: Any
+
+    def init(self, seed: int) -> Any:
+        """The run's first state."""
+
+    def warm_up(self, state: Any) -> None:
+        """Compiles every program; `state` stays as it is."""
+
+    def run(
+        self, states: list[Any], metrics: list[training.Metrics], start: int, stop: int, learning: bool
+    ) -> tuple[list[Any], list[training.Metrics]]:
+        """Iterations start <= i < stop."""
+
+    def telemetry(self, states: list[Any]) -> dict[str, Any]:
+        """Its figures at a logging point."""
+
+
+def of_scheme(make: Callable[[], Scheme], seed: int) -> tuple[Fleet, list[Any]]:
+    """The fleet of a scheme's one member, and its first states."""
+    began = time.perf_counter()
+    scheme = make()
+    state = scheme.init(seed)
+    scheme.warm_up(state)
+    fleet = Fleet(
+        parts=scheme.parts,
+        assignment=population.assign(1, 1),
+        shards=1,
+        collect=functools.partial(scheme.run, learning=False),
+        step=functools.partial(scheme.run, learning=True),
+        evaluate=lambda states: [scheme.judge(states[0].learner.params)],
+        zero_metrics=[scheme.zero_metrics],
+        compile_seconds=time.perf_counter() - began,
+        program=scheme.program,
+        telemetry=scheme.telemetry,
+    )
+    return fleet, [state]
 
 
 def build(

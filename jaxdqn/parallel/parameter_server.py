@@ -10,7 +10,6 @@ engine, in a process of its own that finds the server in another.
 """
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -23,9 +22,8 @@ from jaxdqn import training
 from jaxdqn.base import Array, LearnerState
 from jaxdqn.config import Config, HParams
 from jaxdqn.environments import registry
-from jaxdqn.parallel import population
 from jaxdqn.parallel.engine import Engine, remake
-from jaxdqn.parallel.fleet import Fleet, Parts, greedy_episodes, on_one, over_members
+from jaxdqn.parallel.fleet import Fleet, Parts, greedy_episodes, of_scheme, on_one, over_members
 from jaxdqn.parallel.memory import tree_bytes
 from jaxdqn.parallel.server import Axes, Server, validate
 from jaxdqn.parallel.server_worker import Node, Worker, compile_programs, first_learner, start
@@ -55,24 +53,8 @@ def build(
 
     `disturb(worker, rollouts)` is called before every rollout: tests make it sleep or fail. Raises `UserError`.
     """
-    began = time.perf_counter()
     validate(axes)
-    scheme = _Scheme(parts, devices[0], settings[0], axes, report, disturb, engine)
-    state = scheme.init(seeds[0])
-    scheme.warm_up(state)
-    fleet = Fleet(
-        parts=parts,
-        assignment=population.assign(1, 1),
-        shards=1,
-        collect=functools.partial(scheme.run, learning=False),
-        step=functools.partial(scheme.run, learning=True),
-        evaluate=lambda states: [scheme.judge(states[0].learner.params)],
-        zero_metrics=[scheme.programs.zeros],
-        compile_seconds=time.perf_counter() - began,
-        program=scheme.programs.gradient,
-        telemetry=scheme.telemetry,
-    )
-    return fleet, [state]
+    return of_scheme(lambda: _Scheme(parts, devices[0], settings[0], axes, report, disturb, engine), seeds[0])
 
 
 def first_state(parts: Parts, axes: Axes, seed: Array, hparams: Any) -> ServerState:
@@ -131,6 +113,7 @@ class _Scheme:
         self.crew, self.rates = Crew(axes.num_workers, report), Rates()
         self.rollouts = [0] * axes.num_workers
         self.programs = compile_programs(parts, device, self.hparams)
+        self.zero_metrics, self.program = self.programs.zeros, self.programs.gradient
         self.judge = on_one(device, functools.partial(greedy_episodes, parts), 1)
         workers = range(axes.num_workers)
         self.apart = engine is not None
