@@ -58,10 +58,10 @@ PRESETS: dict[str, Preset] = {
             n_step=512,
             hidden_sizes=(120, 84),
             learning_starts=0,
-            total_steps=500_000,
+            total_steps=1_000_000,
         ),
         # Returns are near 100: with the usual weight the baseline's errors leave nothing of the clipped gradient.
-        HParams(learning_rate=3e-3, value_weight=0.01),
+        HParams(learning_rate=2e-3, learning_rate_end=0.05, learning_rate_updates=480, value_weight=0.01),
     ),
     "acrobot": Preset(
         "Acrobot-v1",
