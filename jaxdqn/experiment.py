@@ -272,10 +272,11 @@ class _Run:
         batches = [range(i, min(i + size, len(self.everyone))) for i in range(0, len(self.everyone), size)]
         params, statuses = [], []
         label = f"{self.spec.config.agent} on {self.spec.config.env}"
+        total_steps, first = self.line.total * self.line.steps_per_iteration, start.meta["batch"] if start else 0
         with (
             _catch_signals() as interrupted,
             engine.running(self.settings.engine, self.settings.ray_address) as self.engine,
-            Progress(self.line.total * self.line.steps_per_iteration, label, self.settings.progress) as bar,
+            Progress(total_steps, label, self.settings.progress, parts=len(batches), first=first) as bar,
         ):
             self.bar = bar
             for warning in advice(self.spec.config) if start is None else ():

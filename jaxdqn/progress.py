@@ -9,10 +9,24 @@ PLAIN_EVERY = 5.0  # seconds between plain lines
 
 
 class Progress:
-    """Shows steps, rate, return (or what `quantity` names) and time left. A context manager."""
+    """Shows steps, rate, return (or what `quantity` names) and time left. A context manager.
 
-    def __init__(self, total_steps: int, label: str, enabled: bool = True, quantity: str = "return", digits: int = 1):
-        self._total, self._label, self._enabled = total_steps, label, enabled
+    Work of several `parts`, one after the other, has `total_steps` in each and begins with part `first`; `update` with
+    fewer steps than before begins the next. Rate and time left are those of all.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        label: str,
+        enabled: bool = True,
+        quantity: str = "return",
+        digits: int = 1,
+        parts: int = 1,
+        first: int = 0,
+    ):
+        self._total, self._label, self._enabled, self._parts = total_steps, label, enabled, parts
+        self._part, self._latest = first, 0
         self._quantity, self._digits = quantity, digits
         self._bar: Any = None
         self._task: Any = None
@@ -33,7 +47,7 @@ class Progress:
             )
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task(self._label, total=self._total, text="compiling")
+            self._task = self._bar.add_task(self._label, total=self._total * self._parts, text="compiling")
         return self
 
     def __exit__(
@@ -47,15 +61,20 @@ class Progress:
         if not self._enabled:
             return
         now = time.perf_counter()
-        self._start = self._start or (now, env_steps)
-        elapsed, done = now - self._start[0], env_steps - self._start[1]
+        self._part += env_steps < self._latest
+        self._latest = env_steps
+        overall = self._part * self._total + env_steps
+        self._start = self._start or (now, overall)
+        elapsed, done = now - self._start[0], overall - self._start[1]
         rate = done / elapsed if elapsed > 0 else 0.0
-        text = f"{env_steps:,}/{self._total:,} steps  {rate:,.0f}/s  {self._quantity} {value:.{self._digits}f}"
+        part = f"{self._part + 1} of {self._parts}: " if self._parts > 1 else ""
+        text = f"{part}{env_steps:,}/{self._total:,} steps  {rate:,.0f}/s  {self._quantity} {value:.{self._digits}f}"
         if self._bar:
-            self._bar.update(self._task, completed=env_steps, text=text)
+            self._bar.update(self._task, completed=overall, text=text)
         elif final or now - self._last_line > PLAIN_EVERY:
             self._last_line = now
-            left = f"  {(self._total - env_steps) / rate:,.0f} s left" if rate > 0 and not final else ""
+            remaining = self._total * self._parts - overall
+            left = f"  {remaining / rate:,.0f} s left" if rate > 0 and remaining > 0 else ""
             self.say(f"{self._label}  {text}{left}")
 
     def say(self, line: str) -> None:
