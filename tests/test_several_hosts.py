@@ -20,7 +20,7 @@ import jaxdqn
 from jaxdqn import axes, cli
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import devices, hosts
+from jaxdqn.parallel import devices, hosts, meeting
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 90  # seconds, of any process
@@ -243,8 +243,8 @@ def test_a_stranger_at_the_port_is_passed_over():
 
 def test_exchange_gives_all_values_to_all():
     pairs = [socket.socketpair() for _ in range(2)]
-    first = hosts._Star(0, 3, [hosts._Link(i + 1, ours) for i, (ours, _) in enumerate(pairs)])
-    others = [hosts._Star(i + 1, 3, [hosts._Link(0, theirs)]) for i, (_, theirs) in enumerate(pairs)]
+    first = hosts._Star(0, 3, [meeting.Link(i + 1, ours) for i, (ours, _) in enumerate(pairs)])
+    others = [hosts._Star(i + 1, 3, [meeting.Link(0, theirs)]) for i, (_, theirs) in enumerate(pairs)]
     stars = [first, *others]
     with ThreadPoolExecutor(3) as pool:
         for value in ("text", 1.5, None, [1, "two"]):
