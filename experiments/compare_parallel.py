@@ -162,8 +162,13 @@ def write(args: Args) -> None:
     table.to_csv(args.out / "table.csv", index=False)
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(cells) + " |" for cells in rows]
-    device = json.loads((folder(args, args.presets[0]) / "summary.json").read_text())["device"]
-    lines += ["", f"{args.env}, seeds {args.seed}-{args.seed + args.num_seeds - 1}, {device}."]
+    summaries = [json.loads((folder(args, name) / "summary.json").read_text()) for name in args.presets]
+    devices, commits = ({str(summary[key]) for summary in summaries} for key in ("device", "commit"))
+    lines += [
+        "",
+        f"{args.env}, seeds {args.seed}-{args.seed + args.num_seeds - 1}; {', '.join(sorted(devices))}; commit ",
+    ]
+    lines[-1] += f"{', '.join(sorted(commits))}."
     text = "\n".join(lines) + "\n"
     (args.out / "table.md").write_text(text)
     print(text)

@@ -98,7 +98,7 @@ SYSTEMS = {
 
 
 @functools.cache
-def tests_of(module):
+def functions_of(module):
     tree = ast.parse((ROOT / "tests" / f"{module}.py").read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -108,4 +108,4 @@ def test_what_shows_a_system_exists(system):
     assert SYSTEMS[system]
     for shown_by in SYSTEMS[system]:
         module, _, name = shown_by.partition("::")
-        assert name in tests_of(module) if name else (ROOT / shown_by).exists(), shown_by
+        assert name in functions_of(module) if name else (ROOT / shown_by).exists(), shown_by

@@ -238,7 +238,7 @@ def build(
 
     judge = _devices.compiled(over(population.over_lanes(evaluate_lane), devices, num_mapped=1), states[0])
     collect, step = chunk(lane.collect), chunk(lane.step)
-    one_lane = tree_bytes(states[0].learner.params) / (len(devices) * width)
+    one_lane = tree_bytes(states[0].learner.params) / states[0].learner.updates.size
     moved = all_reduce_bytes(one_lane, devices_per_agent)
     fleet = Fleet(
         parts=parts,
