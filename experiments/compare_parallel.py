@@ -164,11 +164,8 @@ def write(args: Args) -> None:
     lines += ["| " + " | ".join(cells) + " |" for cells in rows]
     summaries = [json.loads((folder(args, name) / "summary.json").read_text()) for name in args.presets]
     devices, commits = ({str(summary[key]) for summary in summaries} for key in ("device", "commit"))
-    lines += [
-        "",
-        f"{args.env}, seeds {args.seed}-{args.seed + args.num_seeds - 1}; {', '.join(sorted(devices))}; commit ",
-    ]
-    lines[-1] += f"{', '.join(sorted(commits))}."
+    seeds = f"seeds {args.seed}-{args.seed + args.num_seeds - 1}"
+    lines += ["", f"{args.env}, {seeds}; {', '.join(sorted(devices))}; commit {', '.join(sorted(commits))}."]
     text = "\n".join(lines) + "\n"
     (args.out / "table.md").write_text(text)
     print(text)
@@ -184,7 +181,7 @@ def draw(args: Args, column: str, label: str) -> Any:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     axis = figure.subplots()
     for index, name in enumerate(args.presets):
         metrics = own_seconds(pd.read_parquet(folder(args, name) / "metrics.parquet")).dropna(subset=["eval_return"])
@@ -194,7 +191,7 @@ def draw(args: Args, column: str, label: str) -> Any:
     axis.axhline(args.threshold, color="black", linewidth=0.6)
     axis.set(xlabel=label, ylabel="greedy return, mean over seeds", title=args.env)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize="small", ncols=2)
+    axis.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
