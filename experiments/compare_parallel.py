@@ -136,7 +136,7 @@ def row(args: Args, name: str) -> tuple[Any, ...]:
     return (
         summary["agent"],
         titled(name),
-        f"{summary['final_return_mean']:.1f}{spread}",
+        "-" if summary["final_return_mean"] is None else f"{summary['final_return_mean']:.1f}{spread}",
         f"{len(solved)} of {summary['num_members']}",
         f"{np.median(solved.env_steps):,.0f}" if len(solved) else "-",
         f"{np.median(solved.seconds):.1f}" if len(solved) else "-",

@@ -581,9 +581,9 @@ class _Run:
             "updates_per_second": updates / seconds,
             "compile_seconds": self.compile_seconds,
             "run_seconds": self.seconds,
-            "final_return_mean": float(np.mean(finals)) if finals else None,
+            "final_return_mean": _number(float(np.mean(finals))) if finals else None,
             "final_return_ci95": reporting.bootstrap_ci95(finals),
-            "final_return_per_member": finals,
+            "final_return_per_member": [_number(final) for final in finals],
             "first_bad_update_per_member": {str(member): update for member, update in self.diverged.items()},
             "replay_bytes": self.budget.replay_bytes * replays * len(self.everyone),
             "dead_workers": int(frame["dead_workers"].max()) if "dead_workers" in frame else 0,
@@ -619,6 +619,11 @@ def load(path: str | pathlib.Path) -> Result:
     frame = metrics.read(path / "metrics.parquet")
     varying = tuple(name for name, options in spec.vary.items() if len(set(options)) > 1)
     return Result(frame, params, values, spec.config, everyone, parts, varying, path)
+
+
+def _number(value: float) -> float | None:
+    """`value` for JSON, which has no NaN."""
+    return None if math.isnan(value) else value
 
 
 def _as_saved(assignment: population.Assignment, states: list[Any], sums: list[Any]) -> dict[str, Any]:

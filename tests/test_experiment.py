@@ -1,6 +1,7 @@
 """`train` and what it returns: metrics, summary, stops, divergence, populations, memory."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -326,3 +327,13 @@ def test_the_status_is_that_of_the_population_not_of_its_first_batch(monkeypatch
     monkeypatch.setattr(memory, "available_bytes", lambda devices: math.ceil(1.5 * shard_bytes / memory.HEADROOM))
     split = train(SHORT, **options).summary
     assert split["first_bad_update_per_member"].keys() == {"0"} and split["status"] == "finished"
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_run_stopped_before_any_evaluation_has_a_picture_and_a_summary_that_is_json(tmp_path):
+    result = train(SHORT, out=tmp_path / "run", settings=QUIET._replace(max_seconds=0.0))
+    text = (tmp_path / "run" / "summary.json").read_text()
+    assert "NaN" not in text and json.loads(text)["final_return_mean"] is None
+    assert result.summary["status"] == "out of time"
+    row = {"member": 0, "env_steps": 10, "eval_return": math.nan, "episode_return": 9.0}
+    assert reporting.plot(pd.DataFrame([row]), "stopped").axes

@@ -54,7 +54,8 @@ def plot(metrics: pd.DataFrame, title: str, varying: Sequence[str] = ()) -> Any:
         axis.set(xlabel="environment steps", ylabel=label)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize="small")
+    if axes[0].get_legend_handles_labels()[0]:  # a run that was stopped early has no evaluation
+        axes[0].legend(frameon=False, fontsize="small")
     figure.suptitle(title, fontsize="medium")
     return figure
 
