@@ -5,7 +5,6 @@ Every wait has a time-out and looks at the stop flag, so that no thread outlives
 
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 
 from jaxdqn.errors import UserError
@@ -62,7 +61,7 @@ class Work:
     def bury(self, worker: int, ticket: int | None, error: BaseException) -> None:
         """Notes a worker's death, says it once, and hands its ticket to another."""
         # The last line: a program's error comes with the whole story of the callback in which it began.
-        cause = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+        cause = ": ".join([type(error).__name__, *str(error).strip().splitlines()[-1:]])
         with self.condition:
             self.dead[worker] = cause
             if ticket is not None:
