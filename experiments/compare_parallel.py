@@ -190,6 +190,8 @@ def draw(args: Args, column: str, label: str) -> Any:
         axis.plot(means[column], means.eval_return, style, color=f"C{index % 10}", label=titled(name), linewidth=1.4)
     axis.axhline(args.threshold, color="black", linewidth=0.6)
     axis.set(xlabel=label, ylabel="greedy return, mean over seeds", title=args.env)
+    if column == "seconds":
+        axis.set_xscale("log")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
