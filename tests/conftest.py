@@ -9,6 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax
+import pytest
 
 NUM_CPU_DEVICES = 8
 
@@ -21,3 +22,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 hypothesis.settings.register_profile("jaxdqn", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("jaxdqn")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_programs_of_other_modules():
+    """A process that runs the whole suite would hold gigabytes of compiled programs."""
+    yield
+    jax.clear_caches()

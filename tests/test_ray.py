@@ -194,6 +194,7 @@ def test_a_users_environment_travels_to_the_nodes(cluster):
 # -- scripts and errors -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_train_on_ray_and_resume_without(tmp_path):
     out = tmp_path / "run"
     small = "--num-envs 4 --total-steps 4000 --eval-episodes 2 --axes.workers 2 --parallel a3c".split()

@@ -161,8 +161,17 @@ ASYNCHRONOUS = {
 }
 
 
-@pytest.mark.parametrize("name", ASYNCHRONOUS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "name, number",
+    [
+        ("parallel_dqn", signal.SIGINT),
+        ("a3c", signal.SIGKILL),
+        pytest.param("parallel_dqn", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("parallel_dqn", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("a3c", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("a3c", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_an_asynchronous_run_is_stopped_in_the_middle_and_goes_on_to_the_end(work, name, number):
     out = f"{name}-{number.name}"
     path = work.folder / out

@@ -114,6 +114,7 @@ def test_two_processes_train_as_two_devices_of_one(start, reference):
     assert lines[0].startswith("process 1 of 2: joined 127.0.0.1:") and lines[1] == "process 1 of 2: finished"
 
 
+@pytest.mark.slow
 def test_sigterm_at_one_stops_both_and_they_resume_together(start, reference):
     # Two devices in each process: each process has a member of its own, over both.
     often = ["--num-devices", "4", "--checkpoint-seconds", "0"]
