@@ -53,15 +53,16 @@ PRESETS: dict[str, Preset] = {
         "CartPole-v1 by REINFORCE with a baseline: blocks as long as an episode",
         Config(
             agent="a2c",
-            num_envs=4,
+            num_envs=8,
             rollout_length=512,
             n_step=512,
             hidden_sizes=(120, 84),
             learning_starts=0,
-            total_steps=1_000_000,
+            total_steps=2_000_000,
         ),
+        # Fewer episodes in an update forget now and then (441 with 4 environments on seeds 0-3; 499.9 with 8).
         # Returns are near 100: with the usual weight the baseline's errors leave nothing of the clipped gradient.
-        HParams(learning_rate=2e-3, learning_rate_end=0.05, learning_rate_updates=480, value_weight=0.01),
+        HParams(learning_rate=3e-3, learning_rate_end=0.05, learning_rate_updates=480, value_weight=0.01),
     ),
     "acrobot": Preset(
         "Acrobot-v1",
