@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ T = TypeVar("T")
 
 def main(script: Callable[[], int | None]) -> NoReturn:
     """Runs a script: a `UserError` or a failing disk ends in one line and a non-zero exit, in all of its processes."""
+    signal.signal(signal.SIGINT, _interrupted)
     try:
         code = script() or 0
         hosts.leave()
@@ -34,8 +36,6 @@ def main(script: Callable[[], int | None]) -> NoReturn:
         os._exit(0)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted.", 130)
     except Exception:
         reason = hosts.lost()
         if reason is not None:
@@ -44,6 +44,15 @@ def main(script: Callable[[], int | None]) -> NoReturn:
             traceback.print_exc()
         hosts.abandon("its output has the traceback.", 1)
         raise
+
+
+def _interrupted(number: int, frame: Any) -> NoReturn:
+    """Ctrl-C where nothing waits for it: no KeyboardInterrupt, which in the midst of a save makes orbax's threads print
+    tracebacks of their own."""
+    del number, frame
+    os.write(2, b"error: interrupted.\n")
+    hosts.abandon("interrupted.", 130)
+    os._exit(130)
 
 
 def _fail(line: str, code: int) -> NoReturn:

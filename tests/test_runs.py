@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage):
 def test_a_half_written_directory_is_no_checkpoint_and_the_next_save_replaces_it(tmp_path):
     root = tmp_path / "checkpoints"
     first = save(root, 1)
-    half = root / ".writing-0000-000000000002"
+    half = root / ".writing-0000-000000000001"
     (half / "state").mkdir(parents=True)
     (half / "state" / "junk").write_text("x")
     assert checkpoints.listing(root) == [first]

@@ -32,7 +32,8 @@ def save(root: pathlib.Path, tree: PyTree, meta: dict[str, Any], keep: int) -> p
     root.mkdir(exist_ok=True)
     final = root / f"{meta['batch']:04d}-{meta['iteration']:012d}"
     temporary = root / f".writing-{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for abandoned in root.glob(".writing-*"):  # by a process that was killed
+        shutil.rmtree(abandoned, ignore_errors=True)
     temporary.mkdir()
     try:
         _checkpointer().save((temporary / "state").absolute(), _nested(tree))
