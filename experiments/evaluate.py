@@ -45,9 +45,9 @@ def run(arguments: list[str]) -> int:
     if args.episodes < 1:
         raise UserError(f"episodes is {args.episodes}; it must be at least 1.")
     cli.prepare_backend(spec.config, 1, 1, 1)
-    from jaxdqn import experiment, rendering
+    from jaxdqn import rendering, results
 
-    result = experiment.load(args.run)
+    result = results.load(args.run)
     episodes = result.evaluate(args.episodes, args.member, args.seed)
     report = {
         "run": str(args.run),
@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
     if not args.no_gif:
         try:
             rendering.painter(result.parts.environment.spec, spec.config.env_kwargs)
-            observations = experiment.watch(result, args.member, args.seed)
+            observations = results.watch(result, args.member, args.seed)
             frames = rendering.frames(
                 result.parts.environment.spec, rendering.thin(observations), spec.config.env_kwargs
             )

@@ -197,7 +197,7 @@ def prepare(args: Args, num_members: int, num_devices: int | None, per_agent: in
 
 def settings(args: Args):  # type: ignore[no-untyped-def]
     """The flags that do not change a run's result."""
-    from jaxdqn.experiment import Settings
+    from jaxdqn.session import Settings
 
     if args.wandb:
         try:
@@ -250,7 +250,7 @@ def resume(args: Args, vary: dict[str, list[float]]) -> int:
 
 def report(summary: dict, out: pathlib.Path) -> int:
     """The last lines a user reads; returns the exit code."""
-    from jaxdqn.experiment import DIVERGED, INTERRUPTED, TIMEOUT
+    from jaxdqn.session import DIVERGED, INTERRUPTED, TIMEOUT
 
     code = {INTERRUPTED: 130, DIVERGED: 1}.get(summary["status"], 0)
     if not hosts.is_first():

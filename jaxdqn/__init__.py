@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from jaxdqn.axes import Axes
     from jaxdqn.config import Config, HParams
     from jaxdqn.environments.registry import register
-    from jaxdqn.experiment import Result, Settings, load, resume, train
+    from jaxdqn.experiment import resume, train
     from jaxdqn.presets import preset
+    from jaxdqn.results import Result, load
+    from jaxdqn.session import Settings
 
 _HOME = {
     "Axes": "axes",
@@ -18,7 +20,9 @@ _HOME = {
     "HParams": "config",
     "preset": "presets",
     "register": "environments.registry",
-    **dict.fromkeys(("Result", "Settings", "load", "resume", "train"), "experiment"),
+    **dict.fromkeys(("Result", "load"), "results"),
+    **dict.fromkeys(("resume", "train"), "experiment"),
+    "Settings": "session",
 }
 
 

@@ -6,7 +6,7 @@ compilation; a sweep over `Config` is a loop over compiled groups. Nothing here 
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from jaxdqn.errors import UserError, unknown_name
@@ -281,23 +281,43 @@ def validate_hparams(hparams: HParams, epsilon_schedule: str = "linear") -> None
                 raise UserError(f"hparams.{name} is 0; an exponential schedule needs it above 0.")
 
 
+Vary = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""Settings of `HParams`: field -> values, for every combination of them; or a list of settings, field -> value."""
+
+
+def settings_of(vary: Vary | None) -> list[dict[str, float]]:
+    """The settings that `vary` stands for. Raises `UserError` for an unknown field or an empty list."""
+    if vary is not None and not isinstance(vary, Mapping):
+        settings = [dict(setting) for setting in vary]
+        if not settings:
+            raise UserError("vary is an empty list; it needs at least one setting.")
+    else:
+        settings = [{}]
+        for name, values in (vary or {}).items():
+            if not values:
+                raise UserError(f"vary.{name} has no values.")
+            settings = [{**setting, name: value} for setting in settings for value in values]
+    for name in {name for setting in settings for name in setting}:
+        if name not in HParams._fields:
+            raise unknown_name("hyperparameter", name, HParams._fields)
+    return settings
+
+
+def varying(vary: Vary | None) -> tuple[str, ...]:
+    """The fields that differ between the settings of `vary`."""
+    settings = settings_of(vary)
+    names = dict.fromkeys(name for setting in settings for name in setting)
+    return tuple(name for name in names if len({setting.get(name) for setting in settings}) > 1)
+
+
 def members(
     hparams: HParams,
     seeds: tuple[int, ...],
-    vary: Mapping[str, Any] | None = None,
+    vary: Vary | None = None,
     epsilon_schedule: str = "linear",
 ) -> list[tuple[int, HParams]]:
-    """Every combination of the values in `vary` (HParams field -> values) with every seed: (seed, HParams) pairs.
-
-    Raises `UserError` for an unknown field or an empty list.
-    """
-    settings = [hparams]
-    for name, values in (vary or {}).items():
-        if name not in HParams._fields:
-            raise unknown_name("hyperparameter", name, HParams._fields)
-        if not values:
-            raise UserError(f"vary.{name} has no values.")
-        settings = [setting._replace(**{name: value}) for setting in settings for value in values]
+    """Every setting of `vary` with every seed: (seed, HParams) pairs. Raises `UserError`."""
+    settings = [hparams._replace(**setting) for setting in settings_of(vary)]
     if not seeds:
         raise UserError("no seeds given; at least one is needed.")
     for setting in settings:

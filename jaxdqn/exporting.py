@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jaxdqn import experiment
+from jaxdqn import results
 from jaxdqn.base import Array
 from jaxdqn.runs.files import write_atomically
 
@@ -20,8 +20,8 @@ def export_policy(run: pathlib.Path, member: int, path: pathlib.Path) -> int:
 
     Works on CPU and CUDA. Raises `UserError` for a run or member that is not there.
     """
-    result = experiment.load(run)
-    params = experiment.member_params(result.params, member)
+    result = results.load(run)
+    params = results.member_params(result.params, member)
     agent, spec = result.parts.agent, result.parts.environment.spec
 
     def policy(observation: Array) -> Array:
@@ -34,7 +34,7 @@ def export_policy(run: pathlib.Path, member: int, path: pathlib.Path) -> int:
     exported = export.export(jax.jit(policy), platforms=("cpu", "cuda"))(example)
     write_atomically(path, lambda temporary: temporary.write_bytes(exported.serialize()))
     reloaded = export.deserialize(bytearray(path.read_bytes()))
-    observations = experiment.watch(result, member, seed=0)[:NUM_CHECKED]
+    observations = results.watch(result, member, seed=0)[:NUM_CHECKED]
     native, again = np.asarray(policy(jnp.asarray(observations))), np.asarray(reloaded.call(observations))
     if not np.array_equal(native, again):
         raise AssertionError("the exported policy chooses other actions than the run's.")

@@ -10,13 +10,12 @@ import optax
 import pytest
 
 import jaxdqn
-from jaxdqn import experiment
 from jaxdqn.base import LearnerState, LossOutput, Network
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
-from jaxdqn.experiment import Settings
 from jaxdqn.learning import sgd_agent, update
 from jaxdqn.parallel import averaging, devices, fleet, memory, population
+from jaxdqn.session import Settings
 
 SMALL = Config(
     hidden_sizes=(16,),
@@ -335,11 +334,11 @@ def test_a_run_logs_saves_resumes_and_loads_the_combined_parameters(averaged_run
     longer = jaxdqn.train(whole, H, **kind)
     assert longer.metrics.drift.iloc[-1] > 0 and (longer.metrics.bytes_per_update > 0).all()
     first = jaxdqn.train(half, H, out=tmp_path / "run", **kind)
-    loaded = experiment.load(tmp_path / "run")
+    loaded = jaxdqn.load(tmp_path / "run")
     assert_trees(loaded.params, first.params)
     resumed = jaxdqn.resume(tmp_path / "run", total_steps=2_400, settings=QUIET)
     assert_trees(resumed.params, longer.params)
-    assert_trees(experiment.load(tmp_path / "run").params, longer.params)
+    assert_trees(jaxdqn.load(tmp_path / "run").params, longer.params)
 
 
 def test_a_replica_that_is_frozen_freezes_all_at_the_next_combination():

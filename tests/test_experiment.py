@@ -15,9 +15,9 @@ from jaxdqn import experiment
 from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
-from jaxdqn.experiment import Settings
 from jaxdqn.parallel import fleet, memory
 from jaxdqn.runs import reporting
+from jaxdqn.session import Settings
 
 SMALL = Config(
     num_envs=4,

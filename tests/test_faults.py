@@ -16,8 +16,8 @@ from jaxdqn.axes import Axes, over, preset
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.experiment import Settings
 from jaxdqn.parallel import actor_learner, couplings, fleet, parameter_server
+from jaxdqn.session import Settings
 
 LIMIT = 120  # seconds; a hang is a failure
 SMALL = Config(

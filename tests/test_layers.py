@@ -32,10 +32,13 @@ LAYERS = {
     "presets": 2,
     "axes": 2,
     "driver": 6,
-    "experiment": 7,
-    "cli": 8,
-    "exporting": 8,
-    "sweeps": 8,  # over everything of layer 5
+    "results": 6,
+    "snapshots": 7,
+    "session": 8,
+    "experiment": 9,
+    "cli": 10,
+    "exporting": 10,
+    "sweeps": 10,
     "analysis": 1,  # reads the files of runs, not their code
 }
 FOUNDATION = {"base", "errors"}  # the vocabulary: also for their own layer; they themselves import nothing of ours

@@ -10,11 +10,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jaxdqn
-from jaxdqn import evaluation, experiment
+from jaxdqn import evaluation
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
-from jaxdqn.experiment import Settings
 from jaxdqn.parallel import fleet, memory, model_sharding, population
+from jaxdqn.session import Settings
 
 WIDE = Config(
     hidden_sizes=(256, 128),
@@ -179,7 +179,7 @@ def test_a_run_logs_saves_resumes_and_loads(tmp_path, monkeypatch):
     jaxdqn.train(half, H, num_devices=1, out=tmp_path / "run", settings=QUIET)
     resumed = jaxdqn.resume(tmp_path / "run", total_steps=1_600, settings=QUIET)
     assert_trees(resumed.params, longer.params)
-    assert_trees(experiment.load(tmp_path / "run").params, longer.params)
+    assert_trees(jaxdqn.load(tmp_path / "run").params, longer.params)
     columns = [name for name in longer.metrics if name != "seconds"]
     pd.testing.assert_frame_equal(resumed.metrics[columns], longer.metrics[columns], check_exact=True)
 

@@ -27,9 +27,9 @@ import jaxdqn
 from jaxdqn import learning
 from jaxdqn.base import Batch
 from jaxdqn.config import Config, HParams, timeline
-from jaxdqn.experiment import Settings
 from jaxdqn.learning import Shards, mean_over_shards
 from jaxdqn.parallel import devices, fleet, population
+from jaxdqn.session import Settings
 
 SMALL = Config(
     hidden_sizes=(32,),

@@ -26,6 +26,7 @@ from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import engine, fleet, parameter_server, ray_engine
 from jaxdqn.parallel.ray_engine import NodeDied, Pool
+from jaxdqn.session import Settings
 from jaxdqn.tabular import method, on_ray
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -247,7 +248,7 @@ def test_ray_is_optional(monkeypatch):
 def test_engines_that_cannot_be(chosen, name, words):
     preset = axes.preset(chosen)
     config, hparams = axes.over(preset, servers.REPLAYED, servers.H)
-    settings = experiment.Settings(engine=name, progress=False)
+    settings = Settings(engine=name, progress=False)
     with pytest.raises(UserError, match=words):
         experiment.train(config, hparams, axes=preset.axes, settings=settings)
 

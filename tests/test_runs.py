@@ -19,7 +19,7 @@ from jaxdqn import experiment
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.runs import checkpoints, directory, files, metrics, reporting
-from jaxdqn.runs.directory import RunSpec
+from jaxdqn.runs.directory import Continuation, RunSpec
 
 SMALL = Config(num_envs=4, batch_size=16, hidden_sizes=(16,), replay_capacity=400, learning_starts=64, total_steps=400)
 
@@ -170,7 +170,7 @@ def rows(iteration, batch=0, value=0.5):
 def test_metrics_are_appended_read_in_order_and_dropped_after_a_checkpoint(tmp_path):
     path = tmp_path / "metrics.parquet"
     assert metrics.read(path).empty
-    metrics.drop_after(path, 0, 0)
+    metrics.drop_after(path, {0: 0})
     metrics.append(path, 0, 5, [])
     assert not path.exists()
     metrics.append(path, 0, 2, rows(1) + rows(2))
@@ -184,13 +184,13 @@ def test_metrics_are_appended_read_in_order_and_dropped_after_a_checkpoint(tmp_p
     pd.testing.assert_frame_equal(
         pd.read_parquet(path).sort_values(["member", "env_steps"], ignore_index=True), frame, check_like=True
     )
-    metrics.drop_after(path, 1, 1)
+    metrics.drop_after(path, {0: 3, 1: 1})
     assert len(metrics.read(path)) == 7
-    metrics.drop_after(path, 0, 3)
+    metrics.drop_after(path, {0: 2, 1: 1})  # the first batch may have been extended, and then killed
+    assert list(metrics.read(path).groupby("member").env_steps.max()) == [20, 20, 10]
+    metrics.drop_after(path, {0: 2})
     assert set(metrics.read(path).member) == {0, 1}
-    metrics.drop_after(path, 0, 2)
-    assert metrics.read(path).env_steps.max() == 20
-    metrics.drop_after(path, 0, -1)
+    metrics.drop_after(path, {})
     assert metrics.read(path).empty
 
 
@@ -270,10 +270,12 @@ def spec(**changes):
         "config": Config(env="Catch-bsuite", hidden_sizes=(7, 9), env_params={"a": 1}, log_interval=5),
         "hparams": HParams(learning_rate=1e-3, max_grad_norm=math.inf),
         "seeds": (3, 4),
-        "vary": {"gamma": [0.9, 0.99]},
+        "vary": ({"gamma": 0.9}, {"gamma": 0.99}),
         "num_devices": 2,
         "devices_per_agent": 1,
         "members_per_batch": 3,
+        "labels": ({"trial": 4}, {"trial": 7}),
+        "continues": Continuation("runs/before", (3, 2), (2, 2)),
     }
     return RunSpec(**{**values, **changes})
 

@@ -29,13 +29,13 @@ import json, sys, time
 began = time.perf_counter()
 sys.path.insert(0, "experiments")
 import train
-from jaxdqn import experiment
+from jaxdqn import session
 first = []
-original = experiment._Run._on_point
+original = session.Session._on_point
 def on_point(self, *args):
     first.append(time.perf_counter())
     return original(self, *args)
-experiment._Run._on_point = on_point
+session.Session._on_point = on_point
 train.run(["--quiet", "--total-steps", "50000", "--out", sys.argv[1]])
 summary = json.load(open(sys.argv[1] + "/summary.json"))
 print(json.dumps({"compile": summary["compile_seconds"], "first_metrics": first[0] - began}))

@@ -67,9 +67,10 @@ class Assignment(NamedTuple):
         return flat[alive[np.argsort(order[alive])]]
 
 
-def assign(num_members: int, num_groups: int) -> Assignment:
-    """Members dealt out evenly over groups of devices; the last lanes are dead where they do not divide."""
-    lanes = -(-num_members // num_groups)
+def assign(num_members: int, num_groups: int, least_lanes: int = 1) -> Assignment:
+    """Members dealt out evenly over groups of devices; the last lanes are dead where they do not divide, or where
+    there would be less than `least_lanes`."""
+    lanes = max(-(-num_members // num_groups), least_lanes)
     padded = np.full(num_groups * lanes, -1)
     padded[:num_members] = np.arange(num_members)
     # Dealt like cards, so that dead lanes fall on different devices.

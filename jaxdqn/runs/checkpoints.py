@@ -66,6 +66,12 @@ def newest(root: pathlib.Path, batch: int | None = None) -> tuple[Checkpoint | N
     return None, warnings
 
 
+def reached(root: pathlib.Path) -> dict[int, int]:
+    """The iteration of the newest undamaged checkpoint of every batch that has one."""
+    good = [path.name.split("-") for path in listing(root) if _damage(path) is None]
+    return {int(batch): int(iteration) for batch, iteration in good}
+
+
 def load(path: pathlib.Path) -> Checkpoint:
     """Reads one checkpoint."""
     nested = _checkpointer().restore((path / "state").absolute())

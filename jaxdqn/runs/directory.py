@@ -15,17 +15,43 @@ from jaxdqn.runs.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
+class Continuation:
+    """Where a run's members come from, that do not begin at the beginning: the run in `run`, which has finished.
+
+    Member m goes on with all that states[m] was there (environments, replay, keys), but for its learner, which is that
+    of learners[m].
+    """
+
+    run: str
+    states: tuple[int, ...]
+    learners: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class RunSpec:
-    """All that determines a run's result: what config.yaml holds."""
+    """All that determines a run's result: what config.yaml holds.
+
+    vary: settings of hparams; labels: columns of the metrics for each of them; least_lanes: a device has dead lanes
+    where it would have fewer, so that members vmapped together go on in a program of the same width.
+    """
 
     config: Config
     hparams: HParams
     seeds: tuple[int, ...]
-    vary: dict[str, list[float]]
+    vary: tuple[dict[str, float], ...]
     num_devices: int
     devices_per_agent: int
     members_per_batch: int
     axes: Axes = dataclasses.field(default_factory=Axes)
+    labels: tuple[dict[str, Any], ...] = ()
+    continues: Continuation | None = None
+    least_lanes: int = 1
+
+    @property
+    def batches(self) -> list[range]:
+        """The members that train together, batch after batch."""
+        count, size = len(self.vary) * len(self.seeds), self.members_per_batch
+        return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for YAML."""
@@ -33,6 +59,10 @@ class RunSpec:
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
             "config": to_dict(self.config),
             "axes": dataclasses.asdict(self.axes),
+            "vary": list(self.vary),
+            "labels": list(self.labels),
+            "continues": self.continues
+            and {"run": self.continues.run, **{k: list(getattr(self.continues, k)) for k in ("states", "learners")}},
             "hparams": {name: float(value) for name, value in self.hparams._asdict().items()},
             "seeds": list(self.seeds),
         }
@@ -48,6 +78,9 @@ class RunSpec:
             if name not in HParams._fields:
                 raise unknown_name("hyperparameter", name, HParams._fields)
         own = {name: values[name] for name in names}
+        origin = values["continues"]
+        if origin is not None:
+            origin = Continuation(origin["run"], tuple(origin["states"]), tuple(origin["learners"]))
         return cls(
             **{
                 **own,
@@ -55,6 +88,9 @@ class RunSpec:
                 "hparams": HParams(**values["hparams"]),
                 "seeds": tuple(values["seeds"]),
                 "axes": Axes(**values["axes"]),
+                "vary": tuple(values["vary"]),
+                "labels": tuple(values["labels"]),
+                "continues": origin,
             }
         )
 
@@ -85,7 +121,7 @@ class RunDirectory:
                 f"{self.path} already holds a run ({status(self.path)}); continue it with --resume {self.path}, or "
                 "choose another --out."
             )
-        foreign = sorted(item.name for item in self.path.iterdir() if item.name != ".lock")
+        foreign = sorted(item.name for item in self.path.iterdir() if not item.name.startswith("."))
         if foreign:
             raise UserError(f"{self.path} is not empty ({foreign[0]}, ...) and holds no run; choose another --out.")
 

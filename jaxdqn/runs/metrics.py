@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -35,9 +35,9 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values(["member", "env_steps"], ignore_index=True) if len(frame) else frame
 
 
-def drop_after(path: pathlib.Path, batch: int, iteration: int) -> None:
-    """Removes what lies after a checkpoint: parts of `batch` beyond `iteration`, and all of later batches."""
+def drop_after(path: pathlib.Path, reached: Mapping[int, int]) -> None:
+    """Removes what lies after the checkpoints: parts of a batch beyond the iteration that it has `reached`."""
     for part in path.glob("part-*.parquet") if path.is_dir() else []:
         match = _PART.fullmatch(part.name)
-        if match and (int(match[1]), int(match[2])) > (batch, iteration):
+        if match and int(match[2]) > reached.get(int(match[1]), -1):
             part.unlink()

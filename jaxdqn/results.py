@@ -1,0 +1,118 @@
+"""`Result`: what a run leaves, and what is done with it: evaluate, watch, plot; and `load` from its directory."""
+
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from jaxdqn import acting, evaluation
+from jaxdqn.base import PyTree
+from jaxdqn.config import Config, HParams, members, varying
+from jaxdqn.errors import UserError
+from jaxdqn.parallel import fleet as _fleet
+from jaxdqn.parallel.fleet import Parts
+from jaxdqn.runs import checkpoints, directory, metrics, reporting
+
+MAX_WATCHED = 2_500  # steps of an episode that is drawn
+
+
+@dataclasses.dataclass
+class Result:
+    """A run: `metrics` has one row per member and logging point, `params` leaves have a leading axis [M]."""
+
+    metrics: pd.DataFrame
+    params: PyTree
+    summary: dict[str, Any]
+    config: Config
+    members: list[tuple[int, HParams]]
+    parts: Parts
+    varying: tuple[str, ...] = ()
+    path: pathlib.Path | None = None
+
+    def plot(self) -> Any:
+        """Learning curves, as a matplotlib figure."""
+        title = f"{self.config.agent} on {self.config.env}"
+        return reporting.plot(self.metrics, title, self.varying)
+
+    def evaluate(self, episodes: int = 100, member: int = 0, seed: int = 1) -> evaluation.Episodes:
+        """Greedy episodes of one member on fresh start states: NumPy arrays [episodes]."""
+        return evaluate_params(self.parts, member_params(self.params, member), episodes, seed)
+
+
+def member_params(params: PyTree, member: int) -> PyTree:
+    """One member's parameters out of [M, ...]. Raises `UserError` for a member there is not."""
+    leaves = jax.tree.leaves(params)
+    count = len(leaves[0]) if leaves else 1
+    if not 0 <= member < count:
+        raise UserError(f"member {member} does not exist; the run has members 0 to {count - 1}.")
+    return jax.tree.map(lambda x: jnp.asarray(x[member]), params)
+
+
+def evaluate_params(parts: Parts, params: PyTree, episodes: int, seed: int) -> evaluation.Episodes:
+    """Greedy episodes with given parameters, as NumPy arrays [episodes]."""
+    if episodes < 1:
+        raise UserError(f"episodes is {episodes}; it must be at least 1.")
+
+    @jax.jit
+    def run(params: PyTree, key: Any) -> evaluation.Episodes:
+        bound = parts.config.eval_max_steps
+        return evaluation.evaluate(parts.environment, parts.agent, params, key, episodes, bound)
+
+    return jax.tree.map(np.asarray, run(params, jax.random.key(seed)))
+
+
+def watch(result: Result, member: int, seed: int) -> np.ndarray:
+    """The observations of one greedy episode, [L, *O], as stored."""
+    parts = result.parts
+    params = member_params(result.params, member)
+    bound = min(parts.environment.spec.max_episode_steps or MAX_WATCHED, MAX_WATCHED)
+
+    @jax.jit
+    def run(key: Any) -> Any:
+        actor = acting.start(parts.environment, parts.agent, 1, key)
+        block = acting.rollout(parts.environment, parts.agent, params, actor, key, jnp.zeros(1), bound)[1]
+        return block.observation[:, 0], block.next_observation[:, 0], block.episode_end[:, 0]
+
+    before, after, end = jax.tree.map(np.asarray, run(jax.random.key(seed)))
+    length = int(end.argmax()) + 1 if end.any() else bound
+    return np.concatenate([before[:length], after[length - 1 : length]])
+
+
+def load(path: str | pathlib.Path) -> Result:
+    """The run in a directory, from its metrics and newest good checkpoints. Raises `UserError`."""
+    path = pathlib.Path(path)
+    spec, values = directory.load(path)
+    parts = _fleet.make_parts(spec.config, spec.devices_per_agent)
+    everyone = members(spec.hparams, spec.seeds, spec.vary)
+    template = jax.eval_shape(lambda: parts.agent.init(jax.random.key(0), HParams()).params)
+    pieces = []
+    for batch in range(-(-len(everyone) // spec.members_per_batch)):
+        found, warnings = checkpoints.newest(path / "checkpoints", batch)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        if found is None:
+            break
+        size = min(spec.members_per_batch, len(everyone) - batch * spec.members_per_batch)
+        prefix = "policy/" if any(name.startswith("policy/") for name in found.arrays) else "state/learner/params/"
+        arrays = {name: x[:, 0] for name, x in found.arrays.items() if name.startswith(prefix)}
+        lanes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), template)
+        pieces.append(checkpoints.fill(lanes, arrays, prefix))
+    if not pieces:
+        raise UserError(f"{path} has no readable checkpoint yet.")
+    params = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
+    frame = metrics.read(path / "metrics.parquet")
+    return Result(frame, params, values, spec.config, everyone, parts, varying(spec.vary), path)
+
+
+def read_params(path: pathlib.Path, member: int) -> dict[str, np.ndarray]:
+    """The parameters of one member of the run in `path`, by their paths in the tree. Raises `UserError`."""
+    params = member_params(load(path).params, member)
+    return {
+        jax.tree_util.keystr(key, simple=True, separator="/"): np.asarray(leaf)
+        for key, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }

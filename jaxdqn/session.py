@@ -1,0 +1,424 @@
+"""`Session`: one execution of a run, from its start or a checkpoint to its end or a stop, and what it writes."""
+
+import contextlib
+import math
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+
+from jaxdqn import driver, snapshots
+from jaxdqn.base import PyTree
+from jaxdqn.config import advice, members, timeline, varying
+from jaxdqn.driver import Hooks, Point, Progressed
+from jaxdqn.errors import UserError
+from jaxdqn.parallel import engine, hosts, memory, population, schemes
+from jaxdqn.parallel import fleet as _fleet
+from jaxdqn.parallel.fleet import Fleet, Parts
+from jaxdqn.progress import Progress
+from jaxdqn.results import Result, read_params
+from jaxdqn.runs import checkpoints, metrics, reporting
+from jaxdqn.runs.directory import RunDirectory, RunSpec
+from jaxdqn.runs.files import provenance
+
+FLUSH_SECONDS = 5.0
+OK, INTERRUPTED, SOLVED, TIMEOUT, DIVERGED = "finished", "interrupted", "solved", "out of time", "diverged"
+
+
+class Settings(NamedTuple):
+    """What does not change a run's result: when to stop, save and speak.
+
+    stop_at_return: stop once every member's greedy return reaches it; max_seconds: wall time of this session;
+    checkpoint_seconds: at least this long between checkpoints. on_chunk(rows) is called with each logging point's rows.
+    engine: where workers live, "local" (threads) or "ray", there on this machine or on the cluster at `ray_address`.
+    """
+
+    stop_at_return: float | None = None
+    max_seconds: float | None = None
+    checkpoint_seconds: float = 60.0
+    progress: bool = True
+    tensorboard: bool = True
+    wandb: str | None = None
+    profile: bool = False
+    init_from: str | None = None
+    init_member: int = 0
+    on_chunk: Callable[[list[dict[str, Any]]], None] | None = None
+    engine: str = "local"
+    ray_address: str | None = None
+
+
+class Session:
+    """One execution of a run: batch after batch of members.
+
+    source: the directory whose checkpoints it continues; run_directory: the one that it writes, in process 0.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        parts: Parts,
+        budget: memory.Plan,
+        settings: Settings,
+        *,
+        source: pathlib.Path | None = None,
+        run_directory: RunDirectory | None = None,
+    ):
+        if not hosts.is_first():
+            settings = settings._replace(progress=False, tensorboard=False, wandb=None, profile=False, on_chunk=None)
+        self.spec, self.parts, self.budget, self.settings = spec, parts, budget, settings
+        schemes.check_engine(spec.axes, settings.engine)
+        self.source, self.directory = source, run_directory
+        self.line = timeline(spec.config)
+        self.everyone = members(spec.hparams, spec.seeds, spec.vary)
+        self.devices = schemes.choose_devices(spec.axes, spec.num_devices, spec.devices_per_agent, len(self.everyone))
+        self.varying = varying(spec.vary)
+        self.labels = [label for label in spec.labels or ({},) * len(spec.vary) for _ in spec.seeds]
+        self.rows: list[dict[str, Any]] = []
+        self.unwritten: list[dict[str, Any]] = []
+        self.scalars: reporting.Scalars | None = None
+        self.status = OK
+        self.seconds = 0.0  # of the loop, over all batches and resumes
+        self.compile_seconds = 0.0
+        self.batch = 0
+        self.diverged: dict[int, int] = {}
+        self.earlier = 0.0  # of that, in sessions before this one
+
+    # -- the whole run ------------------------------------------------------------------------------------------------
+
+    def execute(self) -> Result:
+        start = self._open()
+        batches = self.spec.batches
+        params, statuses = [], []
+        label = f"{self.spec.config.agent} on {self.spec.config.env}"
+        total_steps, first = self.line.total * self.line.steps_per_iteration, start.meta["batch"] if start else 0
+        with (
+            _catch_signals() as interrupted,
+            engine.running(self.settings.engine, self.settings.ray_address) as self.engine,
+            Progress(total_steps, label, self.settings.progress, parts=len(batches), first=first) as bar,
+        ):
+            self.bar = bar
+            for warning in advice(self.spec.config) if start is None else ():
+                self._say(f"warning: {warning}")
+            self._say(f"{len(self.everyone)} member(s) in {len(batches)} batch(es) on {self.origin['device']}")
+            for self.batch, batch in enumerate(batches):
+                self.status = OK
+                params.append(self._run_batch(batch, start, interrupted))
+                statuses.append(self.status)
+                if self.status in (INTERRUPTED, TIMEOUT):
+                    break
+        if self.status not in (INTERRUPTED, TIMEOUT) and len(set(statuses)) > 1:
+            self.status = OK
+        stacked = jax.tree.map(lambda *leaves: np.concatenate(leaves), *params)
+        return self._finish(stacked)
+
+    def _open(self) -> checkpoints.Checkpoint | None:
+        """Prepares the directory; the checkpoint to start from, or None."""
+        start = None
+        origin = provenance(self.devices)
+        self.origins = snapshots.last(pathlib.Path(self.spec.continues.run)) if self.spec.continues else []
+        if self.source is not None:
+            start = self._newest(self.source)
+        if start is not None:
+            self._warn_differences(start.meta, origin)
+            self.seconds = self.earlier = start.meta["seconds"]
+            self.compile_seconds = start.meta["compile_seconds"]
+        elif self.spec.continues is not None:
+            self.seconds = self.earlier = self.origins[-1].meta["seconds"]
+        if self.directory is not None:
+            path = self.directory.path
+            metrics.drop_after(path / "metrics.parquet", checkpoints.reached(path / "checkpoints"))
+            source = self.settings.init_from
+            started = {
+                "init_from": source and str(pathlib.Path(source).resolve()),
+                "init_member": self.settings.init_member,
+            }
+            self.directory.write_config(self.spec, {**origin, **started})
+        tensorboard = self.directory.path / "tensorboard" if self.directory and self.settings.tensorboard else None
+        purge = start.meta["iteration"] * self.line.steps_per_iteration + 1 if start else 0
+        self.scalars = reporting.Scalars(tensorboard, purge, self.settings.wandb, self.spec.to_dict())
+        self.origin = origin
+        return start
+
+    def _newest(self, source: pathlib.Path) -> checkpoints.Checkpoint | None:
+        """The checkpoint to start from: the same in every process."""
+        start, warnings = checkpoints.newest(source / "checkpoints")
+        if checkpoints.listing(source / "checkpoints") and start is None:
+            raise UserError(f"every checkpoint in {source} is damaged; nothing can be resumed.")
+        for warning in warnings:
+            self._say(f"warning: {warning}")
+        found = hosts.exchange(start and [start.meta["batch"], start.meta["iteration"], start.meta["seconds"]])
+        if any(other != found[0] for other in found):
+            raise UserError(f"the processes find different checkpoints in {source}: it must be one shared directory.")
+        return start
+
+    def _warn_differences(self, meta: dict[str, Any], origin: dict[str, Any]) -> None:
+        for name in ("device", "versions"):
+            if meta[name] != origin[name]:
+                self._say(
+                    f"warning: the checkpoint was written with {name} {meta[name]}, this is {origin[name]}; the run "
+                    "continues, but not bit for bit."
+                )
+
+    # -- one batch of members -----------------------------------------------------------------------------------------
+
+    def _run_batch(self, batch: range, start: checkpoints.Checkpoint | None, interrupted: Callable[[], bool]) -> PyTree:
+        groups = len(self.devices) // self.spec.devices_per_agent
+        assignment = population.assign(len(batch), groups, self.spec.least_lanes)
+        seeds, settings = zip(*[self.everyone[m] for m in batch], strict=True)
+        fleet, states = schemes.build(
+            self.spec.axes,
+            self.parts,
+            self.devices,
+            self.spec.devices_per_agent,
+            assignment,
+            seeds,
+            settings,
+            self._say,
+            self.engine,
+        )
+        assignment = fleet.assignment
+        self.compile_seconds += fleet.compile_seconds
+        at = Progressed(states, fleet.zero_metrics, 0)
+        found = self._checkpoint_of_batch(start, batch)
+        if found is not None:
+            at = snapshots.restored(at, found, assignment, self.devices)
+        elif self.settings.init_from:
+            source = read_params(pathlib.Path(str(self.settings.init_from)), self.settings.init_member)
+            at = at._replace(states=fleet.adopted(snapshots.with_params(states, source)))
+        # The states are donated chunk by chunk: nobody else may hold them.
+        del states
+        began, base = time.perf_counter(), self.seconds
+        self.clock = lambda: base + time.perf_counter() - began
+        self.last_save = self.last_flush = time.perf_counter()
+
+        checkpoint_seconds = self.settings.checkpoint_seconds
+        hooks = Hooks(
+            on_point=lambda point: self._on_point(fleet, batch, point),
+            interrupted=lambda: self._asked_to_stop(interrupted) is not None,
+            checkpoint_due=lambda: hosts.exchange(time.perf_counter() - self.last_save)[0] > checkpoint_seconds,
+            save=lambda at: self._save(fleet, at),
+        )
+        try:
+            with self._profiled():
+                at = driver.drive(fleet, at, self.line, hooks)
+        except Exception:  # such as the death of every worker: what was measured until then remains
+            self._flush()
+            raise
+        self.seconds = self.clock()
+        if at.iteration < self.line.total:
+            self.status = self._asked_to_stop(interrupted) or self.status
+        first_bad = assignment.collect(_fleet.gather([state.learner.first_bad_update for state in at.states]))[:, 0]
+        self.diverged |= {m: int(update) for m, update in zip(batch, first_bad, strict=True) if update >= 0}
+        if all(m in self.diverged for m in batch) and self.status == OK:
+            self.status = DIVERGED
+        return jax.tree.map(lambda x: x[:, 0], snapshots.policy(fleet, at.states))
+
+    def _asked_to_stop(self, interrupted: Callable[[], bool]) -> str | None:
+        """Why the session is to end before its time, whichever process was asked: INTERRUPTED, TIMEOUT or None."""
+        limit = self.settings.max_seconds
+        late = limit is not None and self.clock() - self.earlier > limit
+        asked = hosts.exchange(INTERRUPTED if interrupted() else TIMEOUT if late else None)
+        return next((reason for reason in (INTERRUPTED, TIMEOUT) if reason in asked), None)
+
+    def _checkpoint_of_batch(self, start: checkpoints.Checkpoint | None, batch: range) -> checkpoints.Checkpoint | None:
+        if start is None or self.source is None or self.batch > start.meta["batch"]:
+            origin = self.spec.continues
+            return None if origin is None else snapshots.selected(self.origins, origin, batch)
+        if start.meta["batch"] == self.batch:
+            return start
+        found, _ = checkpoints.newest(self.source / "checkpoints", self.batch)
+        if found is None:
+            raise UserError(f"the checkpoints of batch {self.batch} are damaged; nothing can be resumed.")
+        return found
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def _on_point(self, fleet: Fleet, batch: range, point: Point) -> bool:
+        rows = self._rows(fleet, batch, point)
+        self.rows += rows
+        self.unwritten += rows
+        shown = [row["eval_return"] for row in self.rows[-len(rows) * 5 :] if not math.isnan(row["eval_return"])]
+        shown = shown or [row["episode_return"] for row in rows]
+        self.bar.update(rows[0]["env_steps"], float(np.mean(shown)), point.iteration == self.line.total)
+        if self.settings.on_chunk:
+            self.settings.on_chunk(rows)
+        if time.perf_counter() - self.last_flush > FLUSH_SECONDS:
+            self._flush()
+        returns = [row["eval_return"] for row in rows]
+        target = self.settings.stop_at_return
+        if target is not None and min(returns) >= target:
+            self.status = SOLVED
+            return True
+        if all(member in self.diverged for member in batch):
+            self.status = DIVERGED
+            return True
+        return False
+
+    def _rows(self, fleet: Fleet, batch: range, point: Point) -> list[dict[str, Any]]:
+        collect = fleet.assignment.collect
+        values = jax.tree.map(collect, _fleet.gather(point.metrics))  # [M, shards]
+        sums = jax.tree.map(lambda x: x.sum(axis=1), values.episodes)
+        config, line = self.spec.config, self.line
+        previous = (point.iteration - 1) // line.log_every * line.log_every
+        updates = line.updates(point.iteration, config.updates_per_iteration)
+        window = updates - line.updates(previous, config.updates_per_iteration)
+        evaluated = point.episodes and jax.tree.map(collect, _fleet.gather(point.episodes))  # [M, shards, E]
+        rows = []
+        for index, member in enumerate(batch):
+            seed, setting = self.everyone[member]
+            episodes = sums.episodes[index]
+            first_bad = int(values.first_bad_update[index, 0])
+            if first_bad >= 0 and member not in self.diverged:
+                self.diverged[member] = first_bad
+                self._say(
+                    f"warning: member {member} (seed {seed}): loss or gradient not finite at update {first_bad}; its "
+                    "last finite parameters are kept. Lower hparams.learning_rate or use --loss huber."
+                )
+            means = {name: x[index].mean() / window if window else math.nan for name, x in values.learning.items()}
+            row = {
+                "member": member,
+                "seed": seed,
+                **{name: getattr(setting, name) for name in self.varying},
+                **self.labels[member],
+                "iteration": point.iteration,
+                "env_steps": point.iteration * line.steps_per_iteration,
+                "updates": updates,
+                "seconds": self.clock(),
+                "episodes": int(episodes),
+                "episode_return": sums.returns[index] / episodes if episodes else math.nan,
+                "episode_length": sums.lengths[index] / episodes if episodes else math.nan,
+                **means,
+                "epsilon": values.epsilon[index, 0],
+                "eval_return": evaluated.returns[index].mean() if evaluated else math.nan,
+                "eval_length": evaluated.lengths[index].mean() if evaluated else math.nan,
+                **{name: float(value) for name, value in point.telemetry.items()},
+            }
+            rows.append({k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()})
+        return rows
+
+    def _flush(self) -> None:
+        self.last_flush = time.perf_counter()
+        if self.directory is not None and self.unwritten:
+            last = self.unwritten[-1]["iteration"]
+            metrics.append(self.directory.path / "metrics.parquet", self.batch, last, self.unwritten)
+        if self.scalars is not None:
+            self.scalars.write(self.unwritten)
+            self.scalars.flush()
+        self.unwritten = []
+
+    def _save(self, fleet: Fleet, at: Progressed) -> None:
+        values = snapshots.of(fleet, at)
+        self._flush()
+        if self.directory is None:
+            return
+        meta = {
+            "batch": self.batch,
+            "iteration": at.iteration,
+            "seconds": self.clock(),
+            "compile_seconds": self.compile_seconds,
+            "device": self.origin["device"],
+            "versions": self.origin["versions"],
+        }
+        checkpoints.save(self.directory.path / "checkpoints", values, meta, keep=2)
+        self.last_save = time.perf_counter()
+
+    def _profiled(self) -> Any:
+        if not self.settings.profile or self.directory is None:
+            return contextlib.nullcontext()
+        return jax.profiler.trace(str(self.directory.path / "profile"))
+
+    def _say(self, line: str) -> None:
+        if not hosts.is_first() or (not self.settings.progress and not line.startswith("warning")):
+            return
+        if hasattr(self, "bar"):
+            self.bar.say(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _finish(self, params: PyTree) -> Result:
+        if self.scalars is not None:
+            self.scalars.close()
+        frame = metrics.tidy(pd.DataFrame(self.rows))
+        if self.directory is not None:
+            frame = metrics.read(self.directory.path / "metrics.parquet")
+        summary = self._summary(frame)
+        result = Result(
+            frame,
+            params,
+            summary,
+            self.spec.config,
+            self.everyone,
+            self.parts,
+            self.varying,
+            self.directory.path if self.directory else None,
+        )
+        if self.directory is not None:
+            self.directory.write_summary(summary)
+            if len(frame):
+                reporting.save_figure(result.plot(), self.directory.path / "curves.png")
+        return result
+
+    def _summary(self, frame: pd.DataFrame) -> dict[str, Any]:
+        finals = reporting.final_returns(frame) if len(frame) else []
+        steps = int(frame.groupby("member").env_steps.max().sum()) if len(frame) else 0
+        updates = int(frame.groupby("member").updates.max().sum()) if len(frame) else 0
+        seconds = max(self.seconds, 1e-9)
+        replays = schemes.num_replays(self.spec.axes, self.spec.devices_per_agent)
+        return {
+            "env": self.spec.config.env,
+            "agent": self.spec.config.agent,
+            "status": self.status,
+            "num_members": len(self.everyone),
+            "seeds": list(self.spec.seeds),
+            "env_steps": steps,
+            "updates": updates,
+            "env_steps_per_second": steps / seconds,
+            "updates_per_second": updates / seconds,
+            "compile_seconds": self.compile_seconds,
+            "run_seconds": self.seconds,
+            "final_return_mean": _number(float(np.mean(finals))) if finals else None,
+            "final_return_ci95": reporting.bootstrap_ci95(finals),
+            "final_return_per_member": [_number(final) for final in finals],
+            "first_bad_update_per_member": {str(member): update for member, update in self.diverged.items()},
+            "replay_bytes": self.budget.replay_bytes * replays * len(self.everyone),
+            "dead_workers": int(frame["dead_workers"].max()) if "dead_workers" in frame else 0,
+            "jax_version": jax.__version__,
+            "device": self.origin["device"],
+            "commit": self.origin["commit"],
+            "versions": self.origin["versions"],
+        }
+
+
+def _number(value: float) -> float | None:
+    """`value` for JSON, which has no NaN."""
+    return None if math.isnan(value) else value
+
+
+@contextlib.contextmanager
+def _catch_signals() -> Iterator[Callable[[], bool]]:
+    """Turns the first SIGINT or SIGTERM into a flag; a second one acts as it always does."""
+    caught: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def handler(number: int, frame: Any) -> None:
+        del frame
+        caught.append(number)
+        for known, old in previous.items():
+            signal.signal(known, old)
+
+    with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handler)
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for known, old in previous.items():
+            signal.signal(known, old)
