@@ -33,7 +33,7 @@ def percentiles(resampled: np.ndarray, level: float) -> np.ndarray:
     """
     if not 0.0 < level < 1.0:
         raise UserError(f"level is {level}; it must be between 0 and 1, such as 0.95.")
-    tail = 50.0 * (1.0 - level)
+    tail = 50.0 - 50.0 * level  # 2.5 to the last bit at 0.95
     return np.asarray(np.percentile(resampled, [tail, 100.0 - tail], axis=0))
 
 
