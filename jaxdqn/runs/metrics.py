@@ -41,3 +41,15 @@ def drop_after(path: pathlib.Path, reached: Mapping[int, int]) -> None:
         match = _PART.fullmatch(part.name)
         if match and int(match[2]) > reached.get(int(match[1]), -1):
             part.unlink()
+
+
+def join_parts(path: pathlib.Path) -> None:
+    """One part for each batch, of all its rows in their order: for runs that have finished and are kept."""
+    found: dict[str, list[pathlib.Path]] = {}
+    for part in sorted(path.glob("part-*.parquet")):
+        found.setdefault(part.name.split("-")[1], []).append(part)
+    for parts in found.values():
+        frame = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+        write_atomically(parts[-1], lambda temporary: frame.to_parquet(temporary, index=False))
+        for part in parts[:-1]:
+            part.unlink()

@@ -1,0 +1,101 @@
+"""Trains several agents on several environments, for figures that compare them (notebooks/04_compare_agents.ipynb).
+
+    python experiments/compare_agents.py                                               what experiments/results/ holds
+    python experiments/compare_agents.py --envs Catch-bsuite --agents dqn random --num-seeds 30 --out runs/agents
+
+Each agent is one population of seeds on each environment, in a folder OUT/ENV-AGENT that holds config.yaml,
+metrics.parquet and summary.json, and appears when it is complete; what is there is not trained again. On one
+environment all agents take equally many steps, as its preset says, and are judged by 100 greedy episodes each time.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+import sys
+import tempfile
+
+from jaxdqn import cli, presets
+from jaxdqn.config import Config, HParams
+from jaxdqn.environments.names import GYMNAX
+from jaxdqn.errors import UserError, unknown_name
+
+# What is changed of an environment's preset.
+AGENTS = {
+    "dqn": {"agent": "dqn"},
+    "double_dqn": {"agent": "double_dqn"},
+    "dueling": {"agent": "double_dqn", "dueling": True},
+    "a2c": {},  # its preset is another
+    "random": {"agent": "random"},
+}
+EPISODES = 100
+KEPT = ("config.yaml", "metrics.parquet", "summary.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """What to compare."""
+
+    envs: tuple[str, ...] = ("CartPole-v1", "Acrobot-v1", "Catch-bsuite")
+    """Environment ids; `python experiments/list.py` shows all."""
+    agents: tuple[str, ...] = tuple(AGENTS)
+    """dqn, double_dqn, dueling (a double DQN), a2c, random."""
+    num_seeds: int = 10
+    """Seeds of each agent: 0, 1, ..."""
+    steps: int | None = None
+    """Environment steps of each seed; by default those of the environment's preset."""
+    out: pathlib.Path = pathlib.Path(__file__).parent / "results" / "compare_agents"
+    """Where the folders ENV-AGENT go."""
+
+
+def run(arguments: list[str]) -> int:
+    """The script; returns its exit code."""
+    args = cli.parse(Args, arguments, Args(), str(__doc__))
+    if args.num_seeds < 1:
+        raise UserError(f"num_seeds is {args.num_seeds}; it must be at least 1.")
+    for env in args.envs:
+        if env not in GYMNAX:
+            raise unknown_name("environment", env, GYMNAX, "`python experiments/list.py` shows all.")
+    cells = [(f"{env}-{agent}", *settings(env, agent, args.steps)) for env in args.envs for agent in args.agents]
+    for name, config, hparams in cells:
+        if (args.out / name).exists():
+            print(f"{name}: there already")
+        else:
+            print(f"== {name}", flush=True)
+            train(args.out / name, config, hparams, args.num_seeds)
+    return 0
+
+
+def settings(env: str, agent: str, steps: int | None) -> tuple[Config, HParams]:
+    """What an agent is trained with. Raises `UserError` for an unknown one."""
+    if agent not in AGENTS:
+        raise unknown_name("agent", agent, AGENTS)
+    chosen = presets.for_environment(env)
+    config, hparams = presets.preset("cartpole-a2c")[1:] if agent == "a2c" else chosen[1:]
+    common = {"env": env, "total_steps": steps or chosen.config.total_steps, "eval_episodes": EPISODES}
+    return dataclasses.replace(config, **common, **AGENTS[agent]), hparams
+
+
+def train(path: pathlib.Path, config: Config, hparams: HParams, num_seeds: int) -> None:
+    """One population, kept in `path` once it has finished. Raises `UserError` where it is stopped before."""
+    cli.prepare_backend(config, num_seeds, None, 1)
+    from jaxdqn import experiment
+    from jaxdqn.runs import metrics
+    from jaxdqn.session import OK, Settings
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        work, whole = pathlib.Path(folder) / "run", pathlib.Path(folder) / "whole"
+        result = experiment.train(
+            config, hparams, seeds=range(num_seeds), out=work, settings=Settings(tensorboard=False)
+        )
+        if result.summary["status"] != OK:
+            raise UserError(f"{path.name} is {result.summary['status']}; run this again, what has finished is kept.")
+        metrics.join_parts(work / "metrics.parquet")
+        whole.mkdir()
+        for name in KEPT:
+            shutil.move(work / name, whole / name)
+        whole.rename(path)
+
+
+if __name__ == "__main__":
+    cli.main(lambda: run(sys.argv[1:]))
