@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 
 from jaxdqn import acting, driver, evaluation
+from jaxdqn.analysis.curves import final_score
+from jaxdqn.analysis.intervals import bootstrap_ci
 from jaxdqn.axes import THREADED, Axes
 from jaxdqn.base import PyTree
 from jaxdqn.config import Config, HParams, advice, members, timeline, validate, validate_hparams
@@ -564,7 +566,7 @@ class _Run:
         return result
 
     def _summary(self, frame: pd.DataFrame) -> dict[str, Any]:
-        finals = reporting.final_returns(frame) if len(frame) else []
+        finals = final_score(frame, by=["member"]).tolist() if len(frame) else []
         steps = int(frame.groupby("member").env_steps.max().sum()) if len(frame) else 0
         updates = int(frame.groupby("member").updates.max().sum()) if len(frame) else 0
         seconds = max(self.seconds, 1e-9)
@@ -582,7 +584,7 @@ class _Run:
             "compile_seconds": self.compile_seconds,
             "run_seconds": self.seconds,
             "final_return_mean": _number(float(np.mean(finals))) if finals else None,
-            "final_return_ci95": reporting.bootstrap_ci95(finals),
+            "final_return_ci95": bootstrap_ci(finals),
             "final_return_per_member": [_number(final) for final in finals],
             "first_bad_update_per_member": {str(member): update for member, update in self.diverged.items()},
             "replay_bytes": self.budget.replay_bytes * replays * len(self.everyone),

@@ -27,7 +27,8 @@ def learning_curves(
     rest = [column for column in by if column != "env"]
     for axis, (name, rows) in zip(axes, environments, strict=True):
         count = draw_curves(axis, rows, x, y, rest)
-        axis.set(xlabel=style.named(x), ylabel=style.named(y), title=name)
+        axis.set_title(name)
+        style.name_axes(axis, x, y)
         style.legend(axis, count)
     style.note(figure, CURVES)
     figure.suptitle(title, fontsize="medium")

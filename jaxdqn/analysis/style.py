@@ -25,8 +25,9 @@ NAMES = {
     "updates": "gradient updates",
     "num_envs": "environments in parallel",
 }
+COUNTS = ("env_steps", "updates")
 PLAIN = ("run", "env", "agent", "scheme", "sweep", "kind")  # columns whose values need no name beside them
-DECADES = 1.3  # values over more than this many have a logarithmic axis
+DECADES = 0.8  # values over more than this many have a logarithmic axis
 
 
 def named(column: str) -> str:
@@ -82,6 +83,13 @@ def panels(count: int, width: float = 5.2, height: float = 3.6, share_y: bool = 
     for axis in axes[:count]:
         tidy(axis)
     return figure, axes[:count]
+
+
+def name_axes(axis: Axes, x: str, y: str) -> None:
+    """Labels both axes with the columns they show."""
+    axis.set(xlabel=named(x), ylabel=named(y))
+    if x in COUNTS:
+        axis.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def tidy(axis: Axes) -> None:
