@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 
 from jaxdqn import driver, snapshots
+from jaxdqn.analysis.curves import final_score
+from jaxdqn.analysis.intervals import bootstrap_ci
 from jaxdqn.base import PyTree
 from jaxdqn.config import advice, members, timeline, varying
 from jaxdqn.driver import Hooks, Point, Progressed
@@ -369,7 +371,7 @@ class Session:
         return result
 
     def _summary(self, frame: pd.DataFrame) -> dict[str, Any]:
-        finals = reporting.final_returns(frame) if len(frame) else []
+        finals = final_score(frame, by=["member"]).tolist() if len(frame) else []
         steps = int(frame.groupby("member").env_steps.max().sum()) if len(frame) else 0
         updates = int(frame.groupby("member").updates.max().sum()) if len(frame) else 0
         seconds = max(self.seconds, 1e-9)
@@ -387,7 +389,7 @@ class Session:
             "compile_seconds": self.compile_seconds,
             "run_seconds": self.seconds,
             "final_return_mean": _number(float(np.mean(finals))) if finals else None,
-            "final_return_ci95": reporting.bootstrap_ci95(finals),
+            "final_return_ci95": bootstrap_ci(finals),
             "final_return_per_member": [_number(final) for final in finals],
             "first_bad_update_per_member": {str(member): update for member, update in self.diverged.items()},
             "replay_bytes": self.budget.replay_bytes * replays * len(self.everyone),

@@ -322,37 +322,6 @@ def test_a_directory_without_a_run_is_the_users_error(tmp_path):
         jaxdqn.load(tmp_path / "run")
 
 
-# -- statistics -------------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_interval():
-    assert reporting.bootstrap_ci95([]) is None and reporting.bootstrap_ci95([4.0]) is None
-    assert reporting.bootstrap_ci95([1.0, math.nan]) is None
-    assert reporting.bootstrap_ci95([4.0, 4.0, 4.0]) == [4.0, 4.0]
-    # Two values: the resampled mean is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4, so both tails exceed 2.5 %.
-    assert reporting.bootstrap_ci95([0.0, 1.0]) == [0.0, 1.0]
-    # Many values: the normal interval, mean +- 1.96 sd / sqrt(n).
-    values = np.random.default_rng(1).normal(10.0, 2.0, 400)
-    low, high = reporting.bootstrap_ci95(list(values))
-    half = 1.96 * values.std() / math.sqrt(400)
-    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.1 * half)
-    assert reporting.bootstrap_ci95(list(values)) == [low, high]
-
-
-def test_final_returns_are_the_mean_over_the_last_fifth():
-    nan = math.nan
-    frame = pd.DataFrame(
-        {
-            "member": [0] * 6 + [1] * 3 + [2],
-            "env_steps": [20, 40, 80, 81, 90, 100, 10, 20, 50, 100],
-            # Member 0: 80 is not in the last fifth, 90 has none: (6 + 8) / 2. Member 1 stopped at 50, so above 40.
-            "eval_return": [1.0, 2.0, 100.0, 6.0, nan, 8.0, 1.0, 2.0, 5.0, nan],
-        }
-    )
-    finals = reporting.final_returns(frame)
-    assert finals[:2] == [7.0, 5.0] and math.isnan(finals[2]) and len(finals) == 3
-
-
 # -- TensorBoard ------------------------------------------------------------------------------------------------------
 
 

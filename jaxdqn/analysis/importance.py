@@ -1,0 +1,57 @@
+"""How much of the variance of a score each hyperparameter explains on its own."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from jaxdqn.analysis.curves import check_columns
+from jaxdqn.errors import UserError
+
+MAX_LEVELS = 8
+MIN_TRIALS = 10
+
+
+def main_effects(
+    trials: pd.DataFrame, names: Sequence[str], score: str = "score", permutations: int = 500, seed: int = 0
+) -> pd.DataFrame:
+    """The first-order share of each hyperparameter in the variance of the score, [names] x (share, noise, n).
+
+    The functional ANOVA's main effect, Var(E[score | hyperparameter]) / Var(score), where hyperparameters were drawn
+    independently of each other. The expectation is over values, or over bins of equally many trials where there are
+    more than eight; Kelley's epsilon squared (1935) corrects for the share that as many bins explain by chance, so
+    that a hyperparameter without effect has 0 on average. `noise` is the share that 5 % of shuffled scores exceed:
+    below it, nothing was shown. Trials without a finite score are left out, n counts the others.
+
+    Raises `UserError` for an unknown column and for fewer than ten trials.
+    """
+    check_columns(trials, [score, *names])
+    known = trials[np.isfinite(trials[score].to_numpy(float))]
+    if len(known) < MIN_TRIALS:
+        raise UserError(f"{len(known)} trials with a score; the importance of hyperparameters needs {MIN_TRIALS}.")
+    values = known[score].to_numpy(float)
+    rng = np.random.default_rng(seed)
+    shuffled = np.stack([values, *(rng.permutation(values) for _ in range(permutations))])
+    shares = np.stack([_shares(shuffled, levels(known[name])) for name in names])
+    noise = np.percentile(shares[:, 1:], 95.0, axis=1)
+    return pd.DataFrame({"share": shares[:, 0], "noise": noise, "n": len(known)}, index=pd.Index(names))
+
+
+def levels(column: pd.Series) -> np.ndarray:
+    """The number of each row's value, or of its bin of equally many rows where there are more than eight: [n]."""
+    codes, distinct = pd.factorize(column, sort=False)
+    if len(distinct) <= MAX_LEVELS or not pd.api.types.is_numeric_dtype(column):
+        return np.asarray(codes)
+    bins = int(np.clip(len(column) // 5, 2, MAX_LEVELS))  # at least five trials in each
+    return pd.qcut(column.rank(method="first"), bins, labels=False).to_numpy()
+
+
+def _shares(scores: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Epsilon squared of each row of scores [S, n], grouped by level [n]: [S]."""
+    n, groups = scores.shape[1], np.unique(level)
+    member = (level[:, None] == groups).astype(float)
+    centred = scores - scores.mean(axis=1, keepdims=True)
+    total = np.sum(centred**2, axis=1)
+    between = np.sum((centred @ member) ** 2 / member.sum(axis=0), axis=1)
+    within = np.maximum(total - between, 0.0) / max(n - len(groups), 1)
+    return np.where(total > 0, (between - (len(groups) - 1) * within) / np.where(total > 0, total, 1.0), 0.0)
