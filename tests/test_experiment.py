@@ -127,7 +127,7 @@ def test_plot_draws_every_member_and_a_mean_per_setting(run):
     assert isinstance(figure, matplotlib.figure.Figure)
     for axis in figure.axes[:2]:
         assert len(axis.lines) == 4 + 2
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert labels == ["learning_rate=0.001 (n=2)", "learning_rate=0.004 (n=2)"]
 
 

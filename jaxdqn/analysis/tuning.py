@@ -51,7 +51,7 @@ def response(frame: pd.DataFrame, name: str, score: str = "score", colour: str |
     count = 0
     for count, (label, rows) in enumerate(style.groups(table, others), start=1):
         _draw_response(axis, x[rows.index], rows, name, score, style.counted(label, len(rows)), count - 1)
-    axis.set(xlabel=style.named(name), ylabel=style.named(score))
+    axis.set(xlabel=style.named(name), ylabel="final greedy return" if "env_steps" in frame else style.named(score))
     style.legend(axis, count)
     style.note(figure, RESPONSE)
     return figure
@@ -60,28 +60,32 @@ def response(frame: pd.DataFrame, name: str, score: str = "score", colour: str |
 RESPONSE = "dot: a trial or seed; marker: mean of equal values (or of a bin), bar: its 95 % bootstrap interval"
 
 
-def _thirds(column: pd.Series) -> pd.Series:
-    """Which third of the values each belongs to, named by its ends."""
-    ranges = column.groupby(pd.qcut(column.rank(method="first"), 3, labels=False))
-    return ranges.transform("min").map("{:.3g}".format) + " to " + ranges.transform("max").map("{:.3g}".format)
+def _thirds(column: pd.Series) -> Any:
+    """Which third of the values each belongs to, named by its ends, in order."""
+    third = pd.qcut(column.rank(method="first"), 3, labels=False)
+    names = [f"{part.min():.3g} to {part.max():.3g}" for _, part in column.groupby(third)]
+    return pd.Categorical.from_codes(third, pd.Index(names))
 
 
 def _draw_response(
     axis: Axes, x: np.ndarray, rows: pd.DataFrame, name: str, score: str, label: str, index: int
 ) -> None:
     look, y, level = style.look(index), rows[score].to_numpy(float), levels(rows[name])
-    # Groups stand a little apart, or intervals at the same value would hide each other.
-    beside = axis.transData + ScaledTranslation(index * 4 / 72, 0.0, axis.figure.dpi_scale_trans)
-    axis.plot(x, y, ".", color=look["color"], alpha=0.35, markersize=5, markeredgewidth=0, transform=beside)
-    bins = sorted((float(np.median(x[level == each])), y[level == each]) for each in np.unique(level))
     if not is_numeric(rows[name]):
         look["linestyle"] = ""  # nothing lies between two categories
+    bins = [(float(np.median(x[level == each])), y[level == each]) for each in np.unique(level)]
+    bins.sort(key=lambda pair: pair[0])
     centres, means = [centre for centre, _ in bins], [values.mean() for _, values in bins]
-    axis.plot(centres, means, linewidth=1.4, markersize=5, label=label, transform=beside, **look)
+    drawn = axis.plot(x, y, ".", color=look["color"], alpha=0.35, markersize=5, markeredgewidth=0)
+    drawn += axis.plot(centres, means, linewidth=1.4, markersize=5, label=label, **look)
     for centre, values in bins:
         interval = bootstrap_ci(values)
         if interval is not None:
-            axis.plot([centre, centre], interval, color=look["color"], linewidth=1.6, transform=beside)
+            drawn += axis.plot([centre, centre], interval, color=look["color"], linewidth=1.6)
+    # Groups stand a little apart, or intervals at the same value would hide each other.
+    beside = axis.transData + ScaledTranslation(index * 4 / 72, 0.0, axis.figure.dpi_scale_trans)
+    for line in drawn:
+        line.set_transform(beside)
 
 
 def pairwise(trials: pd.DataFrame, names: Sequence[str], score: str = "score") -> Figure:

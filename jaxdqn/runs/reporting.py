@@ -23,8 +23,9 @@ def plot(metrics: pd.DataFrame, title: str, varying: Sequence[str] = ()) -> "Fig
     from jaxdqn.analysis import figures, style  # late: importing matplotlib takes as long as many a run
 
     figure, axes = style.panels(2, 4.5, 3.6, share_y=True)
+    order = figures.setting_names(metrics, varying)
     for axis, column in zip(axes, ("eval_return", "episode_return"), strict=True):
-        count = figures.draw_curves(axis, metrics, "env_steps", column, varying)
+        count = figures.draw_curves(axis, metrics, "env_steps", column, varying, order)
         style.name_axes(axis, "env_steps", column)
     style.legend(axes[-1], count)
     style.note(figure, figures.CURVES)
