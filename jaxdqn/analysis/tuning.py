@@ -26,7 +26,7 @@ def scored(frame: pd.DataFrame, names: Sequence[str], score: str = "score") -> p
 
     Rows without a finite score are left out. Raises `UserError` for an unknown column.
     """
-    if "env_steps" in frame:
+    if "member" in frame:
         check_columns(frame, names)
         key = identity(frame)
         settings = frame.groupby(key, observed=True)[list(names)].first()

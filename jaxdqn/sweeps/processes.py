@@ -105,9 +105,7 @@ def _child(
 
 def prepare(num_devices: int) -> None:
     """Sets up JAX in a process that trains a stage."""
-    from jaxdqn import cli
-
-    cli.prepare_cache()
     from jaxdqn.parallel import devices
 
+    devices.prepare_cache()
     devices.prepare_cpu(num_devices, one_thread_each=True)

@@ -51,7 +51,8 @@ class Search:
                 break
             trials = [Trial(len(self.rows) + i, value) for i, value in enumerate(values)]
             self._round(index, trials)
-            self.history += [(trial.values, self.rows[trial.number]["score"]) for trial in trials]
+            # Scores after the first rung, which all trials have.
+            self.history += [(trial.values, self.rows[trial.number]["first_score"]) for trial in trials]
             self._record()
         best = [Trial(number, self.history[number][0]) for number in self._best()]
         self._train_winners(best)
@@ -115,6 +116,7 @@ class Search:
             row["rung"], row["env_steps"], row["seeds"] = rung, steps[trial.number], len(self.sweep.seeds.all)
             row.update(_summary("score", table[table.trial == trial.number].score))
             row["final_return"] = _summary("final", finals[finals.trial == trial.number].score)["final"]
+            row.setdefault("first_score", row["score"])
             row["seconds"] = float(frame[frame.trial == trial.number].seconds.max())
 
     def _measured(self, progress: Progress) -> tuple[pd.DataFrame, dict[int, int]]:
