@@ -139,17 +139,18 @@ def _draw(folder: pathlib.Path, sweep: Sweep, trials: pd.DataFrame, frame: pd.Da
     if len(finals):
         curves = lambda: _figures.learning_curves(_whole(finals), by=["trial"], title="winners, fresh seeds")  # noqa: E731
         jobs.append(("winners", "The winners on fresh seeds.", curves))
+    compared, what = _compared(sweep, trials)
     for name in names:
-        response = lambda name=name: tuning.response(trials, name)  # noqa: E731
-        jobs.append(
-            (f"response-{name}", f"Tuning score against {name}; trials stopped early at what they had.", response)
-        )
+        response = lambda name=name: tuning.response(compared, name)  # noqa: E731
+        jobs.append((f"response-{name}", f"The score against {name}: {what}.", response))
     if 1 < len(names) <= MAX_PAIRWISE:
-        jobs.append(("pairwise", "Every two hyperparameters.", lambda: tuning.pairwise(trials, names)))
-        jobs.append(("parallel", "Every trial as a line.", lambda: tuning.parallel_coordinates(trials, names)))
+        jobs.append(("pairwise", f"Every two hyperparameters: {what}.", lambda: tuning.pairwise(compared, names)))
+        jobs.append(
+            ("parallel", f"Every trial as a line: {what}.", lambda: tuning.parallel_coordinates(compared, names))
+        )
     if names:
-        caption = "What each hyperparameter explains of the score's variance, on its own."
-        jobs.append(("importance", caption, lambda: tuning.importance(trials, names)))
+        caption = f"What each hyperparameter explains of the score's variance, on its own: {what}."
+        jobs.append(("importance", caption, lambda: tuning.importance(compared, names)))
     if (folder / "lineage.parquet").is_file():
         table = pd.read_parquet(folder / "lineage.parquet")
         jobs.append(("lineage", "Who took over from whom.", lambda: _lineage.lineage(table, names or None)))
@@ -160,6 +161,15 @@ def _draw(folder: pathlib.Path, sweep: Sweep, trials: pd.DataFrame, frame: pd.Da
             yield f"No figure of {name}: {error}"
             continue
         yield Figure(name, caption)
+
+
+def _compared(sweep: Sweep, trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The trials with scores that can be compared, and what these are: with halving those after the first rung, since
+    later ones are of the survivors alone, and of longer curves."""
+    if sweep.halving is None:
+        return trials, f"{_unit(sweep)}, mean over {sweep.seeds.number} seed(s)"
+    first = f"the first {sweep.halving.rungs[0]:.0%} of the budget"
+    return trials.assign(score=trials.first_score), f"after {first}, which all trials had, mean over seeds"
 
 
 def _whole(frame: pd.DataFrame) -> pd.DataFrame:
