@@ -77,11 +77,6 @@ def _check_population_based(sweep: Sweep, pbt: PopulationBased) -> None:
         )
     if sweep.sampler.adaptive:
         raise UserError(f"population_based with the sampler {sweep.sampler.name!r}: take grid, random or sobol.")
-    if sweep.seeds.number != 1:
-        raise UserError(
-            f"seeds.number is {sweep.seeds.number}; with population_based it must be 1: every trial is a member of one "
-            "population, with a seed of its own."
-        )
     if not _is_number(pbt.interval) or not 0 < pbt.interval <= 0.5:
         raise UserError(f"population_based.interval is {pbt.interval!r}; it must be a fraction above 0, at most 0.5.")
     if not _is_number(pbt.quantile) or not 0 < pbt.quantile <= 0.5:
