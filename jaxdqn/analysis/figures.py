@@ -37,7 +37,7 @@ def learning_curves(
     return figure
 
 
-CURVES = "thick: mean over seeds (dotted where some are missing); thin: seeds; band: 95 % bootstrap interval of the mean"
+CURVES = "thick: mean over seeds (dotted where some are missing); thin: seeds; band: 95 % bootstrap interval of it"
 
 
 def setting_names(frame: pd.DataFrame, by: Sequence[str]) -> list[str]:
