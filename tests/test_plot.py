@@ -28,7 +28,7 @@ def plot():
     return module
 
 
-def write_run(path, agent="dqn", env="CartPole-v1", seeds=(0, 1, 2), **labels):
+def write_run(path, agent="dqn", env="CartPole-v1", seeds=(0, 1, 2), first=0, **labels):
     path.mkdir(parents=True)
     config = {"env": env, "agent": agent, "num_envs": 4}
     (path / "config.yaml").write_text(yaml.safe_dump({"config": config, "axes": {"scheme": "fused"}}))
@@ -36,7 +36,7 @@ def write_run(path, agent="dqn", env="CartPole-v1", seeds=(0, 1, 2), **labels):
     rows = [
         {"member": member, "seed": seed, "env_steps": 100 * step, "seconds": 0.1 * step, "loss": rng.normal()}
         | {"eval_return": step + rng.normal() if step % 2 else math.nan, **labels}
-        for step in range(1, 11)
+        for step in range(first + 1, first + 11)
         for member, seed in enumerate(seeds)
     ]
     metrics.append(path / "metrics.parquet", 0, 1, rows)
@@ -93,43 +93,65 @@ def test_what_differs_is_told_apart(plot, tmp_path):
 
 
 def write_sweep(path, count=12, final=None):
+    """Two rungs of every trial in two runs, and `final` again with seeds of its own."""
     rng = np.random.default_rng(1)
     rows = []
     for trial in range(count):
         values = {"learning_rate": 10 ** rng.uniform(-5, -1), "batch_size": int(rng.choice([32, 64])), "gamma": 0.99}
-        labels = {"trial": trial, "stage": "rung-0", "kind": "final" if trial == final else "tuning"}
-        write_run(path / "runs" / f"trial-{trial}", **labels, **values)
-        rows.append({**labels, **values, "score": rng.normal()})
+        for rung in range(2):
+            labels = {"trial": trial, "stage": f"rung-{rung}", "kind": "tuning", "first": 10 * rung}
+            write_run(path / "runs" / f"trial-{trial}-rung-{rung}", **labels, **values)
+        if trial == final:
+            labels = {"trial": trial, "stage": "winners", "kind": "final", "seeds": (7, 8)}
+            write_run(path / "runs" / "winners", **labels, **values)
+        rows.append({"trial": trial, **values, "score": rng.normal()})
     pd.DataFrame(rows).to_parquet(path / "trials.parquet")
-    (path / "space.yaml").write_text(yaml.safe_dump(SPACE, sort_keys=False))
+    (path / "space.yaml").write_text(yaml.safe_dump({"space": SPACE, "objective": "auc"}, sort_keys=False))
     return path
+
+
+SWEEPS_FIGURES = ["response-learning_rate", "response-batch_size", "importance", "pairwise", "parallel-coordinates"]
 
 
 def test_a_sweep_gets_figures_of_what_was_searched(plot, tmp_path, capsys):
     sweep = write_sweep(tmp_path / "sweep")
     generations = [
-        {"generation": g, "member": m, "parent": m, "score": g + m, "gamma": 0.9} for g in (0, 1) for m in (0, 1)
+        {
+            "generation": g,
+            "member": m,
+            "parent": m,
+            "score": g + m,
+            "learning_rate": 0.1 * m,
+            "batch_size": 32,
+            "seed": 5,
+        }
+        for g in (0, 1)
+        for m in (0, 1)
     ]
     pd.DataFrame(generations).to_parquet(sweep / "lineage.parquet")
     names = drawn(plot, capsys, sweep)
-    assert names[:3] == ["curves-steps", "curves-seconds", "seeds"]
     # gamma has one value.
-    assert names[3:] == [
-        "response-learning_rate", "response-batch_size", "importance", "pairwise", "parallel-coordinates", "lineage"
-    ]  # fmt: skip
+    assert names == ["curves-steps", "curves-seconds", "seeds", *SWEEPS_FIGURES, "lineage"]
 
 
-def test_the_curves_of_a_sweep_are_of_its_final_evaluations_or_its_best_trials(plot, tmp_path):
+def test_runs_and_sweeps_in_one_folder_are_drawn_apart(plot, tmp_path, capsys):
+    write_run(tmp_path / "alone")
+    for name in ("one", "two"):
+        write_sweep(tmp_path / name, 3)
+    names = drawn(plot, capsys, tmp_path, "--x", "env_steps", "--out", tmp_path / "figures")
+    own = ["curves-steps", "seeds", *(name for name in SWEEPS_FIGURES if name not in ("importance", "pairwise"))]
+    assert names == ["curves-steps", "seeds", *(f"{sweep}-{name}" for sweep in ("one", "two") for name in own)]
+
+
+def test_the_curves_of_a_sweep_are_of_its_winners_or_its_best_trials_with_their_stages_joined(plot, tmp_path):
     frame = loaded(write_sweep(tmp_path / "a"))
-    best = plot.worth_drawing(frame)
-    late = frame[frame.env_steps == 900].groupby("trial").eval_return.mean()
+    best = plot.whole(frame)
+    late = frame[frame.env_steps == 1900].groupby("trial").eval_return.mean()
     assert set(best.trial) == set(late.nlargest(plot.BEST_TRIALS).index) and plot.differing(best) == ["trial"]
-    assert set(plot.worth_drawing(loaded(write_sweep(tmp_path / "b", 3, final=1))).trial) == {1}
-
-
-def test_a_small_sweep_has_no_importance(plot, tmp_path, capsys):
-    names = drawn(plot, capsys, write_sweep(tmp_path / "sweep", 3), "--x", "env_steps")
-    assert "importance" not in names and "response-learning_rate" in names
+    curves = best.groupby("member").env_steps.agg(["min", "max", "size"])
+    assert len(curves) == 3 * plot.BEST_TRIALS and (curves == [100, 2000, 20]).all(axis=None)
+    winners = plot.whole(loaded(write_sweep(tmp_path / "b", 3, final=1)))
+    assert set(winners.trial) == {1} and set(winners.seed) == {7, 8} and winners.member.nunique() == 2
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,9 @@ def learning_curves(
     return figure
 
 
-CURVES = "thick: mean over seeds (dotted where some are missing); thin: seeds; band: 95 % bootstrap interval of it"
+CURVES = (
+    "thick: mean over seeds (dotted where some are missing); thin: seeds; band: 95 % bootstrap interval of the mean"
+)
 
 
 def setting_names(frame: pd.DataFrame, by: Sequence[str]) -> list[str]:
