@@ -11,7 +11,7 @@ against each hyperparameter, pairs of them, and how much each explains. Prints t
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -55,22 +55,33 @@ def run(arguments: list[str]) -> int:
     for name in args.by:
         if name not in frame:
             raise unknown_name("column", name, frame.columns)
+    sweeps = sorted({space.parent for path in args.paths for space in path.resolve().rglob("space.yaml")})
     out = args.out or args.paths[0] / "figures"
     out.mkdir(parents=True, exist_ok=True)
-    sweeps = [path for path in args.paths if loading.is_sweep(path)]
-    for name, figure in (figure for source in (curves(frame, args), *map(of_sweep, sweeps)) for figure in source):
+    for name, figure in everything(frame, sweeps, args):
         path = out / f"{name}.png"
         write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
         print(path, flush=True)
     return 0
 
 
+def everything(frame: "pd.DataFrame", sweeps: Sequence[pathlib.Path], args: Args) -> Figures:
+    """The figures of all runs outside sweeps, then of each sweep; with names that tell them apart."""
+    from jaxdqn.analysis import loading
+
+    alone = frame[frame.sweep.isna()] if "sweep" in frame else frame
+    if len(alone):
+        yield from curves(alone, args)
+    several = len(sweeps) > 1 or len(alone) > 0
+    for sweep in sweeps:
+        for name, figure in (*curves(whole(loading.load(sweep)), args), *of_sweep(sweep)):
+            yield f"{sweep.name}-{name}" if several else name, figure
+
+
 def curves(frame: "pd.DataFrame", args: Args) -> Figures:
-    """Learning curves and seeds; of sweeps only those of final evaluations, or of the best trials."""
+    """Learning curves and the final score of every seed; comparisons of several agents on several environments."""
     from jaxdqn.analysis import comparisons, figures
 
-    if "trial" in frame:
-        frame = worth_drawing(frame)
     by = list(args.by or differing(frame))
     groups = frame.groupby(by, observed=True).ngroups if by else 1
     if groups > MAX_GROUPS:
@@ -84,14 +95,19 @@ def curves(frame: "pd.DataFrame", args: Args) -> Figures:
         yield "intervals", comparisons.interval_plot(frame)
 
 
-def worth_drawing(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """The rows of a sweep's final evaluations; without any, those of its best trials."""
+def whole(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The curves of a sweep's winners on fresh seeds, or without any of its best trials.
+
+    The stages of a trial are joined: a member is a trial with a seed.
+    """
     from jaxdqn.analysis.curves import final_score
 
-    if "kind" in frame and (frame.kind == "final").any():
-        return frame[(frame.kind == "final") | frame.trial.isna()]
-    scores = final_score(frame, by=["trial"]).nlargest(BEST_TRIALS)
-    return frame[frame.trial.isin(scores.index) | frame.trial.isna()]
+    if (frame.kind == "final").any():
+        frame = frame[frame.kind == "final"]
+    else:
+        scores = final_score(frame, by=["trial"]).nlargest(BEST_TRIALS)
+        frame = frame[frame.trial.isin(scores.index)]
+    return frame.assign(member=frame.groupby(["trial", "seed"]).ngroup(), run=frame.sweep)
 
 
 def differing(frame: "pd.DataFrame") -> list[str]:
@@ -129,7 +145,7 @@ def of_sweep(path: pathlib.Path) -> Figures:
     if names:
         yield "parallel-coordinates", tuning.parallel_coordinates(trials, names)
     if (path / "lineage.parquet").is_file():
-        yield "lineage", lineage.lineage(pd.read_parquet(path / "lineage.parquet"))
+        yield "lineage", lineage.lineage(pd.read_parquet(path / "lineage.parquet"), names)
 
 
 def searched(path: pathlib.Path, trials: "pd.DataFrame") -> list[str]:
@@ -137,10 +153,10 @@ def searched(path: pathlib.Path, trials: "pd.DataFrame") -> list[str]:
     import yaml
 
     try:
-        space = yaml.safe_load((path / "space.yaml").read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        space = yaml.safe_load((path / "space.yaml").read_text())["space"]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path / 'space.yaml'} cannot be read: {' '.join(str(error).split())}.") from error
-    return [name for name in space or {} if name in trials and trials[name].nunique() > 1]
+    return [name for name in space if name in trials and trials[name].nunique() > 1]
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def response(frame: pd.DataFrame, name: str, score: str = "score", colour: str |
     count = 0
     for count, (label, rows) in enumerate(style.groups(table, others), start=1):
         _draw_response(axis, x[rows.index], rows, name, score, style.counted(label, len(rows)), count - 1)
-    axis.set(xlabel=style.named(name), ylabel="final greedy return" if "env_steps" in frame else style.named(score))
+    axis.set(xlabel=style.named(name), ylabel="final greedy return" if "member" in frame else style.named(score))
     style.legend(axis, count)
     style.note(figure, RESPONSE)
     return figure
@@ -76,7 +76,7 @@ def _draw_response(
     bins = [(float(np.median(x[level == each])), y[level == each]) for each in np.unique(level)]
     bins.sort(key=lambda pair: pair[0])
     centres, means = [centre for centre, _ in bins], [values.mean() for _, values in bins]
-    drawn = axis.plot(x, y, ".", color=look["color"], alpha=0.35, markersize=5, markeredgewidth=0)
+    drawn = axis.plot(x, y, ".", color=look["color"], alpha=0.6, markersize=6, markeredgewidth=0)
     drawn += axis.plot(centres, means, linewidth=1.4, markersize=5, label=label, **look)
     for centre, values in bins:
         interval = bootstrap_ci(values)
