@@ -33,17 +33,10 @@ def running(address: str | None, num_devices: int | None) -> Iterator[Engine]:
             # One task a process: the next one may get other devices, and memory is given back.
             options: dict[str, Any] = {"max_calls": 1, "max_retries": 0, "num_cpus": share}
             if kind == "GPU":
-                options = {
-                    **options,
-                    "num_gpus": share,
-                    "num_cpus": 1,
-                    "runtime_env": {"env_vars": {"JAX_PLATFORMS": ""}},
-                }
-            return (
-                ray.remote(_task)
-                .options(**options)
-                .remote(stage, str(run.folder.resolve()), share, run.checkpoint_seconds)
-            )
+                on_gpu = {"env_vars": {"JAX_PLATFORMS": ""}}
+                options = {**options, "num_gpus": share, "num_cpus": 1, "runtime_env": on_gpu}
+            task: Any = ray.remote(**options)(_task)
+            return task.remote(stage, str(run.folder.resolve()), share, run.checkpoint_seconds)
 
         tasks = Tasks(num_devices or available, start, _wait, _result, ray.cancel)
         yield lambda stages, run: engines.side_by_side(stages, run, tasks)
