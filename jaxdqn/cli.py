@@ -4,7 +4,6 @@ import contextlib
 import io
 import math
 import os
-import pathlib
 import re
 import signal
 import sys
@@ -129,8 +128,6 @@ def prepare_backend(
     Each core becomes a device where there are members for it; `num_devices` are those of all processes. Raises
     `UserError` for more CPU devices than sensible.
     """
-    import jax
-
     from jaxdqn.parallel import devices
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -154,10 +151,7 @@ def prepare_backend(
         # Only a convolution gains from more than one thread, where there is a core to spare.
         convolves = config.network in ("minatar", "nature") or ("MinAtar" in config.env or "Pong" in config.env)
         devices.prepare_cpu(count, one_thread_each=not convolves or count >= cores)
-    cache = os.environ.get("JAXDQN_CACHE", str(pathlib.Path.home() / ".cache" / "jaxdqn"))
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    devices.prepare_cache()
 
 
 def _yaml(text: str) -> Any:

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 
 from jaxdqn import driver, snapshots
+from jaxdqn.analysis.curves import final_score
+from jaxdqn.analysis.intervals import bootstrap_ci
 from jaxdqn.base import PyTree
 from jaxdqn.config import advice, members, timeline, varying
 from jaxdqn.driver import Hooks, Point, Progressed
@@ -35,8 +37,9 @@ class Settings(NamedTuple):
     """What does not change a run's result: when to stop, save and speak.
 
     stop_at_return: stop once every member's greedy return reaches it; max_seconds: wall time of this session;
-    checkpoint_seconds: at least this long between checkpoints. on_chunk(rows) is called with each logging point's rows.
-    engine: where workers live, "local" (threads) or "ray", there on this machine or on the cluster at `ray_address`.
+    checkpoint_seconds: at least this long between checkpoints; figure: draw curves.png. on_chunk(rows) is called with
+    each logging point's rows. engine: where workers live, "local" (threads) or "ray", there on this machine or on the
+    cluster at `ray_address`.
     """
 
     stop_at_return: float | None = None
@@ -44,6 +47,7 @@ class Settings(NamedTuple):
     checkpoint_seconds: float = 60.0
     progress: bool = True
     tensorboard: bool = True
+    figure: bool = True
     wandb: str | None = None
     profile: bool = False
     init_from: str | None = None
@@ -78,7 +82,7 @@ class Session:
         self.everyone = members(spec.hparams, spec.seeds, spec.vary)
         self.devices = schemes.choose_devices(spec.axes, spec.num_devices, spec.devices_per_agent, len(self.everyone))
         self.varying = varying(spec.vary)
-        self.labels = [label for label in spec.labels or ({},) * len(spec.vary) for _ in spec.seeds]
+        self.labels = spec.labels or ({},) * len(self.everyone)
         self.rows: list[dict[str, Any]] = []
         self.unwritten: list[dict[str, Any]] = []
         self.scalars: reporting.Scalars | None = None
@@ -98,12 +102,12 @@ class Session:
         label = f"{self.spec.config.agent} on {self.spec.config.env}"
         total_steps, first = self.line.total * self.line.steps_per_iteration, start.meta["batch"] if start else 0
         with (
-            _catch_signals() as interrupted,
+            catch_signals() as interrupted,
             engine.running(self.settings.engine, self.settings.ray_address) as self.engine,
             Progress(total_steps, label, self.settings.progress, parts=len(batches), first=first) as bar,
         ):
             self.bar = bar
-            for warning in advice(self.spec.config) if start is None else ():
+            for warning in advice(self.spec.config) if start is None and self.settings.progress else ():
                 self._say(f"warning: {warning}")
             self._say(f"{len(self.everyone)} member(s) in {len(batches)} batch(es) on {self.origin['device']}")
             for self.batch, batch in enumerate(batches):
@@ -362,12 +366,12 @@ class Session:
         )
         if self.directory is not None:
             self.directory.write_summary(summary)
-            if len(frame):
+            if len(frame) and self.settings.figure:
                 reporting.save_figure(result.plot(), self.directory.path / "curves.png")
         return result
 
     def _summary(self, frame: pd.DataFrame) -> dict[str, Any]:
-        finals = reporting.final_returns(frame) if len(frame) else []
+        finals = final_score(frame, by=["member"]).tolist() if len(frame) else []
         steps = int(frame.groupby("member").env_steps.max().sum()) if len(frame) else 0
         updates = int(frame.groupby("member").updates.max().sum()) if len(frame) else 0
         seconds = max(self.seconds, 1e-9)
@@ -385,7 +389,7 @@ class Session:
             "compile_seconds": self.compile_seconds,
             "run_seconds": self.seconds,
             "final_return_mean": _number(float(np.mean(finals))) if finals else None,
-            "final_return_ci95": reporting.bootstrap_ci95(finals),
+            "final_return_ci95": bootstrap_ci(finals),
             "final_return_per_member": [_number(final) for final in finals],
             "first_bad_update_per_member": {str(member): update for member, update in self.diverged.items()},
             "replay_bytes": self.budget.replay_bytes * replays * len(self.everyone),
@@ -403,7 +407,7 @@ def _number(value: float) -> float | None:
 
 
 @contextlib.contextmanager
-def _catch_signals() -> Iterator[Callable[[], bool]]:
+def catch_signals() -> Iterator[Callable[[], bool]]:
     """Turns the first SIGINT or SIGTERM into a flag; a second one acts as it always does."""
     caught: list[int] = []
     previous: dict[int, Any] = {}

@@ -102,7 +102,7 @@ def test_a_run_without_its_last_checkpoint_cannot_be_continued(tmp_path):
 
 def test_labels_and_lists_of_settings_are_columns(tmp_path):
     settings = [{"learning_rate": 1e-3}, {"gamma": 0.9}]
-    labels = [{"trial": 7, "note": "a"}, {"trial": 9, "note": "b"}]
+    labels = [{"trial": trial, "note": note} for trial, note in ((7, "a"), (7, "a"), (9, "b"), (9, "b"))]
     result = train(SMALL, vary=settings, seeds=(1, 2), labels=labels, out=tmp_path / "run")
     firsts = result.metrics.groupby("member").first()
     assert list(firsts.trial) == [7, 7, 9, 9] and list(firsts.note) == ["a", "a", "b", "b"]

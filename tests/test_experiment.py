@@ -12,6 +12,7 @@ import pytest
 
 import jaxdqn
 from jaxdqn import experiment
+from jaxdqn.analysis.intervals import bootstrap_ci
 from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
@@ -115,7 +116,7 @@ def test_summary(run):
         rows = result.metrics[result.metrics.member == member]
         assert final == pytest.approx(rows[rows.env_steps > 1600].eval_return.mean())
     assert summary["final_return_mean"] == pytest.approx(np.mean(finals))
-    assert summary["final_return_ci95"] == reporting.bootstrap_ci95(finals)
+    assert summary["final_return_ci95"] == bootstrap_ci(finals)
     # 100 rows of 4 transitions; a transition is at least its observation, action and reward.
     assert summary["replay_bytes"] >= 4 * 400 * (4 * 4 + 1 + 4)
     assert summary["jax_version"] == jax.__version__ and summary["first_bad_update_per_member"] == {}
@@ -126,7 +127,7 @@ def test_plot_draws_every_member_and_a_mean_per_setting(run):
     assert isinstance(figure, matplotlib.figure.Figure)
     for axis in figure.axes[:2]:
         assert len(axis.lines) == 4 + 2
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert labels == ["learning_rate=0.001 (n=2)", "learning_rate=0.004 (n=2)"]
 
 

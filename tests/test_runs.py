@@ -1,5 +1,6 @@
 """Run directories: checkpoints that survive damage, metrics, locks, atomic files, TensorBoard events."""
 
+import dataclasses
 import json
 import math
 import os
@@ -322,37 +323,6 @@ def test_a_directory_without_a_run_is_the_users_error(tmp_path):
         jaxdqn.load(tmp_path / "run")
 
 
-# -- statistics -------------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_interval():
-    assert reporting.bootstrap_ci95([]) is None and reporting.bootstrap_ci95([4.0]) is None
-    assert reporting.bootstrap_ci95([1.0, math.nan]) is None
-    assert reporting.bootstrap_ci95([4.0, 4.0, 4.0]) == [4.0, 4.0]
-    # Two values: the resampled mean is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4, so both tails exceed 2.5 %.
-    assert reporting.bootstrap_ci95([0.0, 1.0]) == [0.0, 1.0]
-    # Many values: the normal interval, mean +- 1.96 sd / sqrt(n).
-    values = np.random.default_rng(1).normal(10.0, 2.0, 400)
-    low, high = reporting.bootstrap_ci95(list(values))
-    half = 1.96 * values.std() / math.sqrt(400)
-    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.1 * half)
-    assert reporting.bootstrap_ci95(list(values)) == [low, high]
-
-
-def test_final_returns_are_the_mean_over_the_last_fifth():
-    nan = math.nan
-    frame = pd.DataFrame(
-        {
-            "member": [0] * 6 + [1] * 3 + [2],
-            "env_steps": [20, 40, 80, 81, 90, 100, 10, 20, 50, 100],
-            # Member 0: 80 is not in the last fifth, 90 has none: (6 + 8) / 2. Member 1 stopped at 50, so above 40.
-            "eval_return": [1.0, 2.0, 100.0, 6.0, nan, 8.0, 1.0, 2.0, 5.0, nan],
-        }
-    )
-    finals = reporting.final_returns(frame)
-    assert finals[:2] == [7.0, 5.0] and math.isnan(finals[2]) and len(finals) == 3
-
-
 # -- TensorBoard ------------------------------------------------------------------------------------------------------
 
 
@@ -392,6 +362,57 @@ def test_scalars_are_in_the_event_files_exactly(tmp_path):
                 found[member, value.tag, event.step] = value.simple_value
     expected = {(m, tag, s): float(np.float32(v)) for (m, s), x in values.items() for tag, v in x.items()}
     assert found == expected
+
+
+class RecordedWandb:
+    """Stands for the wandb module and its run; keeps what is logged by step."""
+
+    def __init__(self):
+        self.logged, self.begun, self.finished = {}, {}, False
+
+    def init(self, **options):
+        self.begun = options
+        return self
+
+    def log(self, values, step):
+        self.logged.setdefault(step, {}).update(values)
+
+    def finish(self):
+        self.finished = True
+
+
+def test_tensorboard_and_wandb_show_the_scalars_of_the_metrics(tmp_path, monkeypatch):
+    recorded = RecordedWandb()
+    monkeypatch.setitem(sys.modules, "wandb", recorded)
+    settings = jaxdqn.Settings(progress=False, wandb="my-project")
+    config = dataclasses.replace(SMALL, log_interval=20, eval_interval=20, eval_episodes=2)
+    result = jaxdqn.train(config, seeds=[0, 1], out=tmp_path / "run", settings=settings)
+    assert recorded.begun["project"] == "my-project" and recorded.begun["config"]["seeds"] == [0, 1]
+    assert recorded.finished
+    frame = metrics.read(tmp_path / "run" / "metrics.parquet")
+    scalars = [name for name in frame.select_dtypes("float") if name not in reporting.IDENTITY]
+    assert {"episode_return", "eval_return", "loss"} <= set(scalars)
+    expected = {
+        (row["member"], row["env_steps"], name): row[name]
+        for row in frame.to_dict("records")
+        for name in scalars
+        if math.isfinite(row[name])
+    }
+    assert len(expected) > 20 and len(frame) == len(result.metrics)
+    logged = {
+        (int(name.split("/")[0].removeprefix("member-")), step, name.split("/")[1]): value
+        for step, values in recorded.logged.items()
+        for name, value in values.items()
+    }
+    assert logged == expected
+    shown = {
+        (member, event.step, value.tag): value.simple_value
+        for member in (0, 1)
+        for file in (tmp_path / "run" / "tensorboard" / f"member-{member:04d}").iterdir()
+        for event in read_events(file)
+        for value in event.summary.value
+    }
+    assert shown == {key: float(np.float32(value)) for key, value in expected.items()}
 
 
 def test_nothing_is_written_where_tensorboard_is_off(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxdqn.analysis import style
-from jaxdqn.analysis.curves import final_score, on_grid
+from jaxdqn.analysis.curves import final_score, identity, on_grid
 from jaxdqn.analysis.intervals import bootstrap_band, bootstrap_ci
 
 BAND_RESAMPLES = 2_000  # a band need not be exact to a hair, and there is one at every point
@@ -26,27 +26,37 @@ def learning_curves(
     figure, axes = style.panels(len(environments), 6.4, 4.0)
     rest = [column for column in by if column != "env"]
     for axis, (name, rows) in zip(axes, environments, strict=True):
-        count = draw_curves(axis, rows, x, y, rest)
-        axis.set(xlabel=style.named(x), ylabel=style.named(y), title=name)
+        count = draw_curves(axis, rows, x, y, rest, setting_names(frame, rest))
+        if x == "seconds" and style.is_logarithmic(rows.groupby(identity(rows), observed=True)[x].max()):
+            axis.set_xscale("log")
+        axis.set_title(name)
+        style.name_axes(axis, x, y)
         style.legend(axis, count)
     style.note(figure, CURVES)
     figure.suptitle(title, fontsize="medium")
     return figure
 
 
-CURVES = "thick: mean over seeds (dotted where some have ended); thin: seeds; band: 95 % bootstrap interval of the mean"
+CURVES = (
+    "thick: mean over seeds (dotted where some are missing); thin: seeds; band: 95 % bootstrap interval of the mean"
+)
 
 
-def draw_curves(axis: Axes, frame: pd.DataFrame, x: str, y: str, by: Sequence[str]) -> int:
+def setting_names(frame: pd.DataFrame, by: Sequence[str]) -> list[str]:
+    """The names of all settings: their places are their colours, in every panel."""
+    return [name for name, _ in style.groups(frame, by)]
+
+
+def draw_curves(axis: Axes, frame: pd.DataFrame, x: str, y: str, by: Sequence[str], order: Sequence[str]) -> int:
     """Draws the curves of each setting into `axis`, with labels for a legend; returns how many settings have any.
 
-    Raises `UserError` for an unknown column.
+    `order` names all settings, by which they get their colours. Raises `UserError` for an unknown column.
     """
     drawn = 0
-    for index, (name, rows) in enumerate(style.groups(frame, by)):
+    for name, rows in style.groups(frame, by):
         table = on_grid(rows, y, x=x)
         if len(table):
-            _draw_group(axis, table, style.counted(name, len(table)), index)
+            _draw_group(axis, table, style.counted(name, len(table)), order.index(name))
             drawn += 1
     return drawn
 
@@ -63,7 +73,8 @@ def _draw_group(axis: Axes, table: pd.DataFrame, label: str, index: int) -> None
     axis.plot(grid, curves[:MAX_THIN].T, color=colour, linewidth=0.6, alpha=0.3)
     axis.fill_between(grid, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
     everyone = np.where(band.n == len(curves), band.value, np.nan)
-    axis.plot(grid, band.value, ":", color=colour, linewidth=1.4)
+    if (band.n < len(curves)).any():
+        axis.plot(grid, band.value, ":", color=colour, linewidth=1.4)
     axis.plot(grid, everyone, line, color=colour, linewidth=2.0, label=label)
 
 
@@ -74,10 +85,10 @@ def seed_dots(frame: pd.DataFrame, by: Sequence[str] = (), column: str = "eval_r
     """
     environments = list(_environments(frame))
     rest = [name for name in by if name != "env"]
-    rows = max(sum(1 for _ in style.groups(part, rest)) for _, part in environments)
-    figure, axes = style.panels(len(environments), 6.0, 1.6 + 0.35 * rows)
+    order = setting_names(frame, rest)
+    figure, axes = style.panels(len(environments), 4.2 + 0.08 * max(map(len, order)), 1.6 + 0.35 * len(order))
     for axis, (name, part) in zip(axes, environments, strict=True):
-        _draw_dots(axis, part, rest, column)
+        _draw_dots(axis, part, rest, column, order)
         axis.set(xlabel=f"final {style.named(column)}", title=name)
     style.note(figure, DOTS)
     figure.suptitle(title, fontsize="medium")
@@ -87,14 +98,14 @@ def seed_dots(frame: pd.DataFrame, by: Sequence[str] = (), column: str = "eval_r
 DOTS = "dot: a seed's mean over the last fifth of its steps; diamond: mean over seeds, bar: its 95 % bootstrap interval"
 
 
-def _draw_dots(axis: Axes, frame: pd.DataFrame, by: Sequence[str], column: str) -> None:
+def _draw_dots(axis: Axes, frame: pd.DataFrame, by: Sequence[str], column: str, order: Sequence[str]) -> None:
     labels = []
     for index, (name, rows) in enumerate(style.groups(frame, by)):
         scores = final_score(rows, column).dropna().to_numpy()
         labels.append(style.counted(name, len(scores)))
         if not len(scores):
             continue
-        colour = style.look(index)["color"]
+        colour = style.look(order.index(name))["color"]
         spread = np.linspace(-0.18, 0.18, len(scores)) if len(scores) > 1 else np.zeros(1)
         axis.plot(scores, index + spread, "o", color=colour, alpha=0.45, markersize=4, markeredgewidth=0)
         draw_interval(axis, float(scores.mean()), bootstrap_ci(scores), index, "black")

@@ -91,7 +91,9 @@ def _find(paths: Sequence[Path]) -> list[pathlib.Path]:
 def _search(root: pathlib.Path) -> list[pathlib.Path]:
     runs = []
     for folder, folders, files in os.walk(root):
-        if "config.yaml" in files or "metrics.parquet" in folders:
+        if "space.yaml" in files:
+            folders[:] = ["runs"]  # beside them a sweep has copies of their metrics
+        elif "config.yaml" in files or "metrics.parquet" in folders:
             runs.append(pathlib.Path(folder))
             folders.clear()  # what lies in a run is its own
         folders.sort()

@@ -1,5 +1,6 @@
 """How all figures look: colours, line styles and markers that survive grey print and colour-blindness, and names."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from jaxdqn.analysis.curves import check_columns
 
@@ -25,8 +27,9 @@ NAMES = {
     "updates": "gradient updates",
     "num_envs": "environments in parallel",
 }
+COUNTS = ("env_steps", "updates")
 PLAIN = ("run", "env", "agent", "scheme", "sweep", "kind")  # columns whose values need no name beside them
-DECADES = 1.3  # values over more than this many have a logarithmic axis
+DECADES = 0.8  # values over more than this many have a logarithmic axis
 
 
 def named(column: str) -> str:
@@ -84,6 +87,13 @@ def panels(count: int, width: float = 5.2, height: float = 3.6, share_y: bool = 
     return figure, axes[:count]
 
 
+def name_axes(axis: Axes, x: str, y: str) -> None:
+    """Labels both axes with the columns they show."""
+    axis.set(xlabel=named(x), ylabel=named(y))
+    if x in COUNTS:
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 250k, 1.5M
+
+
 def tidy(axis: Axes) -> None:
     """No box, a light grid."""
     axis.grid(alpha=0.25)
@@ -92,15 +102,22 @@ def tidy(axis: Axes) -> None:
 
 def note(figure: Figure, text: str) -> None:
     """What marks and bands mean, below the figure."""
-    figure.supxlabel(text, fontsize="small", color=GREY)
+    figure.supxlabel(textwrap.fill(text, int(13 * figure.get_figwidth())), fontsize="small", color=GREY)
 
 
 def legend(axis: Axes, entries: int) -> None:
     """A legend in the axes, or beside them where it would cover too much."""
     if entries > 6:
+        _, labels = axis.get_legend_handles_labels()
+        widen(axis.figure.get_figure(root=True), labels)
         axis.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     elif entries:
         axis.legend(frameon=False, fontsize="small")
+
+
+def widen(figure: Figure, labels: Sequence[str]) -> None:
+    """Makes room for labels beside an axes, so that long ones do not squeeze it."""
+    figure.set_figwidth(figure.get_figwidth() + 0.075 * max(map(len, labels), default=0))
 
 
 def is_logarithmic(values: Any) -> bool:

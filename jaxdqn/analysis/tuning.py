@@ -10,11 +10,15 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from jaxdqn.analysis import style
 from jaxdqn.analysis.curves import check_columns, final_score, identity
 from jaxdqn.analysis.importance import levels, main_effects
 from jaxdqn.analysis.intervals import bootstrap_ci
+
+MAX_TICKS = 8  # as many different values have a tick each
 
 
 def scored(frame: pd.DataFrame, names: Sequence[str], score: str = "score") -> pd.DataFrame:
@@ -22,7 +26,7 @@ def scored(frame: pd.DataFrame, names: Sequence[str], score: str = "score") -> p
 
     Rows without a finite score are left out. Raises `UserError` for an unknown column.
     """
-    if "env_steps" in frame:
+    if "member" in frame:
         check_columns(frame, names)
         key = identity(frame)
         settings = frame.groupby(key, observed=True)[list(names)].first()
@@ -40,16 +44,14 @@ def response(frame: pd.DataFrame, name: str, score: str = "score", colour: str |
     """
     others = [colour] if colour else []
     table = scored(frame, [name, *others], score)
-    if colour and table[colour].nunique() > 4 and pd.api.types.is_numeric_dtype(table[colour]):
-        table[colour] = pd.qcut(table[colour], 3, duplicates="drop").map(
-            lambda bin: f"{bin.left:.3g} to {bin.right:.3g}"
-        )
+    if colour and table[colour].nunique() > 4 and is_numeric(table[colour]):
+        table[colour] = _thirds(table[colour])
     figure, (axis,) = style.panels(1, 5.6, 3.8)
     x = _positions(axis, "x", table[name])
     count = 0
     for count, (label, rows) in enumerate(style.groups(table, others), start=1):
         _draw_response(axis, x[rows.index], rows, name, score, style.counted(label, len(rows)), count - 1)
-    axis.set(xlabel=style.named(name), ylabel=style.named(score))
+    axis.set(xlabel=style.named(name), ylabel="final greedy return" if "member" in frame else style.named(score))
     style.legend(axis, count)
     style.note(figure, RESPONSE)
     return figure
@@ -58,19 +60,32 @@ def response(frame: pd.DataFrame, name: str, score: str = "score", colour: str |
 RESPONSE = "dot: a trial or seed; marker: mean of equal values (or of a bin), bar: its 95 % bootstrap interval"
 
 
+def _thirds(column: pd.Series) -> Any:
+    """Which third of the values each belongs to, named by its ends, in order."""
+    third = pd.qcut(column.rank(method="first"), 3, labels=False)
+    names = [f"{part.min():.3g} to {part.max():.3g}" for _, part in column.groupby(third)]
+    return pd.Categorical.from_codes(third, pd.Index(names))
+
+
 def _draw_response(
     axis: Axes, x: np.ndarray, rows: pd.DataFrame, name: str, score: str, label: str, index: int
 ) -> None:
     look, y, level = style.look(index), rows[score].to_numpy(float), levels(rows[name])
-    axis.plot(x, y, ".", color=look["color"], alpha=0.35, markersize=5, markeredgewidth=0)
-    centres = [float(np.median(x[level == each])) for each in np.unique(level)]
-    means = [float(y[level == each].mean()) for each in np.unique(level)]
-    order = np.argsort(centres)
-    axis.plot(np.array(centres)[order], np.array(means)[order], linewidth=1.4, markersize=5, label=label, **look)
-    for centre, each in zip(centres, np.unique(level), strict=True):
-        interval = bootstrap_ci(y[level == each])
+    if not is_numeric(rows[name]):
+        look["linestyle"] = ""  # nothing lies between two categories
+    bins = [(float(np.median(x[level == each])), y[level == each]) for each in np.unique(level)]
+    bins.sort(key=lambda pair: pair[0])
+    centres, means = [centre for centre, _ in bins], [values.mean() for _, values in bins]
+    drawn = axis.plot(x, y, ".", color=look["color"], alpha=0.6, markersize=6, markeredgewidth=0)
+    drawn += axis.plot(centres, means, linewidth=1.4, markersize=5, label=label, **look)
+    for centre, values in bins:
+        interval = bootstrap_ci(values)
         if interval is not None:
-            axis.plot([centre, centre], interval, color=look["color"], linewidth=1.6)
+            drawn += axis.plot([centre, centre], interval, color=look["color"], linewidth=1.6)
+    # Groups stand a little apart, or intervals at the same value would hide each other.
+    beside = axis.transData + ScaledTranslation(index * 4 / 72, 0.0, axis.figure.dpi_scale_trans)
+    for line in drawn:
+        line.set_transform(beside)
 
 
 def pairwise(trials: pd.DataFrame, names: Sequence[str], score: str = "score") -> Figure:
@@ -138,21 +153,21 @@ def parallel_coordinates(trials: pd.DataFrame, names: Sequence[str], score: str 
 def _height(axis: Axes, index: int, column: pd.Series, is_score: bool) -> np.ndarray:
     """Values on the scale from 0 to 1 of one upright axis, [n], which is drawn with its ticks."""
     axis.axvline(index, color=style.GREY, linewidth=0.8, zorder=0)
-    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-        codes, distinct = pd.factorize(column, sort=True)
-        at = (np.arange(len(distinct)) + 0.5) / len(distinct)
-        ticks = dict(zip(at, map(str, distinct), strict=True))
-        heights = at[codes]
-    else:
+    if is_numeric(column):
         log = style.is_logarithmic(column) and not is_score
         values = np.log10(column.to_numpy(float)) if log else column.to_numpy(float)
         low, high = values.min(), values.max()
         heights = (values - low) / (high - low or 1.0)
-        middle = 0.5 * (low + high)
-        ticks = {at: f"{10**v if log else v:.3g}" for at, v in ((0.0, low), (0.5, middle), (1.0, high))}
-    for at, text in ticks.items():
-        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.0}
-        axis.text(index + 0.03, at, text, fontsize="x-small", va="center", bbox=box, zorder=4)
+        at = np.unique(heights) if column.nunique() <= MAX_TICKS else np.array([0.0, 0.5, 1.0])
+        marks = low + at * (high - low)
+        names = [f"{10**mark if log else mark:.3g}" for mark in marks]
+    else:
+        codes, distinct = pd.factorize(column, sort=True)
+        at = (np.arange(len(distinct)) + 0.5) / len(distinct)
+        heights, names = at[codes], [str(value) for value in distinct]
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.0}
+    for height, name in zip(at, names, strict=True):
+        axis.text(index + 0.03, float(height), name, fontsize="x-small", va="center", bbox=box, zorder=4)
     return heights
 
 
@@ -164,12 +179,12 @@ def importance(trials: pd.DataFrame, names: Sequence[str], score: str = "score")
     table = scored(trials, names, score)
     effects = main_effects(table, names, score).sort_values("share")
     figure, (axis,) = style.panels(1, 6.0, 1.6 + 0.32 * len(effects))
-    position = np.arange(len(effects))
+    position = list(range(len(effects)))
     shares = effects.share.clip(lower=0.0)
     axis.barh(position, shares, color=style.COLOURS[0], height=0.6)
     axis.plot(effects.noise, position, "|", color="black", markersize=14, markeredgewidth=1.6)
-    for at, share in zip(position, shares, strict=True):
-        axis.text(share + 0.01, at + 0.12, f"{share:.0%}", fontsize="small", va="bottom")
+    for at, share, noise in zip(position, shares, effects.noise, strict=True):
+        axis.text(max(share, noise) + 0.015, at, f"{share:.0%}", fontsize="small", va="center")
     axis.set_yticks(position, [style.named(str(name)) for name in effects.index])
     axis.set(xlabel=f"share of the variance of {style.named(score)} (main effect)", xlim=(0.0, 1.0))
     style.note(figure, f"n={len(table)} trials; black mark: what chance exceeds in 5 % of shuffled scores")
@@ -179,14 +194,20 @@ def importance(trials: pd.DataFrame, names: Sequence[str], score: str = "score")
 def _positions(axis: Axes, which: str, column: pd.Series) -> np.ndarray:
     """Where values lie on an axis, [n]: themselves, on a logarithmic scale where they span decades, or places in order.
 
-    Anything but numbers gets a place each, and its name as tick.
+    Anything but numbers gets a place each, and its name as tick; so do a few numbers.
     """
-    numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-    if numeric:
-        if style.is_logarithmic(column):
-            getattr(axis, f"set_{which}scale")("log")
-        return column.to_numpy(float)
+    numeric = is_numeric(column)
+    direction: Any = axis.xaxis if which == "x" else axis.yaxis
     codes, distinct = pd.factorize(column, sort=True)
-    set_ticks: Any = getattr(axis, f"set_{which}ticks")
-    set_ticks(range(len(distinct)), [str(value) for value in distinct])
-    return np.asarray(codes, float)
+    if numeric and style.is_logarithmic(column):
+        getattr(axis, f"set_{which}scale")("log")
+    if len(distinct) <= MAX_TICKS or not numeric:
+        names = [f"{value:g}" if numeric else str(value) for value in distinct]
+        direction.set_ticks(list(distinct) if numeric else range(len(distinct)), names)
+        direction.set_minor_locator(NullLocator())
+    return column.to_numpy(float) if numeric else np.asarray(codes, float)
+
+
+def is_numeric(column: pd.Series) -> bool:
+    """Whether a column holds numbers on a scale, not names or truth values."""
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)

@@ -7,6 +7,7 @@ averaged. On several hosts the devices are those of all processes, and each proc
 
 import math
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,14 @@ def prepare_cpu(num_devices: int, one_thread_each: bool) -> None:
     jax.config.update("jax_num_cpu_devices", num_devices)
     if one_thread_each:
         os.environ["PJRT_NPROC"] = "1"
+
+
+def prepare_cache() -> None:
+    """Turns JAX's persistent compilation cache on, in JAXDQN_CACHE or the user's cache folder."""
+    cache = os.environ.get("JAXDQN_CACHE", str(pathlib.Path.home() / ".cache" / "jaxdqn"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def choose(num_devices: int | None, devices_per_agent: int, num_members: int) -> list[jax.Device]:

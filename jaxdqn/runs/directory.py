@@ -31,7 +31,7 @@ class Continuation:
 class RunSpec:
     """All that determines a run's result: what config.yaml holds.
 
-    vary: settings of hparams; labels: columns of the metrics for each of them; least_lanes: a device has dead lanes
+    vary: settings of hparams; labels: columns of the metrics for each member; least_lanes: a device has dead lanes
     where it would have fewer, so that members vmapped together go on in a program of the same width.
     """
 

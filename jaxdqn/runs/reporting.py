@@ -3,80 +3,34 @@
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from jaxdqn.runs.files import write_atomically
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 IDENTITY = ("member", "seed", "iteration", "env_steps", "updates", "seconds")
 
 
-def bootstrap_ci95(values: Sequence[float]) -> list[float] | None:
-    """95 % percentile bootstrap interval of the mean (10,000 resamples, fixed seed); None for fewer than two values."""
-    data = np.asarray(values, float)
-    if len(data) < 2 or not np.isfinite(data).all():
-        return None
-    picks = np.random.default_rng(0).integers(0, len(data), (10_000, len(data)))
-    low, high = np.percentile(data[picks].mean(axis=1), [2.5, 97.5])
-    return [float(low), float(high)]
+def plot(metrics: pd.DataFrame, title: str, varying: Sequence[str] = ()) -> "Figure":
+    """A figure of greedy and training return against environment steps: mean, 95 % interval and every member.
 
-
-def final_returns(metrics: pd.DataFrame) -> list[float]:
-    """Per member, the mean over the greedy evaluations in the last fifth of the steps it took."""
-    finals = []
-    for _, rows in metrics.groupby("member"):
-        evaluated = rows.dropna(subset=["eval_return"])
-        late = evaluated[evaluated.env_steps > 0.8 * rows.env_steps.max()]
-        finals.append(float(late.eval_return.mean()) if len(late) else math.nan)
-    return finals
-
-
-def plot(metrics: pd.DataFrame, title: str, varying: Sequence[str] = ()) -> Any:
-    """A matplotlib figure: greedy and training return against environment steps, every member and the mean.
-
-    Members are coloured by their setting of the `varying` hyperparameters; the band is the bootstrap interval.
+    Settings of the `varying` hyperparameters are drawn apart.
     """
-    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+    from jaxdqn.analysis import figures, style  # late: importing matplotlib takes as long as many a run
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    groups: list[tuple[Any, pd.DataFrame]] = list(metrics.groupby(list(varying))) if varying else [((), metrics)]
-    for axis, column, label in (
-        (axes[0], "eval_return", "greedy return"),
-        (axes[1], "episode_return", "training return"),
-    ):
-        for index, (setting, rows) in enumerate(groups):
-            _plot_group(
-                axis, rows.dropna(subset=[column]), column, f"C{index % 10}", dict(zip(varying, setting, strict=True))
-            )
-        axis.set(xlabel="environment steps", ylabel=label)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    if axes[0].get_legend_handles_labels()[0]:  # a run that was stopped early has no evaluation
-        axes[0].legend(frameon=False, fontsize="small")
+    figure, axes = style.panels(2, 4.5, 3.6, share_y=True)
+    order = figures.setting_names(metrics, varying)
+    for axis, column in zip(axes, ("eval_return", "episode_return"), strict=True):
+        count = figures.draw_curves(axis, metrics, "env_steps", column, varying, order)
+        style.name_axes(axis, "env_steps", column)
+    style.legend(axes[-1], count)
+    style.note(figure, figures.CURVES)
     figure.suptitle(title, fontsize="medium")
     return figure
-
-
-def _plot_group(axis: Any, rows: pd.DataFrame, column: str, colour: str, setting: dict[str, Any]) -> None:
-    if rows.empty:
-        return
-    table = rows.pivot_table(index="env_steps", columns="member", values=column)
-    count = table.shape[1]
-    for member in table:
-        alone = table[member].dropna()
-        axis.plot(
-            alone.index, alone, color=colour, alpha=1.0 if count == 1 else 0.25, linewidth=1.5 if count == 1 else 0.7
-        )
-    name = ", ".join(f"{key}={value:g}" for key, value in setting.items())
-    label = f"{name} (n={count})" if name else f"n={count}"
-    axis.plot(table.index, table.mean(axis=1), color=colour, linewidth=1.8, label=label)
-    if count > 1:
-        intervals = [bootstrap_ci95(row.dropna().tolist()) or [math.nan, math.nan] for _, row in table.iterrows()]
-        low, high = np.array(intervals).T
-        axis.fill_between(table.index, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def save_figure(figure: Any, path: pathlib.Path) -> None:

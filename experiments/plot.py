@@ -1,0 +1,163 @@
+"""Figures of runs and sweeps: whatever suits what is there.
+
+    python experiments/plot.py runs/NAME
+    python experiments/plot.py runs/a runs/b --by agent num_envs --x seconds
+    python experiments/plot.py sweeps/NAME --out figures
+
+Learning curves and the final score of every seed, for each setting of the columns --by; of a sweep also the score
+against each hyperparameter, pairs of them, and how much each explains. Prints the path of every figure.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from jaxdqn import cli
+from jaxdqn.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Figures = Iterator[tuple[str, Any]]
+
+MAX_GROUPS = 28  # as many look different
+BEST_TRIALS = 6  # of a sweep, whose curves are drawn
+MAX_PAIRS = 6  # hyperparameters in a figure of all pairs; the most important ones
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """What to draw."""
+
+    paths: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional] = ()
+    """Run directories, sweep directories, or folders of them."""
+    out: pathlib.Path | None = None
+    """Where the figures go; by default "figures" in the directory of the first path."""
+    x: Literal["both", "env_steps", "seconds"] = "both"
+    """Learning curves against environment steps, seconds, or a figure of each."""
+    by: tuple[str, ...] = ()
+    """Columns whose settings are drawn apart; by default those that differ between the runs."""
+
+
+def run(arguments: list[str]) -> int:
+    """The script; returns its exit code."""
+    args = cli.parse(Args, arguments, Args(), str(__doc__))
+    if not args.paths:
+        raise UserError("no path; give run directories, sweep directories, or folders of them.")
+    from jaxdqn.analysis import loading
+    from jaxdqn.runs.files import write_atomically
+
+    frame = loading.load(args.paths)
+    for name in args.by:
+        if name not in frame:
+            raise unknown_name("column", name, frame.columns)
+    sweeps = sorted({space.parent for path in args.paths for space in path.resolve().rglob("space.yaml")})
+    out = args.out or args.paths[0] / "figures"
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in everything(frame, sweeps, args):
+        path = out / f"{name}.png"
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
+        print(path, flush=True)
+    return 0
+
+
+def everything(frame: "pd.DataFrame", sweeps: Sequence[pathlib.Path], args: Args) -> Figures:
+    """The figures of all runs outside sweeps, then of each sweep; with names that tell them apart."""
+    from jaxdqn.analysis import loading
+
+    alone = frame[frame.sweep.isna()] if "sweep" in frame else frame
+    if len(alone):
+        yield from curves(alone, args)
+    several = len(sweeps) > 1 or len(alone) > 0
+    for sweep in sweeps:
+        for name, figure in (*curves(whole(loading.load(sweep)), args), *of_sweep(sweep)):
+            yield f"{sweep.name}-{name}" if several else name, figure
+
+
+def curves(frame: "pd.DataFrame", args: Args) -> Figures:
+    """Learning curves and the final score of every seed; comparisons of several agents on several environments."""
+    from jaxdqn.analysis import comparisons, figures
+
+    by = list(args.by or differing(frame))
+    groups = frame.groupby(by, observed=True).ngroups if by else 1
+    if groups > MAX_GROUPS:
+        raise UserError(f"{groups} settings of {', '.join(by)}; at most {MAX_GROUPS} can be told apart: choose --by.")
+    for x, name in (("env_steps", "steps"), ("seconds", "seconds")):
+        if args.x in ("both", x):
+            yield f"curves-{name}", figures.learning_curves(frame, x, by=by)
+    yield "seeds", figures.seed_dots(frame, by)
+    if frame.env.nunique() > 1 and frame.agent.nunique() > 1:
+        yield "profiles", comparisons.performance_profiles(frame)
+        yield "intervals", comparisons.interval_plot(frame)
+
+
+def whole(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The curves of a sweep's winners on fresh seeds, or without any of its best trials.
+
+    The stages of a trial are joined: a member is a trial with a seed.
+    """
+    from jaxdqn.analysis.curves import final_score
+
+    if (frame.kind == "final").any():
+        frame = frame[frame.kind == "final"]
+    else:
+        scores = final_score(frame, by=["trial"]).nlargest(BEST_TRIALS)
+        frame = frame[frame.trial.isin(scores.index)]
+    return frame.assign(member=frame.groupby(["trial", "seed"]).ngroup(), run=frame.sweep)
+
+
+def differing(frame: "pd.DataFrame") -> list[str]:
+    """Labels and settings that differ between curves: what to draw apart where nobody says."""
+    from jaxdqn.config import Config, HParams
+
+    if "trial" in frame:
+        return ["trial"]
+    settings = [*HParams._fields, *(field.name for field in dataclasses.fields(Config))]
+    names = [name for name in dict.fromkeys(["env", "agent", "scheme", *settings]) if name in frame]
+    curves = frame.groupby(["run", "member"], observed=True)
+    # The column `loss` is a metric, the field of that name a setting: a setting is constant along a curve.
+    names = [name for name in names if curves[name].nunique().max() == 1 and frame[name].nunique() > 1]
+    table = curves[[*names, "seed"]].first().reset_index()
+    if not table.duplicated([*names, "seed"]).any():
+        return names
+    # The same seed twice: the runs differ in what is in none of these columns.
+    return ["run", *(name for name in names if table.groupby("run", observed=True)[name].nunique().max() > 1)]
+
+
+def of_sweep(path: pathlib.Path) -> Figures:
+    """Figures of a sweep's trials, and of its lineage where it has one."""
+    import pandas as pd
+
+    from jaxdqn.analysis import importance, lineage, loading, tuning
+
+    trials = loading.trials(path)
+    names = searched(path, trials)
+    for name in names:
+        yield f"response-{name}", tuning.response(trials, name)
+    if len(names) > 1 and len(tuning.scored(trials, names)) >= importance.MIN_TRIALS:
+        yield "importance", tuning.importance(trials, names)
+        effects = importance.main_effects(tuning.scored(trials, names), names).share.nlargest(MAX_PAIRS)
+        yield "pairwise", tuning.pairwise(trials, [name for name in names if name in effects.index])
+    if names:
+        yield "parallel-coordinates", tuning.parallel_coordinates(trials, names)
+    if (path / "lineage.parquet").is_file():
+        yield "lineage", lineage.lineage(pd.read_parquet(path / "lineage.parquet"), names)
+
+
+def searched(path: pathlib.Path, trials: "pd.DataFrame") -> list[str]:
+    """The fields of a sweep's search space that differ between its trials. Raises `UserError`."""
+    import yaml
+
+    try:
+        space = yaml.safe_load((path / "space.yaml").read_text())["space"]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path / 'space.yaml'} cannot be read: {' '.join(str(error).split())}.") from error
+    return [name for name in space if name in trials and trials[name].nunique() > 1]
+
+
+if __name__ == "__main__":
+    cli.main(lambda: run(sys.argv[1:]))

@@ -1,0 +1,110 @@
+"""Runs a hyperparameter sweep as compiled populations, and reports it.
+
+    python experiments/sweep.py experiments/sweeps/cartpole-small.yaml             a few minutes on two cores
+    python experiments/sweep.py FILE.yaml --dry-run                               what it would take; no training
+    python experiments/sweep.py --resume DIR                                       go on where it was stopped or killed
+    python experiments/sweep.py FILE.yaml --engine processes                       a process per GPU (or core)
+    python experiments/sweep.py FILE.yaml --engine ray [--ray-address HOST:PORT]   a Ray task per group
+
+docs/sweeps.md explains the file.
+"""
+
+import dataclasses
+import datetime
+import os
+import pathlib
+import sys
+
+import tyro
+
+from jaxdqn import cli
+from jaxdqn.errors import UserError
+from jaxdqn.sweeps import reading
+from jaxdqn.sweeps.sweep import Sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """What to sweep, where, and with what."""
+
+    file: tyro.conf.Positional[pathlib.Path | None] = None
+    """The sweep, a YAML file."""
+    out: pathlib.Path | None = None
+    """Its directory; by default sweeps/NAME-TIME."""
+    resume: pathlib.Path | None = None
+    """Continue the sweep in this directory."""
+    engine: str = "local"
+    """Where groups are trained: local (one after the other on all devices), processes, or ray."""
+    ray_address: str | None = None
+    """Cluster of --engine ray, HOST:PORT or auto; by default Ray is started on this machine."""
+    num_devices: int | None = None
+    """Devices used in all; by default every GPU, or every core."""
+    checkpoint_seconds: float = 20.0
+    """Least time between two checkpoints: what a kill can lose."""
+    dry_run: bool = False
+    """Check everything, print what it would take, and stop."""
+    quiet: bool = False
+    """No progress."""
+
+
+def run(arguments: list[str]) -> int:
+    """The script; returns its exit code."""
+    args = cli.parse(Args, arguments, Args(), str(__doc__))
+    if (args.file is None) == (args.resume is None):
+        raise UserError("give either a sweep file or --resume DIR.")
+    if args.num_devices is not None and args.num_devices < 1:
+        raise UserError(f"num_devices is {args.num_devices}; it must be at least 1.")
+    if not args.checkpoint_seconds >= 0:
+        raise UserError(f"checkpoint_seconds is {args.checkpoint_seconds}; it must be a number of at least 0.")
+    if args.file is not None:
+        sweep = reading.load(args.file)
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        folder = args.out or pathlib.Path("sweeps") / f"{args.file.stem}-{stamp}"
+    else:
+        from jaxdqn.sweeps import directory
+
+        assert args.resume is not None
+        if args.out is not None:
+            raise UserError("--out belongs to a new sweep; --resume names the directory to go on in.")
+        sweep, folder = directory.load(args.resume), args.resume
+    prepare(sweep, args)
+    return train(sweep, folder, args)
+
+
+def prepare(sweep: Sweep, args: Args) -> None:
+    """Sets up JAX for the stages that this process trains."""
+    if args.engine != "local":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    members = max(sweep.sampler.trials or 2**16, 1) * sweep.seeds.number
+    cli.prepare_backend(sweep.config, members, args.num_devices, 1)
+
+
+def train(sweep: Sweep, folder: pathlib.Path, args: Args) -> int:
+    """Plans, trains and reports the sweep in `folder`; returns the exit code."""
+    from jaxdqn.runs.directory import RunDirectory
+    from jaxdqn.session import catch_signals
+    from jaxdqn.sweeps import directory, engines, planning, report
+    from jaxdqn.sweeps.board import Board
+    from jaxdqn.sweeps.search import Search
+
+    with engines.running(args.engine, args.ray_address, args.num_devices) as engine:
+        plan = planning.plan(sweep, args.num_devices if args.engine == "local" else None)
+        if args.dry_run or not args.quiet:
+            print("\n".join(planning.described(plan, sweep)), file=sys.stdout if args.dry_run else sys.stderr)
+        if args.dry_run:
+            return 0
+        directory_of = directory.create(folder, sweep) if args.resume is None else RunDirectory(folder)
+        with directory_of, Board(sweep, plan.num_members, not args.quiet) as board, catch_signals() as interrupted:
+            around = engines.Run(folder, args.checkpoint_seconds, board.update, board.say, interrupted)
+            try:
+                Search(sweep, folder, engine, around).execute()
+            except engines.Stopped:
+                print(f"interrupted: continue with: python experiments/sweep.py --resume {folder}")
+                return 130
+        for line in report.write(folder, sweep):
+            print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.main(lambda: run(sys.argv[1:]))

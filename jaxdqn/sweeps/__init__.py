@@ -1,0 +1,1 @@
+"""Hyperparameter sweeps: search spaces, samplers, and trials grouped into compiled populations."""

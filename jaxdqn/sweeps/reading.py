@@ -1,0 +1,169 @@
+"""From a sweep's YAML file to its records and back, every default filled in."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from jaxdqn import presets
+from jaxdqn.config import Config, HParams, from_dict, to_dict, validate, validate_hparams
+from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.sweeps import space as _space
+from jaxdqn.sweeps.checks import check
+from jaxdqn.sweeps.space import STATIC
+from jaxdqn.sweeps.sweep import SAMPLERS, Halving, PopulationBased, Sampler, Seeds, Sweep, Winners
+
+
+def load(path: pathlib.Path) -> Sweep:
+    """The sweep in a YAML file. Raises `UserError`."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the sweep {path}: {error.strerror or error}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no sweep: it must have a space, a sampler and seeds.")
+    try:
+        return parse(_numbers(values))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def parse(values: Mapping[str, Any]) -> Sweep:
+    """A sweep from plain values. Raises `UserError`."""
+    known = "preset env config hparams space sampler seeds objective halving population_based winners".split()
+    for name in values:
+        if name not in known:
+            raise unknown_name("part of a sweep", name, known)
+    for name in ("space", "sampler"):
+        if name not in values:
+            raise UserError(f"{name} is missing.")
+    config, hparams = _base(values)
+    space = _space.parse(values["space"])
+    for name in space.names:
+        for part in ("config", "hparams"):
+            if name in (values.get(part) or {}):
+                raise UserError(f"{name} is both fixed under {part} and searched in space; keep one.")
+    sweep = Sweep(
+        config,
+        hparams,
+        space,
+        _sampler(values["sampler"]),
+        _seeds(values.get("seeds", 3)),
+        values.get("objective", "auc"),
+        _part(Halving, "halving", values),
+        _part(PopulationBased, "population_based", values),
+        _part(Winners, "winners", values) or Winners(),
+    )
+    check(sweep)
+    return sweep
+
+
+def to_plain(sweep: Sweep) -> dict[str, Any]:
+    """Plain values that `parse` reads as the same sweep, whatever the presets become."""
+
+    def domain(parameter: _space.Parameter) -> dict[str, Any]:
+        options = {key: value for key, value in parameter.domain._asdict().items() if value is not None}
+        if "values" in options:
+            options = {"choices": [list(value) if isinstance(value, tuple) else value for value in options["values"]]}
+        when = {"when": {name: list(allowed) for name, allowed in parameter.when.items()}} if parameter.when else {}
+        return {**options, **when}
+
+    def part(value: Any) -> dict[str, Any]:
+        return {key: list(item) if isinstance(item, tuple) else item for key, item in value._asdict().items()}
+
+    names = sweep.space.names
+    stages = {"halving": sweep.halving, "population_based": sweep.population_based, "winners": sweep.winners}
+    return {
+        "config": {key: value for key, value in to_dict(sweep.config).items() if key not in names},
+        "hparams": {key: value for key, value in sweep.hparams._asdict().items() if key not in names},
+        "space": {parameter.name: domain(parameter) for parameter in sweep.space.parameters},
+        "sampler": part(sweep.sampler),
+        "seeds": part(sweep.seeds),
+        "objective": sweep.objective,
+        **{name: part(value) for name, value in stages.items() if value is not None},
+    }
+
+
+def _base(values: Mapping[str, Any]) -> tuple[Config, HParams]:
+    """The fixed settings: a preset (by default the environment's), changed by config and hparams."""
+    fixed = {part: values.get(part) or {} for part in ("config", "hparams")}
+    for part, given in fixed.items():
+        if not isinstance(given, Mapping):
+            raise UserError(f"{part} is {given!r}; it must be {{field: value}}.")
+    for name in fixed["config"]:
+        if name in HParams._fields:
+            raise UserError(f"{name} is traced: it belongs under hparams, not under config.")
+    for name in fixed["hparams"]:
+        if name in STATIC:
+            raise UserError(f"{name} is static: it belongs under config, not under hparams.")
+        if name not in HParams._fields:
+            raise unknown_name("hyperparameter", name, HParams._fields)
+    env = values.get("env") or fixed["config"].get("env")
+    chosen = presets.preset(values["preset"]) if values.get("preset") else presets.for_environment(env or Config.env)
+    env = env or chosen.config.env
+    config = from_dict({**dataclasses.asdict(chosen.config), **fixed["config"], "env": env})
+    # A row for each evaluation: hundreds of members with a hundred rows each are more than anybody looks at.
+    config = dataclasses.replace(config, log_interval=config.log_interval or config.resolved().eval_interval)
+    hparams = chosen.hparams._replace(**fixed["hparams"])
+    validate(config)
+    validate_hparams(hparams, config.epsilon_schedule)
+    return config, hparams
+
+
+def _sampler(given: Any) -> Sampler:
+    given = {"name": given} if isinstance(given, str) else given
+    sampler = _named(Sampler, "sampler", given, required=("name",), defaults={"trials": None})
+    if sampler.name not in SAMPLERS:
+        raise unknown_name("sampler", sampler.name, SAMPLERS)
+    if sampler.name == "grid" and sampler.trials is not None:
+        raise UserError("sampler.trials is not for the grid: it has as many trials as points.")
+    if sampler.storage is not None and not sampler.adaptive:
+        raise UserError(f"sampler.storage is for Optuna's samplers; {sampler.name!r} needs none.")
+    return sampler
+
+
+def _seeds(given: Any) -> Seeds:
+    given = {"number": given} if isinstance(given, int) else given
+    return _named(Seeds, "seeds", given, required=("number",))
+
+
+def _part(kind: Any, name: str, values: Mapping[str, Any]) -> Any:
+    if name not in values or values[name] is None:
+        return None
+    return _named(kind, name, values[name])
+
+
+def _named(
+    kind: Any, name: str, given: Any, required: tuple[str, ...] = (), defaults: Mapping[str, Any] | None = None
+) -> Any:
+    """`kind`, a NamedTuple, from plain values. Raises `UserError` for anything else."""
+    if not isinstance(given, Mapping):
+        raise UserError(f"{name} is {given!r}; it must be {{field: value}}, with {', '.join(kind._fields)}.")
+    for field in given:
+        if field not in kind._fields:
+            raise unknown_name(f"field of {name}", field, kind._fields)
+    for field in required:
+        if field not in given:
+            raise UserError(f"{name}.{field} is missing.")
+    lists = {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
+    for field, default in kind._field_defaults.items():
+        if isinstance(default, tuple) and not isinstance(lists.get(field, default), tuple):
+            raise UserError(f"{name}.{field} is {given[field]!r}; it must be a list.")
+    return kind(**{**(defaults or {}), **lists})
+
+
+def _numbers(value: Any) -> Any:
+    """1e-3 and 5e5 as people mean them: YAML 1.1 reads them as text."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+|inf", value):
+        number = float(value)
+        return int(number) if re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d+", value) and number.is_integer() else number
+    return value

@@ -1,0 +1,92 @@
+"""A sweep, as records; `reading` makes them from a YAML file."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+from jaxdqn.config import Config, HParams
+from jaxdqn.sweeps.space import STATIC, Space, Values
+
+SAMPLERS = ("grid", "random", "sobol", "tpe", "cmaes", "gp", "nsga2")
+OBJECTIVES = ("auc", "final")
+
+
+class Sampler(NamedTuple):
+    """Where trials come from: `trials` of them, for those that learn from earlier ones in rounds of `batch`.
+
+    storage: an Optuna storage that finished trials are also written to, sqlite:///FILE or journal:FILE.
+    """
+
+    name: str
+    trials: int | None
+    seed: int = 0
+    batch: int = 8
+    storage: str | None = None
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it learns from the scores of earlier trials: Optuna's."""
+        return self.name not in ("grid", "random", "sobol")
+
+
+class Seeds(NamedTuple):
+    """`number` seeds from `first` on."""
+
+    number: int
+    first: int = 0
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        return tuple(range(self.first, self.first + self.number))
+
+
+class Halving(NamedTuple):
+    """After each rung, a fraction of the budget, the best `keep` of the trials go on (Jamieson and Talwalkar, 2016).
+
+    exact: survivors go on in a program of the same width, so bitwise as if never interrupted also where members are
+    vmapped (GPUs), at the cost of dead lanes.
+    """
+
+    rungs: tuple[float, ...] = (0.25, 0.5)
+    keep: float = 0.5
+    exact: bool = False
+
+
+class PopulationBased(NamedTuple):
+    """After each `interval`, a fraction of the budget, the worst `quantile` of the members take over learner and values
+    of members among the best, and each value is multiplied by one of `factors` (Jaderberg et al., 2017)."""
+
+    interval: float = 0.1
+    quantile: float = 0.25
+    factors: tuple[float, ...] = (0.8, 1.25)
+
+
+class Winners(NamedTuple):
+    """The best trials are trained again, with seeds that tuning has not seen; 0 trials turns it off."""
+
+    trials: int = 1
+    seeds: int = 10
+    first_seed: int = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep; see docs/sweeps.md for the file. `objective` is what trials are ranked by: the area under the curve of
+    greedy returns (auc), or their mean over the last fifth of the budget (final)."""
+
+    config: Config
+    hparams: HParams
+    space: Space
+    sampler: Sampler
+    seeds: Seeds
+    objective: Literal["auc", "final"] = "auc"
+    halving: Halving | None = None
+    population_based: PopulationBased | None = None
+    winners: Winners = dataclasses.field(default_factory=Winners)
+
+    def config_of(self, values: Values) -> Config:
+        """The static half of a trial with these values."""
+        return dataclasses.replace(self.config, **{k: v for k, v in values.items() if k in STATIC})
+
+    def setting_of(self, values: Values) -> dict[str, float]:
+        """The traced half, as changes of `hparams`."""
+        return {k: float(v) for k, v in values.items() if k not in STATIC}

@@ -1,0 +1,181 @@
+"""plot.py: which figures a run, several runs and a sweep get, and mistakes in one line."""
+
+import importlib.util
+import math
+import pathlib
+import sys
+
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pytest
+import yaml
+
+from jaxdqn import cli
+from jaxdqn.errors import UserError
+from jaxdqn.runs import metrics
+
+SCRIPT = pathlib.Path(__file__).parent.parent / "experiments" / "plot.py"
+SPACE = {"learning_rate": {"log": [1e-5, 1e-1]}, "batch_size": {"choice": [32, 64]}, "gamma": {"fixed": 0.99}}
+
+
+@pytest.fixture(scope="module")
+def plot():
+    spec = importlib.util.spec_from_file_location("experiments_plot", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_run(path, agent="dqn", env="CartPole-v1", seeds=(0, 1, 2), first=0, **labels):
+    path.mkdir(parents=True)
+    config = {"env": env, "agent": agent, "num_envs": 4}
+    (path / "config.yaml").write_text(yaml.safe_dump({"config": config, "axes": {"scheme": "fused"}}))
+    rng = np.random.default_rng(0)
+    rows = [
+        {"member": member, "seed": seed, "env_steps": 100 * step, "seconds": 0.1 * step, "loss": rng.normal()}
+        | {"eval_return": step + rng.normal() if step % 2 else math.nan, **labels}
+        for step in range(first + 1, first + 11)
+        for member, seed in enumerate(seeds)
+    ]
+    metrics.append(path / "metrics.parquet", 0, 1, rows)
+    return path
+
+
+def drawn(plot, capsys, *arguments):
+    """The names of the figures that the script prints, each of them a picture."""
+    assert plot.run([str(argument) for argument in arguments]) == 0
+    paths = [pathlib.Path(line) for line in capsys.readouterr().out.splitlines()]
+    for path in paths:
+        with PIL.Image.open(path) as image:
+            assert min(image.size) > 100
+    assert sorted(path.name for path in paths) == sorted(path.name for path in paths[0].parent.iterdir())
+    return [path.stem for path in paths]
+
+
+def test_a_run_gets_its_curves_and_seeds(plot, tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    assert drawn(plot, capsys, run) == ["curves-steps", "curves-seconds", "seeds"]
+    assert (run / "figures" / "seeds.png").exists()
+    out = tmp_path / "elsewhere" / "figures"
+    assert drawn(plot, capsys, run, "--x", "seconds", "--out", out) == ["curves-seconds", "seeds"]
+    assert (out / "curves-seconds.png").exists()
+
+
+def test_a_folder_that_was_drawn_is_drawn_again(plot, tmp_path, capsys):
+    write_run(tmp_path / "a")
+    assert drawn(plot, capsys, tmp_path) == drawn(plot, capsys, tmp_path)
+
+
+def test_agents_on_several_environments_are_compared(plot, tmp_path, capsys):
+    for agent in ("dqn", "ppo"):
+        for env in ("CartPole-v1", "Acrobot-v1"):
+            write_run(tmp_path / f"{agent}-{env}", agent, env)
+    names = drawn(plot, capsys, tmp_path, "--out", tmp_path / "figures")
+    assert names == ["curves-steps", "curves-seconds", "seeds", "profiles", "intervals"]
+
+
+def loaded(*paths):
+    from jaxdqn.analysis import loading
+
+    return loading.load(paths)
+
+
+def test_what_differs_is_told_apart(plot, tmp_path):
+    a = write_run(tmp_path / "a", learning_rate=0.1)
+    assert plot.differing(loaded(a)) == []
+    assert plot.differing(loaded(a, write_run(tmp_path / "b", "ppo", learning_rate=0.1))) == ["agent"]
+    assert plot.differing(loaded(a, write_run(tmp_path / "c", learning_rate=0.2))) == ["learning_rate"]
+    # Other seeds of the same settings are one group; the same seeds again must differ in something unseen.
+    assert plot.differing(loaded(a, write_run(tmp_path / "d", seeds=(3, 4), learning_rate=0.1))) == []
+    assert plot.differing(loaded(a, write_run(tmp_path / "e", learning_rate=0.1))) == ["run"]
+
+
+def write_sweep(path, count=12, final=None):
+    """Two rungs of every trial in two runs, and `final` again with seeds of its own."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for trial in range(count):
+        values = {"learning_rate": 10 ** rng.uniform(-5, -1), "batch_size": int(rng.choice([32, 64])), "gamma": 0.99}
+        for rung in range(2):
+            labels = {"trial": trial, "stage": f"rung-{rung}", "kind": "tuning", "first": 10 * rung}
+            write_run(path / "runs" / f"trial-{trial}-rung-{rung}", **labels, **values)
+        if trial == final:
+            labels = {"trial": trial, "stage": "winners", "kind": "final", "seeds": (7, 8)}
+            write_run(path / "runs" / "winners", **labels, **values)
+        rows.append({"trial": trial, **values, "score": rng.normal()})
+    pd.DataFrame(rows).to_parquet(path / "trials.parquet")
+    (path / "space.yaml").write_text(yaml.safe_dump({"space": SPACE, "objective": "auc"}, sort_keys=False))
+    return path
+
+
+SWEEPS_FIGURES = ["response-learning_rate", "response-batch_size", "importance", "pairwise", "parallel-coordinates"]
+
+
+def test_a_sweep_gets_figures_of_what_was_searched(plot, tmp_path, capsys):
+    sweep = write_sweep(tmp_path / "sweep")
+    generations = [
+        {
+            "generation": g,
+            "member": m,
+            "parent": m,
+            "score": g + m,
+            "learning_rate": 0.1 * m,
+            "batch_size": 32,
+            "seed": 5,
+        }
+        for g in (0, 1)
+        for m in (0, 1)
+    ]
+    pd.DataFrame(generations).to_parquet(sweep / "lineage.parquet")
+    names = drawn(plot, capsys, sweep)
+    # gamma has one value.
+    assert names == ["curves-steps", "curves-seconds", "seeds", *SWEEPS_FIGURES, "lineage"]
+
+
+def test_runs_and_sweeps_in_one_folder_are_drawn_apart(plot, tmp_path, capsys):
+    write_run(tmp_path / "alone")
+    for name in ("one", "two"):
+        write_sweep(tmp_path / name, 3)
+    names = drawn(plot, capsys, tmp_path, "--x", "env_steps", "--out", tmp_path / "figures")
+    own = ["curves-steps", "seeds", *(name for name in SWEEPS_FIGURES if name not in ("importance", "pairwise"))]
+    assert names == ["curves-steps", "seeds", *(f"{sweep}-{name}" for sweep in ("one", "two") for name in own)]
+
+
+def test_the_curves_of_a_sweep_are_of_its_winners_or_its_best_trials_with_their_stages_joined(plot, tmp_path):
+    frame = loaded(write_sweep(tmp_path / "a"))
+    best = plot.whole(frame)
+    late = frame[frame.env_steps == 1900].groupby("trial").eval_return.mean()
+    assert set(best.trial) == set(late.nlargest(plot.BEST_TRIALS).index) and plot.differing(best) == ["trial"]
+    curves = best.groupby("member").env_steps.agg(["min", "max", "size"])
+    assert len(curves) == 3 * plot.BEST_TRIALS and (curves == [100, 2000, 20]).all(axis=None)
+    winners = plot.whole(loaded(write_sweep(tmp_path / "b", 3, final=1)))
+    assert set(winners.trial) == {1} and set(winners.seed) == {7, 8} and winners.member.nunique() == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "no path; give run directories"),
+        (["nowhere"], "nowhere does not exist"),
+        (["run", "--by", "agnet"], "unknown column 'agnet': did you mean 'agent'"),
+        (["run", "--by", "loss"], "30 settings of loss; at most 28"),
+        (["run", "--x", "updates"], "Expected one of ('both', 'env_steps', 'seconds')"),
+    ],
+)
+def test_mistakes_end_in_one_line(plot, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(lambda: plot.run(arguments))
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2 and message in captured.err and captured.err.count("\n") == 1
+    assert captured.out == "" and not list((tmp_path / "run").glob("figures/*"))
+
+
+def test_a_broken_space_is_the_users_error(plot, tmp_path):
+    sweep = write_sweep(tmp_path / "sweep", 2)
+    (sweep / "space.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match=r"space.yaml cannot be read"):
+        list(plot.of_sweep(sweep))

@@ -1,0 +1,252 @@
+"""The sweep's script and engines: the same result wherever stages run, whatever is killed; mistakes end in one line."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from test_scripts import ROOT, script
+from test_sweeps import CATCH, HALVING, TIMES, assert_same, curves
+
+from jaxdqn.errors import UserError
+from jaxdqn.sweeps import engines
+
+LIMIT = 240
+TWO_GROUPS = {
+    **CATCH,
+    "config": {name: value for name, value in CATCH["config"].items() if name != "batch_size"},
+    "space": {"batch_size": [8, 16], "learning_rate": [1e-3, 1e-2]},
+    "sampler": "grid",
+    "seeds": 2,
+}
+# Long enough to be killed in the middle.
+LONGER = {**CATCH, "halving": HALVING, "config": {**CATCH["config"], "total_steps": 16_000, "eval_interval": 800}}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Starts sweep.py in a process of its own, in one folder: work(*arguments) -> Popen."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAXDQN_CACHE": str(folder / "cache")}
+    environment.pop("PJRT_NPROC", None)
+
+    def start(*arguments):
+        command = [sys.executable, str(ROOT / "experiments" / "sweep.py"), *map(str, arguments)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    start.folder = folder
+    return start
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == code, err + out
+    return out, err
+
+
+def write(folder, name, sweep):
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(sweep))
+    return path
+
+
+def table_of(folder):
+    return pd.read_parquet(folder / "trials.parquet").drop(columns=TIMES)
+
+
+def assert_equal_sweeps(one, other):
+    assert_same(table_of(one), table_of(other))
+    for kind in ("tuning", "final"):
+        assert_same(curves(one, kind), curves(other, kind))
+
+
+@pytest.fixture(scope="module")
+def reference(work):
+    """Two groups, one after the other in one process, left alone."""
+    out, err = finish(work(write(work.folder, "two", TWO_GROUPS), "--out", "local"))
+    assert "2 compiled group(s)" in err and "fresh seeds" in out and "report: " in out
+    return work.folder / "local"
+
+
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_another_engine_gives_the_same_sweep(work, reference, engine):
+    pytest.importorskip("ray") if engine == "ray" else None
+    finish(work(work.folder / "two.yaml", "--out", engine, "--engine", engine))
+    assert_equal_sweeps(work.folder / engine, reference)
+
+
+def children(process, words):
+    """Processes below `process` whose command line has all of `words`."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if all(word in " ".join(child.cmdline()) for word in words):
+                found.append(child)
+        except psutil.Error:
+            pass
+    return found
+
+
+def wait_until(what, process):
+    end = time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            pytest.fail(f"it ended early: {process.communicate()}")
+        found = what()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it took too long")
+
+
+@pytest.mark.parametrize("engine, words", [("processes", ["spawn_main"]), ("ray", ["ray::_task"])])
+def test_a_killed_worker_changes_nothing_but_the_time(work, whole, engine, words):
+    pytest.importorskip("ray") if engine == "ray" else None
+    out = work.folder / f"killed-{engine}"
+    process = work(work.folder / "longer.yaml", "--out", out, "--engine", engine, "--checkpoint-seconds", 0)
+    wait_until(lambda: list(out.glob("runs/*/checkpoints/0*")), process)
+    (victim, *_) = wait_until(lambda: children(process, words), process)
+    victim.send_signal(signal.SIGKILL)
+    _, err = finish(process)
+    assert err.count("was lost") == 1 and "goes on from its last checkpoint" in err
+    assert_equal_sweeps(out, whole)
+
+
+@pytest.fixture(scope="module")
+def whole(work):
+    """A halving sweep that was left alone."""
+    finish(work(write(work.folder, "longer", LONGER), "--out", "whole"))
+    return work.folder / "whole"
+
+
+def killed_at_random(work, out, kills, seed):
+    """The sweep, killed with SIGKILL `kills` times after random seconds, and resumed to its end."""
+    moments = random.Random(seed)
+    for _ in range(kills):
+        arguments = ["--resume", out] if (out / "space.yaml").exists() else [work.folder / "longer.yaml", "--out", out]
+        process = work(*arguments, "--checkpoint-seconds", 0)
+        try:
+            process.wait(moments.uniform(0.5, 8.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if process.returncode == 0:  # it was done: once more from the beginning
+            assert_equal_sweeps(out, work.folder / "whole")
+            subprocess.run(["rm", "-rf", str(out)], check=True)
+    arguments = ["--resume", out] if (out / "space.yaml").exists() else [work.folder / "longer.yaml", "--out", out]
+    finish(work(*arguments))
+    assert_equal_sweeps(out, work.folder / "whole")
+
+
+def test_a_sweep_that_is_killed_twice_goes_on_to_the_same_table(work, whole):
+    killed_at_random(work, work.folder / "killed", kills=2, seed=1)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_at_twenty_moments_goes_on_to_the_same_table(work, whole):
+    killed_at_random(work, work.folder / "killed-often", kills=20, seed=2)
+
+
+@pytest.mark.parametrize("engine", ["local", "processes"])
+def test_ctrl_c_saves_and_says_how_to_go_on(work, whole, engine):
+    out = f"interrupted-{engine}"
+    process = work(work.folder / "longer.yaml", "--out", out, "--engine", engine)
+    wait_until(lambda: list((work.folder / out).glob("runs/*/config.yaml")), process)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    said, err = finish(process, 130)
+    assert f"--resume {out}" in said and "Traceback" not in err
+    finish(work("--resume", out))
+    assert_equal_sweeps(work.folder / out, whole)
+
+
+def test_a_task_that_is_lost_again_and_again_ends_the_sweep(tmp_path):
+    from test_sweeps import run_at, sweep_of
+
+    from jaxdqn.sweeps import rounds, samplers
+    from jaxdqn.sweeps.trials import Trial
+
+    def lose(task):
+        raise engines.Lost("its process ended with code -9")
+
+    sweep = sweep_of()
+    trials = [Trial(number, values) for number, values in enumerate(samplers.once(sweep.space, sweep.sampler))]
+    stages = [rounds.next_stage(sweep, progress, "a", "tuning", (0,)) for progress in rounds.begin(sweep, trials)]
+    started = []
+    tasks = engines.Tasks(
+        2, lambda *args: started.append(args) or object(), lambda tasks, _: tasks, lose, lambda _: None
+    )
+    with pytest.raises(UserError, match="was lost 5 times"):
+        engines.side_by_side(stages, run_at(tmp_path), tasks)
+    assert len(started) == 5
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def fails(capsys, *arguments):
+    with pytest.raises(UserError) as error:
+        script("sweep").run([str(argument) for argument in arguments])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def inside(monkeypatch):
+    """sweep.py in this process, whose backend has long started."""
+    monkeypatch.setattr("jaxdqn.cli.prepare_backend", lambda *args, **options: None)
+
+
+def test_one_clear_line_for_each_mistake(inside, capsys, tmp_path):
+    two = write(tmp_path, "two", TWO_GROUPS)
+    assert "either a sweep file or --resume" in fails(capsys)
+    assert "cannot read the sweep" in fails(capsys, tmp_path / "none.yaml")
+    assert "did you mean 'processes'" in fails(capsys, two, "--engine", "proceses")
+    assert "num_devices is 0" in fails(capsys, two, "--num-devices", 0)
+    assert "holds no sweep" in fails(capsys, "--resume", tmp_path)
+    assert "for engine 'ray'" in fails(capsys, two, "--ray-address", "auto")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    assert "not empty" in fails(capsys, two, "--out", tmp_path / "full", "--quiet")
+
+
+def test_a_second_sweep_in_one_directory_is_refused(inside, capsys, tmp_path, reference):
+    two = write(tmp_path, "two", TWO_GROUPS)
+    assert "already holds a sweep" in fails(capsys, two, "--out", reference, "--quiet")
+
+
+def test_more_memory_than_there_is_is_refused_before_anything_is_compiled(inside, capsys, tmp_path):
+    sweep = {**CATCH, "config": {**CATCH["config"], "replay_capacity": 2_000_000_000}}
+    message = fails(capsys, write(tmp_path, "big", sweep), "--out", tmp_path / "out", "--quiet")
+    assert "one agent needs" in message and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(inside, capsys, tmp_path):
+    assert (
+        script("sweep").run([str(write(tmp_path, "two", TWO_GROUPS)), "--dry-run", "--out", str(tmp_path / "o")]) == 0
+    )
+    out = capsys.readouterr().out
+    assert "4 trials x 2 seeds = 8 members, in 2 compiled group(s)" in out and "very roughly" in out
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_that_comes_with_the_project_can_be_planned(inside, capsys, path):
+    assert script("sweep").run([str(path), "--dry-run"]) == 0
+    assert "compiled group(s)" in capsys.readouterr().out
+
+
+def test_a_read_only_directory_is_one_line(inside, capsys, tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root writes everywhere")
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    assert "cannot" in fails(capsys, write(tmp_path, "two", TWO_GROUPS), "--out", pathlib.Path(locked) / "x")
