@@ -195,6 +195,19 @@ def test_metrics_are_appended_read_in_order_and_dropped_after_a_checkpoint(tmp_p
     assert metrics.read(path).empty
 
 
+def test_the_parts_of_each_batch_are_joined_and_their_rows_kept(tmp_path):
+    path = tmp_path / "metrics.parquet"
+    metrics.append(path, 0, 1, rows(1))
+    metrics.append(path, 0, 12, rows(12))
+    metrics.append(path, 1, 1, rows(1, batch=1))
+    before = metrics.read(path)
+    metrics.join_parts(path)
+    assert sorted(part.name for part in path.iterdir()) == [
+        "part-0000-000000000012.parquet", "part-0001-000000000001.parquet"
+    ]  # fmt: skip
+    pd.testing.assert_frame_equal(metrics.read(path), before)
+
+
 def test_an_atomic_write_replaces_the_file(tmp_path):
     target = tmp_path / "file.txt"
     target.write_text("old")
