@@ -74,7 +74,8 @@ def everything(frame: "pd.DataFrame", sweeps: Sequence[pathlib.Path], args: Args
         yield from curves(alone, args)
     several = len(sweeps) > 1 or len(alone) > 0
     for sweep in sweeps:
-        for name, figure in (*curves(whole(loading.load(sweep)), args), *of_sweep(sweep)):
+        joined = whole(loading.load(sweep))
+        for name, figure in (*(curves(joined, args) if len(joined) else ()), *of_sweep(sweep)):
             yield f"{sweep.name}-{name}" if several else name, figure
 
 
@@ -91,8 +92,11 @@ def curves(frame: "pd.DataFrame", args: Args) -> Figures:
             yield f"curves-{name}", figures.learning_curves(frame, x, by=by)
     yield "seeds", figures.seed_dots(frame, by)
     if frame.env.nunique() > 1 and frame.agent.nunique() > 1:
-        yield "profiles", comparisons.performance_profiles(frame)
-        yield "intervals", comparisons.interval_plot(frame)
+        try:
+            yield "profiles", comparisons.performance_profiles(frame)
+            yield "intervals", comparisons.interval_plot(frame)
+        except UserError as error:  # such as an environment that every run has solved
+            print(f"no comparison: {error}", file=sys.stderr)
 
 
 def whole(frame: "pd.DataFrame") -> "pd.DataFrame":

@@ -125,8 +125,9 @@ def test_summary(run):
 def test_plot_draws_every_member_and_a_mean_per_setting(run):
     figure = run[0].plot()
     assert isinstance(figure, matplotlib.figure.Figure)
-    for axis in figure.axes[:2]:
-        assert len(axis.lines) == 4 + 2
+    greedy, training = figure.axes[:2]
+    assert len(greedy.lines) == 4 + 2
+    assert len(training.lines) == 4 + 2 * 2  # an episode of each member's ends first: the mean is dotted until then
     labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert labels == ["learning_rate=0.001 (n=2)", "learning_rate=0.004 (n=2)"]
 

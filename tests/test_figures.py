@@ -214,6 +214,14 @@ def test_failed_trials_are_in_no_figure():
         assert any("n=35" in text for text in texts(draw(failed, NAMES)))
 
 
+def test_without_any_score_there_is_nothing_to_draw():
+    failed = TRIALS.assign(score=math.nan)
+    with pytest.raises(UserError, match="none of 40 trials"):
+        tuning.response(failed, "gamma")
+    with pytest.raises(UserError, match="no run has a final score"):
+        comparisons.interval_plot(metrics(eval_return=math.nan))
+
+
 def test_every_pair_of_hyperparameters_has_its_scatter():
     figure = tuning.pairwise(TRIALS, NAMES)
     panels = [axis for axis in figure.axes if axis.collections and axis.get_label() != "<colorbar>"]

@@ -76,6 +76,23 @@ def test_agents_on_several_environments_are_compared(plot, tmp_path, capsys):
     assert names == ["curves-steps", "curves-seconds", "seeds", "profiles", "intervals"]
 
 
+def test_environments_that_all_runs_solved_are_drawn_but_not_compared(plot, tmp_path, capsys):
+    for agent in ("dqn", "ppo"):
+        for env in ("CartPole-v1", "Acrobot-v1"):
+            write_run(tmp_path / f"{agent}-{env}", agent, env, eval_return=500.0)
+    assert plot.run([str(tmp_path), "--x", "seconds"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("no comparison: ") and captured.err.count("\n") == 1
+    assert len(captured.out.splitlines()) == 2
+
+
+def test_a_sweep_without_evaluations_says_so(plot, tmp_path):
+    sweep = write_sweep(tmp_path / "sweep", 2, eval_return=math.nan)
+    pd.read_parquet(sweep / "trials.parquet").assign(score=math.nan).to_parquet(sweep / "trials.parquet")
+    with pytest.raises(UserError, match="none of 2 trials or seeds has a score"):
+        plot.run([str(sweep)])
+
+
 def loaded(*paths):
     from jaxdqn.analysis import loading
 
@@ -92,14 +109,14 @@ def test_what_differs_is_told_apart(plot, tmp_path):
     assert plot.differing(loaded(a, write_run(tmp_path / "e", learning_rate=0.1))) == ["run"]
 
 
-def write_sweep(path, count=12, final=None):
+def write_sweep(path, count=12, final=None, **more):
     """Two rungs of every trial in two runs, and `final` again with seeds of its own."""
     rng = np.random.default_rng(1)
     rows = []
     for trial in range(count):
         values = {"learning_rate": 10 ** rng.uniform(-5, -1), "batch_size": int(rng.choice([32, 64])), "gamma": 0.99}
         for rung in range(2):
-            labels = {"trial": trial, "stage": f"rung-{rung}", "kind": "tuning", "first": 10 * rung}
+            labels = {"trial": trial, "stage": f"rung-{rung}", "kind": "tuning", "first": 10 * rung, **more}
             write_run(path / "runs" / f"trial-{trial}-rung-{rung}", **labels, **values)
         if trial == final:
             labels = {"trial": trial, "stage": "winners", "kind": "final", "seeds": (7, 8)}

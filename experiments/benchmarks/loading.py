@@ -1,6 +1,6 @@
 """Seconds to load many runs into one DataFrame: by default 1,000 runs of 1,000 rows, in a temporary folder.
 
-    python experiments/benchmarks/loading.py [--runs 1000] [--rows 1000] [--parts 10] [--rounds 5]
+    python experiments/benchmarks/loading.py [--runs 1000] [--rows 1000] [--parts 1 10] [--rounds 5]
 
 The runs are copies of a few, linked: the files are as many as in earnest, and all of them in the disk cache.
 """
@@ -63,11 +63,11 @@ def link_run(source: pathlib.Path, path: pathlib.Path) -> None:
             os.link(file, path / file.relative_to(source))
 
 
-def measure(root: pathlib.Path, args: Any) -> list[float]:
-    """Seconds of each load."""
+def measure(root: pathlib.Path, args: Any, parts: int) -> list[float]:
+    """Seconds of each load of runs that were flushed in `parts` files."""
     from jaxdqn.analysis import loading
 
-    write_run(root / "run-0000", args.rows, args.parts)
+    write_run(root / "run-0000", args.rows, parts)
     for index in range(1, args.runs):
         link_run(root / "run-0000", root / f"run-{index:04d}")
     seconds = []
@@ -81,13 +81,17 @@ def measure(root: pathlib.Path, args: Any) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("runs", 1000), ("rows", 1000), ("parts", 10), ("rounds", 5)):
+    for name, value in (("runs", 1000), ("rows", 1000), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--parts", type=int, nargs="+", default=[1, 10], help="files of each run's metrics")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = measure(pathlib.Path(folder), args)
-    print(f"{args.runs} runs of {args.rows} rows in {args.parts} parts: median {common.median(seconds):.2f} s")
-    common.write_result("loading", {**vars(args), "seconds": seconds})
+    seconds = {}
+    for parts in args.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            seconds[f"{parts} parts"] = measure(pathlib.Path(folder), args, parts)
+        median = common.median(seconds[f"{parts} parts"])
+        print(f"{args.runs} runs of {args.rows} rows, metrics in {parts} files each: median {median:.2f} s")
+    common.write_result("loading", {"runs": args.runs, "rows": args.rows, "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -28,10 +28,12 @@ def normalised_scores(
 
     `reference` gives each environment's returns that count as 0 and as 1, such as a random and a solved policy's; by
     default they are those of the worst and the best run in the frame. Curves without a final score are left out.
-    Raises `UserError` for an unknown column, an environment without reference, and references that are equal.
+    Raises `UserError` for an unknown column, no score at all, an environment without reference, and equal references.
     """
     check_columns(frame, ["env", *by])
     finals = final_score(frame, column, ["env", *by, *_extra(frame)]).dropna().rename("score").reset_index()
+    if finals.empty:
+        raise UserError("no run has a final score to compare; wait for an evaluation in the last fifth of its steps.")
     if reference is None:
         spread = finals.groupby("env", observed=True).score.agg(["min", "max"])
         reference = {str(env): (low, high) for env, low, high in spread.itertuples()}

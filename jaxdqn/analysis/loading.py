@@ -44,7 +44,7 @@ def load(paths: Path | Iterable[Path]) -> pd.DataFrame:
     `UserError` for a path that does not exist or holds no run, and where no run can be read or has metrics yet.
     """
     directories = _find([paths] if isinstance(paths, str | os.PathLike) else list(paths))
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # more only get in each other's way: the files are small
         outcomes = list(pool.map(_attempt, directories))
     runs = [outcome for outcome in outcomes if isinstance(outcome, _Run)]
     damaged = [outcome for outcome in outcomes if isinstance(outcome, str)]

@@ -17,6 +17,7 @@ from jaxdqn.analysis import style
 from jaxdqn.analysis.curves import check_columns, final_score, identity
 from jaxdqn.analysis.importance import levels, main_effects
 from jaxdqn.analysis.intervals import bootstrap_ci
+from jaxdqn.errors import UserError
 
 MAX_TICKS = 8  # as many different values have a tick each
 
@@ -24,7 +25,7 @@ MAX_TICKS = 8  # as many different values have a tick each
 def scored(frame: pd.DataFrame, names: Sequence[str], score: str = "score") -> pd.DataFrame:
     """Settings with their score, one row each: of trials, or the final greedy return of every curve of metrics.
 
-    Rows without a finite score are left out. Raises `UserError` for an unknown column.
+    Rows without a finite score are left out. Raises `UserError` for an unknown column, and where none has a score.
     """
     if "member" in frame:
         check_columns(frame, names)
@@ -33,7 +34,10 @@ def scored(frame: pd.DataFrame, names: Sequence[str], score: str = "score") -> p
         frame = settings.assign(**{score: final_score(frame, by=key)}).reset_index()
     check_columns(frame, [*names, score])
     table = frame[[*names, score]]
-    return table[np.isfinite(table[score].to_numpy(float))].reset_index(drop=True)
+    table = table[np.isfinite(table[score].to_numpy(float))].reset_index(drop=True)
+    if table.empty:
+        raise UserError(f"nothing to draw: none of {len(frame)} trials or seeds has a score yet.")
+    return table
 
 
 def response(frame: pd.DataFrame, name: str, score: str = "score", colour: str | None = None) -> Figure:
