@@ -88,11 +88,11 @@ def main() -> None:
         "processes_seconds_extrapolated": per_run * args.members,
         "ratio": per_run * args.members / together["seconds"],
     }
+    startup = 100 * (1 - apart["training_share"])
     print(
-        f"{args.members} runs as one population: {together['seconds']:.0f} s, {together['training']:.0f} s of it training\n"
-        f"as processes, two at a time: {per_run * args.members:.0f} s (from {args.processes}: {apart['seconds']:.0f} s; "
-        f"{100 * (1 - apart['training_share']):.0f} % of it start-up)\n"
-        f"ratio: {result['ratio']:.1f} (target: 3)"
+        f"{args.members} runs as one population: {together['seconds']:.0f} s, {together['training']:.0f} s of it "
+        f"training\nas processes, two at a time: {per_run * args.members:.0f} s (from {args.processes}: "
+        f"{apart['seconds']:.0f} s; {startup:.0f} % of it start-up)\nratio: {result['ratio']:.1f} (target: 3)"
     )
     if args.members == 256:
         common.write_result("sweep", result)
