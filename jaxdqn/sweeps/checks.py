@@ -1,13 +1,13 @@
 """What the parts of a sweep demand of each other."""
 
-import math
 from typing import Any
 
+from jaxdqn.config import LARGEST
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.sweeps.sweep import OBJECTIVES, Halving, PopulationBased, Seeds, Sweep
 
 FIRST_RUNG, LEAST_SEEDS = 0.2, 3
-MAX_TRIALS = 100_000
+MAX_TRIALS, MAX_SEED = 100_000, 2_000_000_000
 
 
 def check(sweep: Sweep) -> None:
@@ -45,8 +45,8 @@ def _check_numbers(sweep: Sweep) -> None:
         "winners.first_seed": sweep.winners.first_seed,
     }
     for name, value in zero.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-            raise UserError(f"{name} is {value!r}; it must be a whole number of at least 0.")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
+            raise UserError(f"{name} is {value!r}; it must be a whole number from 0 to {MAX_SEED:,}.")
 
 
 def _check_halving(halving: Halving, seeds: int) -> None:
@@ -64,6 +64,8 @@ def _check_halving(halving: Halving, seeds: int) -> None:
         )
     if not _is_number(halving.keep) or not 0 < halving.keep < 1:
         raise UserError(f"halving.keep is {halving.keep!r}; it must be a fraction between 0 and 1.")
+    if not isinstance(halving.exact, bool):
+        raise UserError(f"halving.exact is {halving.exact!r}; it must be true or false.")
     if seeds < LEAST_SEEDS:
         raise UserError(f"seeds.number is {seeds}; halving needs at least {LEAST_SEEDS}, to rank trials and not luck.")
 
@@ -91,4 +93,4 @@ def _check_population_based(sweep: Sweep, pbt: PopulationBased) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST

@@ -5,6 +5,7 @@ round's number, which is told all earlier trials: a resumed sweep asks for the s
 """
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,9 +57,9 @@ def record(
         raise UserError(f"sampler.storage {sampler.storage!r} cannot be used: {' '.join(str(error).split())}") from None
 
 
-def check_storage(text: str) -> None:
+def check_storage(text: Any) -> None:
     """Raises `UserError` for a storage of another form."""
-    if not text.startswith(("sqlite:///", "journal:")):
+    if not isinstance(text, str) or not re.fullmatch(r"(sqlite:///|journal:).*[^/]", text):
         raise UserError(f"sampler.storage is {text!r}; it must be sqlite:///FILE or journal:FILE.")
 
 

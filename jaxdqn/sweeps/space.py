@@ -12,14 +12,13 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
 
-from jaxdqn.config import Config, HParams, validate_hparams
+from jaxdqn.config import LARGEST, Config, HParams, validate_hparams
 from jaxdqn.errors import UserError, unknown_name
 
 Values = dict[str, Any]
 STATIC = {field.name: field for field in dataclasses.fields(Config)}
 NOT_SEARCHED = ("env_params", "env_kwargs")
 MAX_GRID = 100_000
-LARGEST = 1e38  # of a float32
 
 
 class Choices(NamedTuple):
