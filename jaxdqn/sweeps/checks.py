@@ -4,6 +4,7 @@ from typing import Any
 
 from jaxdqn.config import LARGEST
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.sweeps.space import Choices
 from jaxdqn.sweeps.sweep import OBJECTIVES, Halving, PopulationBased, Seeds, Sweep
 
 FIRST_RUNG, LEAST_SEEDS = 0.2, 3
@@ -15,6 +16,7 @@ def check(sweep: Sweep) -> None:
     if sweep.objective not in OBJECTIVES:
         raise unknown_name("objective", sweep.objective, OBJECTIVES)
     _check_numbers(sweep)
+    _check_ranges(sweep)
     halving, pbt = sweep.halving, sweep.population_based
     if halving is not None and pbt is not None:
         raise UserError("halving and population_based are two ways to stop early; keep one.")
@@ -47,6 +49,17 @@ def _check_numbers(sweep: Sweep) -> None:
     for name, value in zero.items():
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
             raise UserError(f"{name} is {value!r}; it must be a whole number from 0 to {MAX_SEED:,}.")
+
+
+def _check_ranges(sweep: Sweep) -> None:
+    domains = [parameter.domain for parameter in sweep.space.parameters]
+    if sweep.sampler.name == "cmaes" and (len(domains) < 2 or any(isinstance(domain, Choices) for domain in domains)):
+        raise UserError(
+            "sampler 'cmaes' needs at least two fields, all of them ranges: it would draw anything else at random. Take "
+            "tpe."
+        )
+    if sweep.sampler.name == "grid":
+        sweep.space.grid()
 
 
 def _check_halving(halving: Halving, seeds: int) -> None:
