@@ -55,8 +55,8 @@ def _check_ranges(sweep: Sweep) -> None:
     domains = [parameter.domain for parameter in sweep.space.parameters]
     if sweep.sampler.name == "cmaes" and (len(domains) < 2 or any(isinstance(domain, Choices) for domain in domains)):
         raise UserError(
-            "sampler 'cmaes' needs at least two fields, all of them ranges: it would draw anything else at random. Take "
-            "tpe."
+            "sampler 'cmaes' needs at least two fields, all of them ranges: it would draw anything else at random. "
+            "Take tpe."
         )
     if sweep.sampler.name == "grid":
         sweep.space.grid()

@@ -57,7 +57,7 @@ class Range(NamedTuple):
                 "a range on a grid needs points, how many values to take: {low: ..., high: ..., points: 5}."
             )
         values = (np.geomspace if self.log else np.linspace)(self.low, self.high, self.points).tolist()
-        return tuple(dict.fromkeys(map(round, values))) if self.integer else tuple(values)
+        return tuple(dict.fromkeys(map(round, values) if self.integer else values))
 
     def _between(self, low: float, high: float, u: float) -> float:
         if self.log:
