@@ -186,11 +186,12 @@ def _named(
     for field in required:
         if field not in given:
             raise UserError(f"{name}.{field} is missing.")
-    lists = {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
-    for field, default in kind._field_defaults.items():
-        if isinstance(default, tuple) and not isinstance(lists.get(field, default), tuple):
+    lists = {field for field, default in kind._field_defaults.items() if isinstance(default, tuple)}
+    for field in lists & given.keys():
+        if not isinstance(given[field], list):
             raise UserError(f"{name}.{field} is {given[field]!r}; it must be a list.")
-    return kind(**{**(defaults or {}), **lists})
+    values = {field: tuple(value) if field in lists else value for field, value in given.items()}
+    return kind(**{**(defaults or {}), **values})
 
 
 def _numbers(value: Any) -> Any:
@@ -201,5 +202,5 @@ def _numbers(value: Any) -> Any:
         return [_numbers(item) for item in value]
     if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+|inf", value):
         number = float(value)
-        return int(number) if re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d+", value) and number.is_integer() else number
+        return int(number) if re.fullmatch(r"\+?\d+(\.\d+)?[eE]\+?\d+", value) and number.is_integer() else number
     return value
