@@ -5,8 +5,10 @@ trials: a resumed sweep asks for the same trials as one that never stopped. CMA-
 trials that they were asked for, and would begin anew; for them the earlier rounds are asked for again.
 """
 
+import importlib
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +29,7 @@ def ask(
 ) -> list[Values]:
     """`count` trials of round `index`. Raises `UserError` where a package is missing."""
     study = _optuna().create_study(direction="maximize")
+    _check_package(sampler.name)
     if sampler.name in REPLAYED:
         _replay(study, space, sampler, history)
     else:
@@ -75,10 +78,7 @@ def _asked(study: Any, space: Space, sampler: Sampler, index: int, count: int) -
     """Optuna's trials of round `index`."""
     study.sampler = _sampler(sampler, index)
     distributions = _distributions(space)
-    try:
-        return [study.ask(distributions) for _ in range(count)]
-    except ImportError:
-        raise _missing(sampler) from None
+    return [study.ask(distributions) for _ in range(count)]
 
 
 def _replay(study: Any, space: Space, sampler: Sampler, history: Sequence[tuple[Values, float]]) -> None:
@@ -95,9 +95,15 @@ def _replay(study: Any, space: Space, sampler: Sampler, history: Sequence[tuple[
             study.tell(trial, score) if np.isfinite(score) else study.tell(trial, state=failed)
 
 
-def _missing(sampler: Sampler) -> UserError:
-    package = PACKAGES[sampler.name]
-    return UserError(f"sampler {sampler.name!r} needs the {package} package: pip install {package}.")
+def _check_package(name: str) -> None:
+    """Raises `UserError` where the package that a sampler builds on is missing: Optuna finds that out rounds later."""
+    if name in PACKAGES:
+        try:
+            importlib.import_module(PACKAGES[name])
+        except ImportError:
+            raise UserError(
+                f"sampler {name!r} needs the {PACKAGES[name]} package: pip install {PACKAGES[name]}."
+            ) from None
 
 
 def _options(sampler: Sampler) -> dict[str, Any]:
@@ -111,21 +117,15 @@ def _options(sampler: Sampler) -> dict[str, Any]:
 
 
 def _sampler(sampler: Sampler, index: int) -> Any:
-    import warnings
-
     optuna = _optuna()
     seed = int(np.random.SeedSequence([sampler.seed, index]).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        try:
-            return getattr(optuna.samplers, CLASSES[sampler.name])(seed=seed, **_options(sampler))
-        except ImportError:
-            raise _missing(sampler) from None
+        return getattr(optuna.samplers, CLASSES[sampler.name])(seed=seed, **_options(sampler))
 
 
 def _storage(text: str, directory: str) -> Any:
     optuna = _optuna()
-    check_storage(text)
     if text.startswith("journal:"):
         path = os.path.join(directory, text.removeprefix("journal:"))
         return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
