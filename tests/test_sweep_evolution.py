@@ -55,13 +55,19 @@ def test_each_of_the_best_is_taken_over_from_equally_often():
 def test_exactly_the_quantile_is_replaced_by_members_no_worse(scores, quantile, seed):
     after = following(scores, (seed, 1), PopulationBased(quantile=quantile))
     rank = [-math.inf if math.isnan(score) else score for score in scores]
-    count = max(1, int(quantile * len(scores))) if len(scores) > 1 else 0
+    count = max(1, math.floor(round(quantile * len(scores), 6))) if len(scores) > 1 else 0
     changed = [member for member, parent in enumerate(after.parents) if parent != member]
     assert len(changed) == count
     assert sorted(rank[member] for member in changed) == sorted(rank)[:count]
     assert {rank[after.parents[member]] for member in changed} <= set(sorted(rank)[len(rank) - count :])
     # Takers and givers are apart: no learner is overwritten before it is copied.
     assert not {after.parents[member] for member in changed} & set(changed)
+
+
+@pytest.mark.parametrize("quantile, members, replaced", [(0.29, 100, 29), (0.25, 8, 2), (0.25, 7, 1), (0.1, 5, 1)])
+def test_the_quantile_is_rounded_down_but_replaces_somebody(quantile, members, replaced):
+    after = following([float(member) for member in range(members)], settings=PopulationBased(quantile=quantile))
+    assert sum(parent != member for member, parent in enumerate(after.parents)) == replaced
 
 
 def test_a_score_that_is_no_number_is_the_worst():

@@ -33,7 +33,7 @@ def following(
     A score that is NaN is the worst of all. `seed` is that of the sweep and the number of the generation.
     """
     random = np.random.default_rng(list(seed))
-    count = max(1, int(settings.quantile * len(scores))) if len(scores) > 1 else 0
+    count = max(1, int(round(settings.quantile * len(scores), 6))) if len(scores) > 1 else 0
     order = sorted(
         range(len(scores)), key=lambda m: (math.isnan(scores[m]), -scores[m] if scores[m] == scores[m] else 0, m)
     )
