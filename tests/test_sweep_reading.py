@@ -311,7 +311,6 @@ WRONG = {
         plain(seeds=1, population_based={}, sampler={"name": "tpe", "trials": 3}),
         "take grid, random",
     ),
-    "evolution's seeds": (plain(population_based={}), "seeds.number is 3; with population_based it must be 1"),
     "interval": (plain(seeds=1, population_based={"interval": 0}), "interval is 0; it must be a fraction above 0"),
     "quantile": (plain(seeds=1, population_based={"quantile": 0.6}), "quantile is 0.6; it must be a fraction above 0"),
     "factors": (plain(seeds=1, population_based={"factors": [0]}), "factors is [0]; it must be numbers above 0"),
