@@ -314,6 +314,10 @@ WRONG = {
     "interval": (plain(seeds=1, population_based={"interval": 0}), "interval is 0; it must be a fraction above 0"),
     "quantile": (plain(seeds=1, population_based={"quantile": 0.6}), "quantile is 0.6; it must be a fraction above 0"),
     "factors": (plain(seeds=1, population_based={"factors": [0]}), "factors is [0]; it must be numbers above 0"),
+    "factor infinite": (
+        plain(seeds=1, population_based={"factors": [math.inf]}),
+        "factors is [inf]; it must be numbers",
+    ),
     "winners' seeds": (plain(winners={"first_seed": 2}), "winners.first_seed is 2, and tuning uses seeds 0 to 2"),
     "winners touch": (plain(winners={"seeds": 5, "first_seed": 96}, seeds={"number": 3, "first": 100}), "has not seen"),
     "preset": (plain(preset="cartpol"), "unknown preset 'cartpol': did you mean 'cartpole'"),
