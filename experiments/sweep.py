@@ -80,29 +80,20 @@ def prepare(sweep: Sweep, args: Args) -> None:
 
 
 def train(sweep: Sweep, folder: pathlib.Path, args: Args) -> int:
-    """Plans, trains and reports the sweep in `folder`; returns the exit code."""
-    from jaxdqn.runs.directory import RunDirectory
-    from jaxdqn.session import catch_signals
-    from jaxdqn.sweeps import directory, engines, planning, report
-    from jaxdqn.sweeps.board import Board
-    from jaxdqn.sweeps.search import Search
+    """Trains and reports the sweep in `folder`; returns the exit code."""
+    from jaxdqn.sweeps import engines, planning, report, running
 
-    with engines.running(args.engine, args.ray_address, args.num_devices) as engine:
-        plan = planning.plan(sweep, args.num_devices if args.engine == "local" else None)
-        if args.dry_run or not args.quiet:
-            print("\n".join(planning.described(plan, sweep)), file=sys.stdout if args.dry_run else sys.stderr)
-        if args.dry_run:
-            return 0
-        directory_of = directory.create(folder, sweep) if args.resume is None else RunDirectory(folder)
-        with directory_of, Board(sweep, plan.num_members, not args.quiet) as board, catch_signals() as interrupted:
-            around = engines.Run(folder, args.checkpoint_seconds, board.update, board.say, interrupted)
-            try:
-                Search(sweep, folder, engine, around).execute()
-            except engines.Stopped:
-                print(f"interrupted: continue with: python experiments/sweep.py --resume {folder}")
-                return 130
-        for line in report.write(folder, sweep):
-            print(line)
+    names = running.Options._fields
+    options = {name: getattr(args, name) for name in names if name != "progress"} | {"progress": not args.quiet}
+    if args.dry_run:
+        print("\n".join(planning.described(running.plan(sweep, running.Options(**options)), sweep)))
+        return 0
+    try:
+        table = running.resume(folder, **options) if args.resume else running.run(sweep, folder, **options)
+    except engines.Stopped:
+        print(f"interrupted: continue with: python experiments/sweep.py --resume {folder}")
+        return 130
+    print("\n".join([*report.winner_lines(sweep, table), f"report: {folder / 'report.html'}"]))
     return 0
 
 

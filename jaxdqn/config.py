@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple
 from jaxdqn.errors import UserError, unknown_name
 
 INT32_MAX = 2**31 - 1
+MOST = 10**15
+LARGEST = 1e38  # of a float32
 LEAST_ITERATIONS = 2_000
 
 
@@ -186,6 +188,12 @@ def validate(config: Config, num_shards: int = 1) -> None:
     """Raises `UserError` for a configuration that cannot run, in words and with the numbers."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if field.type is str and not (isinstance(value, str) and value):
+            raise UserError(f"{field.name} is {value!r}; it must be a name.")
+        if field.type is float and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise UserError(f"{field.name} is {value!r}; it must be a number.")
+        if field.name.startswith("env_") and not isinstance(value, dict):
+            raise UserError(f"{field.name} is {value!r}; it must be {{name: value}}.")
         allowed = getattr(field.type, "__args__", ())
         if getattr(field.type, "__origin__", None) is Literal and value not in allowed:
             raise unknown_name(field.name, value, allowed)
@@ -228,11 +236,14 @@ def _validate_sizes(config: Config) -> None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        if value > MOST:
+            raise UserError(f"{name} is {value}; it must be at most {MOST:,}.")
     for name in ("rollout_length", "updates_per_iteration", "eval_episodes", "eval_max_steps"):
         if getattr(config, name) > INT32_MAX:
             raise UserError(f"{name} is {getattr(config, name)}; it must be at most {INT32_MAX}.")
-    if not isinstance(config.learning_starts, int) or config.learning_starts < 0:
-        raise UserError(f"learning_starts is {config.learning_starts!r}; it must be a whole number of at least 0.")
+    starts = config.learning_starts
+    if isinstance(starts, bool) or not isinstance(starts, int) or not 0 <= starts <= MOST:
+        raise UserError(f"learning_starts is {starts!r}; it must be a whole number of at least 0, at most {MOST:,}.")
     widths = config.hidden_sizes
     if not isinstance(widths, tuple) or not widths or any(not isinstance(w, int) or w < 1 for w in widths):
         raise UserError(f"hidden_sizes is {config.hidden_sizes!r}; it must be one or more whole numbers above 0.")
@@ -261,10 +272,10 @@ _RANGES: dict[str, tuple[str, Any]] = {
     "ladder_power": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
     "max_grad_norm": ("above 0", lambda x: x > 0),
     "huber_delta": ("above 0 and finite", lambda x: 0 < x < math.inf),
-    "reward_scale": ("finite", math.isfinite),
+    "reward_scale": ("finite", lambda x: abs(x) < math.inf),
     "optimizer_epsilon": ("above 0", lambda x: x > 0),
     "value_weight": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
-    "entropy_weight": ("finite", math.isfinite),
+    "entropy_weight": ("finite", lambda x: abs(x) < math.inf),
     "weight_decay": ("at least 0", lambda x: x >= 0),
 }
 
@@ -277,6 +288,8 @@ def validate_hparams(hparams: HParams, epsilon_schedule: str = "linear") -> None
             # NaN fails every comparison.
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not test(value):
                 raise UserError(f"hparams.{name} is {value!r}; it must be a number {allowed}.")
+            if isinstance(value, int) and abs(value) > LARGEST:
+                raise UserError(f"hparams.{name} is {value}; it must be at most {LARGEST:g}, being a float32.")
             if epsilon_schedule == "exponential" and name in ("epsilon_begin", "epsilon_end") and value == 0:
                 raise UserError(f"hparams.{name} is 0; an exponential schedule needs it above 0.")
 

@@ -74,13 +74,14 @@ def test_what_cannot_run_is_refused_by_name_and_value(changes, parts):
     assert_one_line_with(error, *parts)
 
 
-def test_the_default_configuration_runs():
-    validate(Config())
-
-
-@pytest.mark.parametrize("changes", [{"learning_starts": 0}, {"sticky_actions": 0.25}, {"n_step": 3}])
-def test_values_at_the_edge_of_their_range_run(changes):
-    validate(Config(**changes))
+@pytest.mark.parametrize(
+    "name, edge, beyond",
+    [("learning_starts", 0, -1), ("sticky_actions", 0.0, -0.01), ("sticky_actions", 0.99, 1.0), ("n_step", 1, 0)],
+)
+def test_values_at_the_edge_of_their_range_run_and_those_beyond_do_not(name, edge, beyond):
+    assert validate(Config(**{name: edge})) is None
+    with pytest.raises(UserError, match=name):
+        validate(Config(**{name: beyond}))
 
 
 @pytest.mark.parametrize("name, value, nearest", [("num_envs", 10, 8), ("batch_size", 126, 128), ("num_envs", 1, 4)])
@@ -124,12 +125,19 @@ def test_hyperparameters_out_of_range_are_refused_by_name_and_value(name, value)
     assert_one_line_with(error, f"hparams.{name} is {value!r}")
 
 
-def test_the_default_hyperparameters_run():
-    validate_hparams(HParams())
-
-
-def test_an_infinite_gradient_bound_is_allowed():
-    validate_hparams(HParams(max_grad_norm=math.inf))
+@pytest.mark.parametrize(
+    "name, edge, beyond",
+    [
+        ("max_grad_norm", math.inf, 0.0),
+        ("gamma", 1.0, 1.0001),
+        ("target_tau", 1.0, 1.01),
+        ("learning_rate", 0.0, -1e-9),
+    ],
+)
+def test_hyperparameters_at_the_edge_run_and_those_beyond_do_not(name, edge, beyond):
+    assert validate_hparams(HParams()._replace(**{name: edge})) is None
+    with pytest.raises(UserError, match=name):
+        validate_hparams(HParams()._replace(**{name: beyond}))
 
 
 def test_each_of_a_list_of_values_is_checked():

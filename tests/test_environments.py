@@ -284,8 +284,20 @@ def test_a_switch_is_neither_number_nor_text(value):
 
 
 def test_a_switch_can_be_turned():
-    """Published MinAtar numbers depend on ramping."""
-    registry.make("Asterix-MinAtar", {"ramping": False})
+    """Published MinAtar numbers depend on ramping, which makes the game faster from its hundredth step on."""
+
+    def rewards(ramping):
+        environment = registry.make("Asterix-MinAtar", {"ramping": ramping})
+
+        def one(state, key):
+            state, step = environment.step(key, state, 0)
+            return state, step.observation.sum()
+
+        start = environment.reset(jax.random.key(0))[0]
+        return jax.lax.scan(one, start, jax.random.split(jax.random.key(1), 400))[1]
+
+    ramped, even = rewards(True), rewards(False)
+    assert np.array_equal(ramped[:100], even[:100]) and not np.array_equal(ramped, even)
 
 
 def test_a_whole_number_serves_where_a_fraction_is_meant():

@@ -191,9 +191,10 @@ import importlib, pathlib, pkgutil, sys
 from jaxdqn import analysis
 for module in pkgutil.iter_modules(analysis.__path__):
     importlib.import_module(f"jaxdqn.analysis.{module.name}")
-from jaxdqn.analysis import loading
+from jaxdqn.analysis import figures, loading
 frame = loading.load(sys.argv[1])
 assert len(frame) == 2
+figures.learning_curves(frame).savefig(sys.argv[2])
 assert "jax" not in sys.modules, "JAX"
 assert "matplotlib.pyplot" not in sys.modules, "pyplot"
 """
@@ -201,4 +202,5 @@ assert "matplotlib.pyplot" not in sys.modules, "pyplot"
 
 def test_analysis_needs_no_jax(tmp_path):
     path = write_run(tmp_path / "a", rows(eval_return=1.0))
-    subprocess.run([sys.executable, "-c", SCRIPT, str(path)], check=True)
+    subprocess.run([sys.executable, "-c", SCRIPT, str(path), str(tmp_path / "curves.png")], check=True)
+    assert (tmp_path / "curves.png").stat().st_size > 1_000

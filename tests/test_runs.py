@@ -403,8 +403,8 @@ def test_tensorboard_and_wandb_show_the_scalars_of_the_metrics(tmp_path, monkeyp
     assert recorded.begun["project"] == "my-project" and recorded.begun["config"]["seeds"] == [0, 1]
     assert recorded.finished
     frame = metrics.read(tmp_path / "run" / "metrics.parquet")
-    scalars = [name for name in frame.select_dtypes("float") if name not in reporting.IDENTITY]
-    assert {"episode_return", "eval_return", "loss"} <= set(scalars)
+    scalars = [name for name in frame.select_dtypes("number") if name not in reporting.IDENTITY]
+    assert {"episodes", "episode_return", "eval_return", "loss"} <= set(scalars)
     expected = {
         (row["member"], row["env_steps"], name): row[name]
         for row in frame.to_dict("records")

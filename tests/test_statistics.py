@@ -29,6 +29,15 @@ def test_the_percentile_interval_is_scipys(statistic, level):
     np.testing.assert_allclose([low, high], theirs, atol=0.03 * (theirs.high - theirs.low))
 
 
+def test_the_interval_is_to_the_last_bit_that_of_summaries_written_before():
+    """12, 15, 44 and 51 values are where 50 (1 - 0.95), which is not 2.5, gave another last digit."""
+    for count in (2, 12, 15, 44, 51):
+        values = np.random.default_rng(count).normal(100.0, 30.0, count)
+        picks = np.random.default_rng(0).integers(0, count, (10_000, count))
+        expected = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
+        assert intervals.bootstrap_ci(values) == expected.tolist()
+
+
 def test_two_values_have_the_interval_of_their_three_possible_means():
     # The resampled mean is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4: both tails exceed 2.5 %, and not 30 %.
     assert intervals.bootstrap_ci([0.0, 1.0]) == [0.0, 1.0]

@@ -107,7 +107,10 @@ def wait_until(what, process):
     raise AssertionError("it took too long")
 
 
-@pytest.mark.parametrize("engine, words", [("processes", ["spawn_main"]), ("ray", ["ray::_task"])])
+@pytest.mark.parametrize(
+    "engine, words",
+    [("processes", ["spawn_main"]), pytest.param("ray", ["ray::_task"], marks=pytest.mark.slow)],
+)
 def test_a_killed_worker_changes_nothing_but_the_time(work, whole, engine, words):
     pytest.importorskip("ray") if engine == "ray" else None
     out = work.folder / f"killed-{engine}"
@@ -155,7 +158,7 @@ def test_a_sweep_that_is_killed_at_twenty_moments_goes_on_to_the_same_table(work
     killed_at_random(work, work.folder / "killed-often", kills=20, seed=2)
 
 
-@pytest.mark.parametrize("engine", ["local", "processes"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("processes", marks=pytest.mark.slow)])
 def test_ctrl_c_saves_and_says_how_to_go_on(work, whole, engine):
     out = f"interrupted-{engine}"
     process = work(work.folder / "longer.yaml", "--out", out, "--engine", engine)

@@ -358,7 +358,8 @@ def test_asked_to_stop_it_stops_between_stages(tmp_path):
 @pytest.mark.parametrize("name", ["plain", "halved", "evolved"])
 def test_the_report_shows_the_fresh_score_and_every_figure(name, request):
     folder, table = request.getfixturevalue(name)
-    lines = report.write(folder, directory.load(folder))
+    report.write(folder, directory.load(folder))
+    lines = report.winner_lines(directory.load(folder), table)
     text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
     fresh = table.fresh_score.dropna().iloc[0]
     assert f"{fresh:.1f}" in lines[0] and f"{fresh:.1f}" in text and "fresh seeds" in text

@@ -93,7 +93,14 @@ SYSTEMS = {
         "test_scripts::test_export_writes_a_policy_that_chooses_as_the_run_does",
         "test_modes_agree::test_an_interrupted_run_resumes_bit_for_bit",
     ],
-    "TensorBoard": ["test_runs::test_scalars_are_in_the_event_files_exactly"],
+    "hyperparameter search, TensorBoard, W&B": [
+        "test_sweeps::test_a_planted_optimum_is_found_and_halving_takes_half_the_steps",
+        "test_sweeps::test_a_planted_optimum_is_found_by_tpe_round_by_round",
+        "test_sweeps::test_survivors_of_halving_were_never_interrupted",
+        "test_runs::test_scalars_are_in_the_event_files_exactly",
+        "test_runs::test_tensorboard_and_wandb_show_the_scalars_of_the_metrics",
+        "experiments/benchmarks/sweep.py",
+    ],
 }
 
 

@@ -53,6 +53,17 @@ def rows() -> list[tuple[str, str, str, str]]:
         what = "four async workers, one four times slower: throughput against the sum of their own rates"
         measured = f"{result['async_of_sum']:.2f} x (sync is bound by {result['sync_bound_of_sum']:.2f} x)"
         add("slow_worker", what, measured, ">= 0.9 x")
+    if "sweep" in found:
+        result = found["sweep"]
+        apart, together = result["processes_seconds_extrapolated"], result["population"]["seconds"]
+        startup = 1 - result["processes"]["training_share"]
+        what = f"sweep of {result['members']} runs as one population against two processes at a time"
+        measured = f"{result['ratio']:.1f} x ({together:.0f} against {apart:.0f} s, {startup:.0%} of these start-up)"
+        add("sweep", what, measured, ">= 3 x")
+    if "loading" in found:
+        for parts, seconds in found["loading"]["seconds"].items():
+            what = f"1,000 runs of 1,000 rows loaded into one DataFrame, files in each: {parts.removesuffix(' parts')}"
+            add("loading", what, f"{sorted(seconds)[len(seconds) // 2]:.1f} s", "< 3 s")
     if "startup" in found:
         second = found["startup"]["second"]
         add("startup", "second start: trace and cached compilation", f"{second['compile']:.1f} s", "< 3 s")

@@ -8,7 +8,7 @@ import pandas as pd
 from jaxdqn.analysis.curves import check_columns
 from jaxdqn.errors import UserError
 
-MAX_LEVELS = 8
+MAX_LEVELS, MAX_POINTS = 8, 16
 MIN_TRIALS = 10
 
 
@@ -38,9 +38,13 @@ def main_effects(
 
 
 def levels(column: pd.Series) -> np.ndarray:
-    """The number of each row's value, or of its bin of equally many rows where there are more than eight: [n]."""
+    """The number of each row's value, or of its bin of equally many rows: [n].
+
+    Bins are for more than eight values, but not for a grid of at most sixteen that come twice or more on average.
+    """
     codes, distinct = pd.factorize(column, sort=False)
-    if len(distinct) <= MAX_LEVELS or not pd.api.types.is_numeric_dtype(column):
+    on_a_grid = len(distinct) <= MAX_POINTS and 2 * len(distinct) <= len(column)
+    if len(distinct) <= MAX_LEVELS or on_a_grid or not pd.api.types.is_numeric_dtype(column):
         return np.asarray(codes)
     bins = int(np.clip(len(column) // 5, 2, MAX_LEVELS))  # at least five trials in each
     return pd.qcut(column.rank(method="first"), bins, labels=False).to_numpy()

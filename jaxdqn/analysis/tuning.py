@@ -43,8 +43,8 @@ def scored(frame: pd.DataFrame, names: Sequence[str], score: str = "score") -> p
 def response(frame: pd.DataFrame, name: str, score: str = "score", colour: str | None = None) -> Figure:
     """The score against one hyperparameter: every trial or seed, and the mean with its 95 % interval.
 
-    Means are over equal values, or over bins of equally many trials where there are more than eight; `colour` draws
-    each setting of another column apart. Raises `UserError` for an unknown column.
+    Means are over equal values (see `importance.levels`), or over bins of equally many trials; `colour` draws each
+    setting of another column apart. Raises `UserError` for an unknown column.
     """
     others = [colour] if colour else []
     table = scored(frame, [name, *others], score)

@@ -49,7 +49,7 @@ class Scalars:
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Adds rows at their environment steps."""
         for row in rows:
-            values = {k: v for k, v in row.items() if k not in IDENTITY and isinstance(v, float) and math.isfinite(v)}
+            values = {k: v for k, v in row.items() if k not in IDENTITY and _is_scalar(v)}
             if self._path is not None:
                 writer = self._writer(row["member"])
                 for name, value in values.items():
@@ -76,6 +76,10 @@ class Scalars:
             directory = str(self._path / f"member-{member:04d}") if self._path else None
             self._writers[member] = SummaryWriter(directory, purge_step=self._purge_step or None)
         return self._writers[member]
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _start_wandb(project: str, config: dict[str, Any]) -> Any:

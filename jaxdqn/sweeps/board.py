@@ -13,8 +13,8 @@ PLAIN_EVERY, REDRAWN_EVERY, SHOWN = 10.0, 0.5, 8
 class Board:
     """A live table. A context manager; `update` takes rows of metrics as they come."""
 
-    def __init__(self, sweep: Sweep, num_members: int, enabled: bool = True):
-        self._names, self._num_members, self._enabled = sweep.space.names, num_members, enabled
+    def __init__(self, sweep: Sweep, enabled: bool = True):
+        self._names, self._enabled = sweep.space.names, enabled
         self._latest: dict[tuple[int, int], dict[str, Any]] = {}  # by trial and seed
         self._began = self._drawn = time.perf_counter()
         self._live: Any = None

@@ -1,13 +1,14 @@
 """What the parts of a sweep demand of each other."""
 
-import math
 from typing import Any
 
+from jaxdqn.config import LARGEST
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.sweeps.space import Choices
 from jaxdqn.sweeps.sweep import OBJECTIVES, Halving, PopulationBased, Seeds, Sweep
 
 FIRST_RUNG, LEAST_SEEDS = 0.2, 3
-MAX_TRIALS = 100_000
+MAX_TRIALS, MAX_SEED = 100_000, 2_000_000_000
 
 
 def check(sweep: Sweep) -> None:
@@ -15,6 +16,7 @@ def check(sweep: Sweep) -> None:
     if sweep.objective not in OBJECTIVES:
         raise unknown_name("objective", sweep.objective, OBJECTIVES)
     _check_numbers(sweep)
+    _check_ranges(sweep)
     halving, pbt = sweep.halving, sweep.population_based
     if halving is not None and pbt is not None:
         raise UserError("halving and population_based are two ways to stop early; keep one.")
@@ -45,8 +47,19 @@ def _check_numbers(sweep: Sweep) -> None:
         "winners.first_seed": sweep.winners.first_seed,
     }
     for name, value in zero.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-            raise UserError(f"{name} is {value!r}; it must be a whole number of at least 0.")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
+            raise UserError(f"{name} is {value!r}; it must be a whole number from 0 to {MAX_SEED:,}.")
+
+
+def _check_ranges(sweep: Sweep) -> None:
+    domains = [parameter.domain for parameter in sweep.space.parameters]
+    if sweep.sampler.name == "cmaes" and (len(domains) < 2 or any(isinstance(domain, Choices) for domain in domains)):
+        raise UserError(
+            "sampler 'cmaes' needs at least two fields, all of them ranges: it would draw anything else at random. "
+            "Take tpe."
+        )
+    if sweep.sampler.name == "grid":
+        sweep.space.grid()
 
 
 def _check_halving(halving: Halving, seeds: int) -> None:
@@ -64,6 +77,8 @@ def _check_halving(halving: Halving, seeds: int) -> None:
         )
     if not _is_number(halving.keep) or not 0 < halving.keep < 1:
         raise UserError(f"halving.keep is {halving.keep!r}; it must be a fraction between 0 and 1.")
+    if not isinstance(halving.exact, bool):
+        raise UserError(f"halving.exact is {halving.exact!r}; it must be true or false.")
     if seeds < LEAST_SEEDS:
         raise UserError(f"seeds.number is {seeds}; halving needs at least {LEAST_SEEDS}, to rank trials and not luck.")
 
@@ -86,4 +101,4 @@ def _check_population_based(sweep: Sweep, pbt: PopulationBased) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST

@@ -33,7 +33,7 @@ def following(
     A score that is NaN is the worst of all. `seed` is that of the sweep and the number of the generation.
     """
     random = np.random.default_rng(list(seed))
-    count = max(1, int(settings.quantile * len(scores))) if len(scores) > 1 else 0
+    count = max(1, int(round(settings.quantile * len(scores), 6))) if len(scores) > 1 else 0
     order = sorted(
         range(len(scores)), key=lambda m: (math.isnan(scores[m]), -scores[m] if scores[m] == scores[m] else 0, m)
     )
@@ -47,17 +47,20 @@ def following(
 
 
 def explored(values: Values, space: Space, factors: Sequence[float], random: np.random.Generator) -> Values:
-    """Each value times one of `factors`, within its range; a choice moves to a neighbour, or stays."""
+    """Each value times one of `factors`, within its range; a choice moves to a neighbour, or stays.
+
+    Where a choice that has moved makes a condition hold, the value under it is drawn anew.
+    """
     changed: dict[str, Any] = {}
     for parameter in space.parameters:
-        if parameter.name not in values:
-            continue
-        value, domain = values[parameter.name], parameter.domain
-        if isinstance(domain, Choices):
-            changed[parameter.name] = _neighbour(domain, value, random)
+        name, domain = parameter.name, parameter.domain
+        if name not in values:
+            changed[name] = domain.at(random.random())
+        elif isinstance(domain, Choices):
+            changed[name] = _neighbour(domain, values[name], random)
         else:
-            changed[parameter.name] = _scaled(domain, value * factors[int(random.integers(len(factors)))])
-    return changed
+            changed[name] = _scaled(domain, values[name] * factors[int(random.integers(len(factors)))])
+    return space.active(changed)
 
 
 def lineage(generations: Sequence[Generation], member: int) -> list[Values]:

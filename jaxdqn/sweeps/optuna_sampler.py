@@ -1,10 +1,14 @@
 """Optuna's samplers, asked for a round of trials at a time. Optional: the extra `optuna`.
 
-Samplers do not keep their state. Every round therefore has a sampler of its own, seeded from the sweep's seed and the
-round's number, which is told all earlier trials: a resumed sweep asks for the same trials as one that never stopped.
+Every round has a sampler of its own, seeded from the sweep's seed and the round's number, which is told all earlier
+trials: a resumed sweep asks for the same trials as one that never stopped. CMA-ES and NSGA-II keep their state in the
+trials that they were asked for, and would begin anew; for them the earlier rounds are asked for again.
 """
 
+import importlib
 import os
+import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +19,8 @@ from jaxdqn.sweeps.space import Choices, Parameter, Space, Values
 from jaxdqn.sweeps.sweep import Sampler
 
 CLASSES = {"tpe": "TPESampler", "cmaes": "CmaEsSampler", "gp": "GPSampler", "nsga2": "NSGAIISampler"}
-OPTIONS: dict[str, dict[str, Any]] = {"tpe": {"multivariate": True, "constant_liar": True}}
+PACKAGES = {"cmaes": "cmaes", "gp": "torch"}
+REPLAYED = ("cmaes", "nsga2")
 NUMBER = "jaxdqn_trial"
 
 
@@ -23,16 +28,14 @@ def ask(
     space: Space, sampler: Sampler, index: int, history: Sequence[tuple[Values, float]], count: int
 ) -> list[Values]:
     """`count` trials of round `index`. Raises `UserError` where a package is missing."""
-    optuna = _optuna()
-    study = optuna.create_study(direction="maximize", sampler=_sampler(sampler, index))
-    distributions = {parameter.name: _distribution(parameter) for parameter in space.parameters}
-    for values, score in history:
-        study.add_trial(_told(values, score, distributions))
-    try:
-        asked = [study.ask(distributions) for _ in range(count)]
-    except ImportError as error:
-        raise UserError(f"sampler {sampler.name!r} needs another package: {error}") from None
-    return [space.active({name: _value(space, name, trial.params[name]) for name in space.names}) for trial in asked]
+    study = _optuna().create_study(direction="maximize")
+    _check_package(sampler.name)
+    if sampler.name in REPLAYED:
+        _replay(study, space, sampler, history)
+    else:
+        distributions = _distributions(space)
+        study.add_trials([_told(values, score, distributions) for values, score in history])
+    return [_values(space, trial) for trial in _asked(study, space, sampler, index, count)]
 
 
 def record(
@@ -47,7 +50,7 @@ def record(
     try:
         storage = _storage(sampler.storage, directory)
         study = optuna.create_study(storage=storage, study_name=study_name, direction="maximize", load_if_exists=True)
-        distributions = {parameter.name: _distribution(parameter) for parameter in space.parameters}
+        distributions = _distributions(space)
         known = {trial.user_attrs.get(NUMBER) for trial in study.get_trials(deepcopy=False)}
         for number, (values, score) in enumerate(history):
             if number not in known:
@@ -56,9 +59,9 @@ def record(
         raise UserError(f"sampler.storage {sampler.storage!r} cannot be used: {' '.join(str(error).split())}") from None
 
 
-def check_storage(text: str) -> None:
+def check_storage(text: Any) -> None:
     """Raises `UserError` for a storage of another form."""
-    if not text.startswith(("sqlite:///", "journal:")):
+    if not isinstance(text, str) or not re.fullmatch(r"(sqlite:///|journal:).*[^/]", text):
         raise UserError(f"sampler.storage is {text!r}; it must be sqlite:///FILE or journal:FILE.")
 
 
@@ -71,26 +74,66 @@ def _optuna() -> Any:
     return optuna
 
 
-def _sampler(sampler: Sampler, index: int) -> Any:
-    import warnings
+def _asked(study: Any, space: Space, sampler: Sampler, index: int, count: int) -> list[Any]:
+    """Optuna's trials of round `index`."""
+    study.sampler = _sampler(sampler, index)
+    distributions = _distributions(space)
+    return [study.ask(distributions) for _ in range(count)]
 
+
+def _replay(study: Any, space: Space, sampler: Sampler, history: Sequence[tuple[Values, float]]) -> None:
+    """Asks for the rounds of `history` again, and tells their scores."""
+    failed = _optuna().trial.TrialState.FAIL
+    for index, start in enumerate(range(0, len(history), sampler.batch)):
+        known = history[start : start + sampler.batch]
+        for trial, (values, score) in zip(_asked(study, space, sampler, index, len(known)), known, strict=True):
+            if _values(space, trial) != values:
+                raise UserError(
+                    f"sampler {sampler.name!r} does not ask for the sweep's earlier trials: was it begun with another "
+                    "version of optuna? Install that one."
+                )
+            study.tell(trial, score) if np.isfinite(score) else study.tell(trial, state=failed)
+
+
+def _check_package(name: str) -> None:
+    """Raises `UserError` where the package that a sampler builds on is missing: Optuna finds that out rounds later."""
+    if name in PACKAGES:
+        try:
+            importlib.import_module(PACKAGES[name])
+        except ImportError:
+            raise UserError(
+                f"sampler {name!r} needs the {PACKAGES[name]} package: pip install {PACKAGES[name]}."
+            ) from None
+
+
+def _options(sampler: Sampler) -> dict[str, Any]:
+    """Of Optuna's sampler: TPE models fields together, and keeps away from trials still running; a generation of
+    NSGA-II is a round."""
+    options: dict[str, dict[str, Any]] = {
+        "tpe": {"multivariate": True, "constant_liar": True},
+        "nsga2": {"population_size": max(2, sampler.batch)},
+    }
+    return options.get(sampler.name, {})
+
+
+def _sampler(sampler: Sampler, index: int) -> Any:
     optuna = _optuna()
     seed = int(np.random.SeedSequence([sampler.seed, index]).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        try:
-            return getattr(optuna.samplers, CLASSES[sampler.name])(seed=seed, **OPTIONS.get(sampler.name, {}))
-        except ImportError as error:
-            raise UserError(f"sampler {sampler.name!r} needs another package: {error}") from None
+        return getattr(optuna.samplers, CLASSES[sampler.name])(seed=seed, **_options(sampler))
 
 
 def _storage(text: str, directory: str) -> Any:
     optuna = _optuna()
-    check_storage(text)
     if text.startswith("journal:"):
         path = os.path.join(directory, text.removeprefix("journal:"))
         return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
     return f"sqlite:///{os.path.join(directory, text.removeprefix('sqlite:///'))}"
+
+
+def _distributions(space: Space) -> dict[str, Any]:
+    return {parameter.name: _distribution(parameter) for parameter in space.parameters}
 
 
 def _distribution(parameter: Parameter) -> Any:
@@ -107,11 +150,14 @@ def _category(value: Any) -> Any:
     return str(value) if isinstance(value, tuple) else value
 
 
-def _value(space: Space, name: str, given: Any) -> Any:
-    domain = next(parameter.domain for parameter in space.parameters if parameter.name == name)
-    if isinstance(domain, Choices):
-        return next(value for value in domain.values if _category(value) == given)
-    return given
+def _values(space: Space, trial: Any) -> Values:
+    """The values that an Optuna trial stands for."""
+    given = dict(trial.params)
+    for parameter in space.parameters:
+        if isinstance(parameter.domain, Choices):
+            known = {_category(value): value for value in parameter.domain.values}
+            given[parameter.name] = known[given[parameter.name]]
+    return space.active(given)
 
 
 def _told(values: Values, score: float, distributions: dict[str, Any], number: int | None = None) -> Any:

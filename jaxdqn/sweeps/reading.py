@@ -13,22 +13,25 @@ from jaxdqn.config import Config, HParams, from_dict, to_dict, validate, validat
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.sweeps import space as _space
 from jaxdqn.sweeps.checks import check
-from jaxdqn.sweeps.space import STATIC
+from jaxdqn.sweeps.optuna_sampler import check_storage
+from jaxdqn.sweeps.space import STATIC, Space
 from jaxdqn.sweeps.sweep import SAMPLERS, Halving, PopulationBased, Sampler, Seeds, Sweep, Winners
 
 
 def load(path: pathlib.Path) -> Sweep:
     """The sweep in a YAML file. Raises `UserError`."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = _numbers(yaml.safe_load(path.read_text()))
     except OSError as error:
         raise UserError(f"cannot read the sweep {path}: {error.strerror or error}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no text, or an impossible date
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply, or refers to itself.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no sweep: it must have a space, a sampler and seeds.")
     try:
-        return parse(_numbers(values))
+        return parse(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -42,12 +45,8 @@ def parse(values: Mapping[str, Any]) -> Sweep:
     for name in ("space", "sampler"):
         if name not in values:
             raise UserError(f"{name} is missing.")
-    config, hparams = _base(values)
     space = _space.parse(values["space"])
-    for name in space.names:
-        for part in ("config", "hparams"):
-            if name in (values.get(part) or {}):
-                raise UserError(f"{name} is both fixed under {part} and searched in space; keep one.")
+    config, hparams = _base(values, space)
     sweep = Sweep(
         config,
         hparams,
@@ -76,7 +75,8 @@ def to_plain(sweep: Sweep) -> dict[str, Any]:
     def part(value: Any) -> dict[str, Any]:
         return {key: list(item) if isinstance(item, tuple) else item for key, item in value._asdict().items()}
 
-    names = sweep.space.names
+    # What is searched under a condition has a fixed value, too: that of trials where the condition does not hold.
+    names = [parameter.name for parameter in sweep.space.parameters if not parameter.when]
     stages = {"halving": sweep.halving, "population_based": sweep.population_based, "winners": sweep.winners}
     return {
         "config": {key: value for key, value in to_dict(sweep.config).items() if key not in names},
@@ -89,46 +89,82 @@ def to_plain(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _base(values: Mapping[str, Any]) -> tuple[Config, HParams]:
-    """The fixed settings: a preset (by default the environment's), changed by config and hparams."""
-    fixed = {part: values.get(part) or {} for part in ("config", "hparams")}
+def _base(values: Mapping[str, Any], space: Space) -> tuple[Config, HParams]:
+    """The fixed settings: a preset (by default the environment's), changed by config and hparams.
+
+    What is searched without a condition has the first value of its domain: no preset's value can be in the way.
+    """
+    fixed = _fixed(values, space)
+    env = _text("env", fixed["config"].get("env"))
+    name = _text("preset", values.get("preset"))
+    chosen = presets.preset(name) if name else presets.for_environment(env or Config.env)
+    given = {**dataclasses.asdict(chosen.config), **fixed["config"], "env": env or chosen.config.env}
+    sweep = Sweep(from_dict(given), chosen.hparams._replace(**fixed["hparams"]), space, Sampler("grid", None), Seeds(1))
+    _check_first_trial(sweep)
+    first = {parameter.name: parameter.domain.at(0.0) for parameter in space.parameters if not parameter.when}
+    config = sweep.config_of(first)
+    if not {"total_steps", "eval_interval"} & set(space.names):
+        # A row for each evaluation: hundreds of members with a hundred rows each are more than anybody looks at.
+        config = dataclasses.replace(config, log_interval=config.log_interval or config.resolved().eval_interval)
+    return config, sweep.hparams._replace(**sweep.setting_of(first))
+
+
+def _fixed(values: Mapping[str, Any], space: Space) -> dict[str, Mapping[str, Any]]:
+    """The parts config and hparams. Raises `UserError` for fields in the wrong one, and for those that are searched."""
+    fixed = {part: {} if values.get(part) is None else values[part] for part in ("config", "hparams")}
     for part, given in fixed.items():
         if not isinstance(given, Mapping):
             raise UserError(f"{part} is {given!r}; it must be {{field: value}}.")
     for name in fixed["config"]:
         if name in HParams._fields:
             raise UserError(f"{name} is traced: it belongs under hparams, not under config.")
-    for name in fixed["hparams"]:
+    for name, value in fixed["hparams"].items():
         if name in STATIC:
             raise UserError(f"{name} is static: it belongs under config, not under hparams.")
         if name not in HParams._fields:
             raise unknown_name("hyperparameter", name, HParams._fields)
-    env = values.get("env") or fixed["config"].get("env")
-    chosen = presets.preset(values["preset"]) if values.get("preset") else presets.for_environment(env or Config.env)
-    env = env or chosen.config.env
-    config = from_dict({**dataclasses.asdict(chosen.config), **fixed["config"], "env": env})
-    # A row for each evaluation: hundreds of members with a hundred rows each are more than anybody looks at.
-    config = dataclasses.replace(config, log_interval=config.log_interval or config.resolved().eval_interval)
-    hparams = chosen.hparams._replace(**fixed["hparams"])
+        if isinstance(value, list):
+            raise UserError(f"hparams.{name} is {value}; it must be one number. Search several in space.{name}.")
+    if values.get("env") is not None:
+        if fixed["config"].get("env", values["env"]) != values["env"]:
+            raise UserError(f"env is {values['env']!r}, but config.env is {fixed['config']['env']!r}; keep one.")
+        fixed["config"] = {**fixed["config"], "env": values["env"]}
+    for part, given in fixed.items():
+        for parameter in space.parameters:
+            if parameter.name in given and not parameter.when:
+                raise UserError(f"{parameter.name} is both fixed under {part} and searched in space; keep one.")
+    return fixed
+
+
+def _check_first_trial(sweep: Sweep) -> None:
+    values = sweep.space.at([0.0] * len(sweep.space.parameters))
+    config = sweep.config_of(values)
     validate(config)
-    validate_hparams(hparams, config.epsilon_schedule)
-    return config, hparams
+    validate_hparams(sweep.hparams._replace(**sweep.setting_of(values)), config.epsilon_schedule)
+
+
+def _text(name: str, given: Any) -> str | None:
+    if given is not None and (not isinstance(given, str) or not given):
+        raise UserError(f"{name} is {given!r}; it must be a name.")
+    return given
 
 
 def _sampler(given: Any) -> Sampler:
-    given = {"name": given} if isinstance(given, str) else given
+    given = given if isinstance(given, Mapping) else {"name": given}
     sampler = _named(Sampler, "sampler", given, required=("name",), defaults={"trials": None})
     if sampler.name not in SAMPLERS:
         raise unknown_name("sampler", sampler.name, SAMPLERS)
     if sampler.name == "grid" and sampler.trials is not None:
         raise UserError("sampler.trials is not for the grid: it has as many trials as points.")
-    if sampler.storage is not None and not sampler.adaptive:
-        raise UserError(f"sampler.storage is for Optuna's samplers; {sampler.name!r} needs none.")
+    if sampler.storage is not None:
+        if not sampler.adaptive:
+            raise UserError(f"sampler.storage is for Optuna's samplers; {sampler.name!r} needs none.")
+        check_storage(sampler.storage)
     return sampler
 
 
 def _seeds(given: Any) -> Seeds:
-    given = {"number": given} if isinstance(given, int) else given
+    given = given if isinstance(given, Mapping) else {"number": given}
     return _named(Seeds, "seeds", given, required=("number",))
 
 
@@ -150,11 +186,12 @@ def _named(
     for field in required:
         if field not in given:
             raise UserError(f"{name}.{field} is missing.")
-    lists = {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
-    for field, default in kind._field_defaults.items():
-        if isinstance(default, tuple) and not isinstance(lists.get(field, default), tuple):
+    lists = {field for field, default in kind._field_defaults.items() if isinstance(default, tuple)}
+    for field in lists & given.keys():
+        if not isinstance(given[field], list):
             raise UserError(f"{name}.{field} is {given[field]!r}; it must be a list.")
-    return kind(**{**(defaults or {}), **lists})
+    values = {field: tuple(value) if field in lists else value for field, value in given.items()}
+    return kind(**{**(defaults or {}), **values})
 
 
 def _numbers(value: Any) -> Any:
@@ -165,5 +202,5 @@ def _numbers(value: Any) -> Any:
         return [_numbers(item) for item in value]
     if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+|inf", value):
         number = float(value)
-        return int(number) if re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d+", value) and number.is_integer() else number
+        return int(number) if re.fullmatch(r"\+?\d+(\.\d+)?[eE]\+?\d+", value) and number.is_integer() else number
     return value

@@ -33,8 +33,8 @@ class Figure(NamedTuple):
 Block = str | list[list[str]] | Figure
 
 
-def write(folder: pathlib.Path, sweep: Sweep) -> list[str]:
-    """Writes the report of the sweep in `folder`; its last lines for the terminal."""
+def write(folder: pathlib.Path, sweep: Sweep) -> None:
+    """Writes the report of the sweep in `folder`."""
     trials = loading.trials(folder)
     frame = loading.load(folder)
     (folder / "figures").mkdir(exist_ok=True)
@@ -44,7 +44,6 @@ def write(folder: pathlib.Path, sweep: Sweep) -> list[str]:
     markdown, page = _markdown(title, blocks), _html(folder, title, blocks)
     write_atomically(folder / "report.md", lambda path: path.write_text(markdown))
     write_atomically(folder / "report.html", lambda path: path.write_text(page))
-    return [*_winner_lines(sweep, trials), f"report: {folder / 'report.html'}"]
 
 
 # -- what is said -----------------------------------------------------------------------------------------------------
@@ -102,7 +101,8 @@ def _setup(folder: pathlib.Path, sweep: Sweep, trials: pd.DataFrame) -> Iterator
     yield f"Commit {values['commit']}, {values['device']}; {versions}. All settings: space.yaml."
 
 
-def _winner_lines(sweep: Sweep, trials: pd.DataFrame) -> list[str]:
+def winner_lines(sweep: Sweep, trials: pd.DataFrame) -> list[str]:
+    """The result for the terminal: each winner on fresh seeds, its tuning score beside it."""
     best = winners(trials)
     lines = []
     for _, row in best.iterrows():

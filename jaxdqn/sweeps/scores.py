@@ -34,9 +34,11 @@ def means(scores: pd.DataFrame) -> dict[int, float]:
 
 def ranked(scores: Mapping[int, float]) -> list[int]:
     """Trials from best to worst; those without a score last, equal ones by number."""
-    return sorted(scores, key=lambda trial: (math.isnan(scores[trial]), -scores[trial], trial))
+    missing = {trial: math.isnan(score) for trial, score in scores.items()}
+    return sorted(scores, key=lambda trial: (missing[trial], 0.0 if missing[trial] else -scores[trial], trial))
 
 
 def survivors(scores: Mapping[int, float], keep: float) -> list[int]:
     """The best fraction `keep` of the trials, rounded up, by number."""
-    return sorted(ranked(scores)[: math.ceil(keep * len(scores))])
+    # Rounded first: .55 of 100 is 55.00000000000001 in floats.
+    return sorted(ranked(scores)[: math.ceil(round(keep * len(scores), 6))])

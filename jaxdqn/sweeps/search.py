@@ -45,6 +45,7 @@ class Search:
     # -- rounds -------------------------------------------------------------------------------------------------------
 
     def _rounds(self) -> None:
+        self._record()  # a storage that cannot be opened is an error of now
         for index in itertools.count():
             values = samplers.next_round(self.sweep.space, self.sweep.sampler, index, self.history)
             if not values:

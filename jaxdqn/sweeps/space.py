@@ -10,7 +10,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from jaxdqn.config import Config, HParams, validate_hparams
+import numpy as np
+
+from jaxdqn.config import LARGEST, Config, HParams, validate_hparams
 from jaxdqn.errors import UserError, unknown_name
 
 Values = dict[str, Any]
@@ -54,9 +56,8 @@ class Range(NamedTuple):
             raise UserError(
                 "a range on a grid needs points, how many values to take: {low: ..., high: ..., points: 5}."
             )
-        fractions = [i / max(self.points - 1, 1) for i in range(self.points)]
-        values = [self._inside(self._between(self.low, self.high, u)) for u in fractions]
-        return tuple(dict.fromkeys(round(value) if self.integer else value for value in values))
+        values = (np.geomspace if self.log else np.linspace)(self.low, self.high, self.points).tolist()
+        return tuple(dict.fromkeys(map(round, values) if self.integer else values))
 
     def _between(self, low: float, high: float, u: float) -> float:
         if self.log:
@@ -135,36 +136,52 @@ def _parameter(name: str, given: Any) -> Parameter:
     if name in NOT_SEARCHED:
         raise UserError(f"space.{name} cannot be searched; fix it under config.")
     options = given if isinstance(given, Mapping) else {"choices": given}
-    known = ("choices", "low", "high", "log", "integer", "points", "when")
+    of_range = ("low", "high", "log", "integer", "points")
     for option in options:
-        if option not in known:
-            raise unknown_name(f"option of space.{name}", option, known)
-    if ("choices" in options) == ("low" in options or "high" in options):
+        if option not in ("choices", *of_range, "when"):
+            raise unknown_name(f"option of space.{name}", option, ("choices", *of_range, "when"))
+    superfluous = [option for option in of_range if option in options]
+    if "choices" in options and superfluous:
+        raise UserError(f"space.{name} has both choices and {superfluous[0]}, which is for ranges; keep one.")
+    if "choices" not in options and not ("low" in options and "high" in options):
         raise UserError(f"space.{name} needs either choices, or low and high.")
     domain = _choices(name, options["choices"]) if "choices" in options else _range(name, options)
-    when = options.get("when") or {}
-    if not isinstance(when, Mapping):
-        raise UserError(f"space.{name}.when is {when!r}; it must be {{other_field: value or list of values}}.")
-    conditions = {key: tuple(value) if isinstance(value, list) else (value,) for key, value in when.items()}
-    return Parameter(name, domain, conditions)
+    return Parameter(name, domain, _conditions(name, options.get("when", {})))
+
+
+def _conditions(name: str, given: Any) -> dict[str, tuple[Any, ...]]:
+    """field -> the values with which the parameter is searched."""
+    if not isinstance(given, Mapping):
+        raise UserError(f"space.{name}.when is {given!r}; it must be {{other_field: value or list of values}}.")
+    conditions = {
+        key: tuple(map(_hashable, value if isinstance(value, list) else [value])) for key, value in given.items()
+    }
+    for other, allowed in conditions.items():
+        if not allowed:
+            raise UserError(f"space.{name}.when.{other} is empty; it must be a value or a list of values.")
+    return conditions
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _choices(name: str, given: Any) -> Choices:
     if not isinstance(given, list) or not given:
         raise UserError(f"space.{name} is {given!r}; it must be a list of at least one value, or have low and high.")
-    values = tuple(tuple(value) if isinstance(value, list) else value for value in given)
-    if len(set(values)) < len(values):
-        raise UserError(f"space.{name} has a value twice: {given}.")
+    values = tuple(map(_hashable, given))
     for value in values:
         _check_value(name, value)
+    if len(set(values)) < len(values):
+        raise UserError(f"space.{name} has a value twice: {given}.")
     return Choices(values)
 
 
 def _range(name: str, options: Mapping[str, Any]) -> Range:
     ends = [options.get(end) for end in ("low", "high")]
     for end, value in zip(("low", "high"), ends, strict=True):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f"space.{name}.{end} is {value!r}; it must be a finite number.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
+            raise UserError(f"space.{name}.{end} is {value!r}; it must be a number of at most {LARGEST:g}.")
     for option in ("log", "integer"):
         if not isinstance(options.get(option, False), bool):
             raise UserError(f"space.{name}.{option} is {options[option]!r}; it must be true or false.")
@@ -179,8 +196,8 @@ def _range(name: str, options: Mapping[str, Any]) -> Range:
     if _type(name) not in (int, float):
         raise UserError(f"space.{name} has a range, but it is no number; give its choices as a list.")
     points = options.get("points")
-    if points is not None and (isinstance(points, bool) or not isinstance(points, int) or points < 1):
-        raise UserError(f"space.{name}.points is {points!r}; it must be a whole number of at least 1.")
+    if points is not None and (isinstance(points, bool) or not isinstance(points, int) or not 1 <= points <= MAX_GRID):
+        raise UserError(f"space.{name}.points is {points!r}; it must be a whole number from 1 to {MAX_GRID:,}.")
     for value in (low, high):
         _check_value(name, int(value) if integer else value)
     return Range(low, high, log, integer, points)
@@ -197,12 +214,14 @@ def _type(name: str) -> Any:
 def _check_value(name: str, value: Any) -> None:
     kind = _type(name)
     if name in HParams._fields:
+        if isinstance(value, tuple):
+            raise UserError(f"space.{name} has the value {list(value)}; each must be one number.")
         validate_hparams(HParams()._replace(**{name: value}))
     elif get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise unknown_name(name, value, get_args(kind))
     elif name == "hidden_sizes":
-        if not isinstance(value, tuple):
+        if not isinstance(value, tuple) or any(type(width) is not int for width in value):
             raise UserError(
                 f"space.hidden_sizes has the value {value!r}; each must be a list of widths, like [64, 64]."
             )

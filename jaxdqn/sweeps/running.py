@@ -1,0 +1,71 @@
+"""`run` and `resume`: a sweep from its file or values to its table and report."""
+
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from jaxdqn.runs.directory import RunDirectory
+from jaxdqn.session import catch_signals
+from jaxdqn.sweeps import directory, engines, planning, reading, report
+from jaxdqn.sweeps.board import Board
+from jaxdqn.sweeps.search import Search
+from jaxdqn.sweeps.sweep import Sweep
+
+
+class Options(NamedTuple):
+    """What does not change a sweep's result.
+
+    engine: see `engines.running`; checkpoint_seconds: at least this long between checkpoints, what a kill can lose.
+    """
+
+    engine: str = "local"
+    ray_address: str | None = None
+    num_devices: int | None = None
+    checkpoint_seconds: float = 20.0
+    progress: bool = True
+
+
+def run(sweep: Sweep | Mapping[str, Any] | str | pathlib.Path, out: str | pathlib.Path, **options: Any) -> pd.DataFrame:
+    """Runs a sweep (its YAML file, what would be in one, or the records) in the new directory `out`; `options` are
+    those of `Options`. Returns the table of trials.
+
+    Raises `UserError`, and `engines.Stopped` after Ctrl-C.
+    """
+    sweep = as_sweep(sweep)
+    return train(sweep, pathlib.Path(out), Options(**options), lambda folder: directory.create(folder, sweep))
+
+
+def resume(out: str | pathlib.Path, **options: Any) -> pd.DataFrame:
+    """Goes on with the sweep in `out` to its end; as `run`."""
+    folder = pathlib.Path(out)
+    return train(directory.load(folder), folder, Options(**options), RunDirectory)
+
+
+def as_sweep(given: Sweep | Mapping[str, Any] | str | pathlib.Path) -> Sweep:
+    """The records of a sweep. Raises `UserError`."""
+    if isinstance(given, Sweep):
+        return given
+    return reading.parse(given) if isinstance(given, Mapping) else reading.load(pathlib.Path(given))
+
+
+def plan(sweep: Sweep, options: Options) -> planning.Plan:
+    """What a sweep will take; everything is checked. Raises `UserError`."""
+    return planning.plan(sweep, options.num_devices if options.engine == "local" else None)
+
+
+def train(
+    sweep: Sweep, folder: pathlib.Path, options: Options, lock: Callable[[pathlib.Path], RunDirectory]
+) -> pd.DataFrame:
+    """Plans, trains and reports the sweep in `folder`, whose directory `lock` makes or opens."""
+    with engines.running(options.engine, options.ray_address, options.num_devices) as engine:
+        planned = plan(sweep, options)
+        if options.progress:
+            print("\n".join(planning.described(planned, sweep)), file=sys.stderr, flush=True)
+        with lock(folder), Board(sweep, options.progress) as board, catch_signals() as interrupted:
+            around = engines.Run(folder, options.checkpoint_seconds, board.update, board.say, interrupted)
+            table = Search(sweep, folder, engine, around).execute()
+            report.write(folder, sweep)
+    return table
