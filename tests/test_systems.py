@@ -101,6 +101,10 @@ SYSTEMS = {
         "test_runs::test_tensorboard_and_wandb_show_the_scalars_of_the_metrics",
         "experiments/benchmarks/sweep.py",
     ],
+    "notebooks": [
+        "test_notebooks::test_a_notebook_runs_from_a_clean_kernel_and_leaves_the_repository_alone",
+        "test_compare_agents::test_the_committed_results_are_of_what_the_script_trains",
+    ],
 }
 
 
