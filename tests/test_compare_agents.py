@@ -8,7 +8,7 @@ import sys
 import pandas as pd
 import pytest
 
-from jaxdqn import experiment
+from jaxdqn import cli, experiment
 from jaxdqn.analysis import loading
 from jaxdqn.errors import UserError
 from jaxdqn.runs import directory
@@ -21,6 +21,14 @@ SPEC.loader.exec_module(script)
 
 DEFAULT = script.Args()
 SHORT = "--envs Catch-bsuite --agents dqn a2c --num-seeds 2 --steps 2000".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def the_backend_of_the_tests():
+    """It may run already, and cannot be set up twice in a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "prepare_backend", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
