@@ -12,9 +12,8 @@ import jaxdqn
 from jaxdqn.parallel import devices, schemes
 from jaxdqn.runs import checkpoints, metrics
 from jaxdqn.session import Settings
-from jaxdqn.sweeps import directory, engines, planning, reading, report, samplers
+from jaxdqn.sweeps import directory, engines, planning, reading, report, samplers, search
 from jaxdqn.sweeps import stage as _stage
-from jaxdqn.sweeps.search import Search
 
 CATCH = {
     "env": "Catch-bsuite",
@@ -58,7 +57,7 @@ def searched(folder, sweep, engine=local, **changes):
     """The table of trials of a sweep in `folder`, new or resumed."""
     lock = directory.create(folder, sweep) if not folder.exists() else None
     assert lock is not None or directory.load(folder) == sweep
-    return Search(sweep, folder, engine, run_at(folder, **changes)).execute()
+    return search.execute(sweep, folder, engine, run_at(folder, **changes)).write()
 
 
 def curves(folder, kind="tuning"):
