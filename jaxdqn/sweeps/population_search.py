@@ -49,9 +49,15 @@ def evolve(record: Record) -> None:
             seed = (sweep.sampler.seed, index)
             scored = [scores[member] for member in members]
             generations.append(evolution.following(generations[-1], scored, sweep.space, settings, seed))
+    diverged = _stage.diverged(record.folder, stage)
     for row in lineage[-len(members) :]:
         kept = {name: value for name, value in row.items() if name not in ("generation", "member", "parent")}
-        record.rows[row["member"]] = {"trial": row["member"], "status": FINISHED, **kept}
+        record.rows[row["member"]] = {
+            "trial": row["member"],
+            "status": FINISHED,
+            **kept,
+            "diverged": diverged[row["member"]],
+        }
     record.write()
     _replay_winners(record, generations, ends)
 
@@ -119,4 +125,4 @@ def _replay_winners(record: Record, generations: Sequence[Generation], ends: Seq
         record.train([stage])
     frame = _stage.metrics_of(record.folder, [stage])
     table = frame.groupby(["trial", "seed"]).eval_return.mean().rename("score").reset_index()
-    record.add_fresh(table, table)
+    record.add_fresh(stage, table, table)

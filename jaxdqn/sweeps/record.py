@@ -58,13 +58,14 @@ class Record:
         winners = self.sweep.winners
         return tuple(range(winners.first_seed, winners.first_seed + winners.seeds))
 
-    def add_fresh(self, table: pd.DataFrame, finals: pd.DataFrame) -> None:
-        """Adds what winners reach with fresh seeds: scores, and returns at the end, columns trial and score."""
+    def add_fresh(self, stage: Stage, table: pd.DataFrame, finals: pd.DataFrame) -> None:
+        """Adds what winners reach with fresh seeds at the end of `stage`: scores and returns by trial and seed."""
+        diverged = _stage.diverged(self.folder, stage)
         for number in table.trial.unique().tolist():
             row = self.rows[number]
             row.update(summary("fresh_score", table[table.trial == number].score))
             row.update(summary("fresh_return", finals[finals.trial == number].score))
-            row["fresh_seeds"] = len(self.fresh_seeds)
+            row["fresh_seeds"], row["fresh_diverged"] = len(self.fresh_seeds), diverged[number]
 
 
 def summary(name: str, values: pd.Series) -> dict[str, Any]:

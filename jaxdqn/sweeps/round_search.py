@@ -83,12 +83,14 @@ class RoundSearch:
         frame, steps = self._measured(progress)
         table = scores.per_seed(frame, self.sweep.objective, steps)
         finals = scores.per_seed(frame, "final", steps)
+        diverged = _stage.diverged(self.record.folder, progress.stages[-1])
         for trial in progress.alive:
             row = self.rows[trial.number]
             row["rung"], row["env_steps"], row["seeds"] = rung, steps[trial.number], len(self.sweep.seeds.all)
             row.update(summary("score", table[table.trial == trial.number].score))
             row["final_return"] = summary("final", finals[finals.trial == trial.number].score)["final"]
             row.setdefault("first_score", row["score"])
+            row["diverged"] = diverged[trial.number]
             row["seconds"] = float(frame[frame.trial == trial.number].seconds.max())
 
     def _measured(self, progress: Progress) -> tuple[pd.DataFrame, dict[int, int]]:
@@ -108,7 +110,7 @@ class RoundSearch:
         for progress in self._train(groups, prefixes, FINAL, self.record.fresh_seeds):
             frame, steps = self._measured(progress)
             table = scores.per_seed(frame, self.sweep.objective, steps)
-            self.record.add_fresh(table, scores.per_seed(frame, "final", steps))
+            self.record.add_fresh(progress.stages[-1], table, scores.per_seed(frame, "final", steps))
 
     def _store(self) -> None:
         """Writes the trials so far for Optuna's own tools, where the sweep asks for it."""

@@ -65,6 +65,8 @@ def train(
             print("\n".join(planning.described(planned, sweep)), file=sys.stderr, flush=True)
         with lock(folder), Board(sweep, options.progress) as board, catch_signals() as interrupted:
             around = engines.Run(folder, options.checkpoint_seconds, board.update, board.say, interrupted)
-            table = search.execute(sweep, folder, engine, around).write()
+            record = search.execute(sweep, folder, engine, around)
+            if not record.trained:
+                board.say("every stage had been trained before; the report is written again.")
             report.write(folder, sweep)
-    return table
+    return record.write()
