@@ -72,8 +72,8 @@ def run(arguments: list[str]) -> int:
 
 
 def prepare(sweep: Sweep, args: Args) -> None:
-    """Sets up JAX for the stages that this process trains."""
-    if args.engine != "local":
+    """Sets up JAX for what this process does: planning, and stages where the engine is local."""
+    if args.engine == "ray":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     members = max(sweep.sampler.trials or 2**16, 1) * sweep.seeds.number
     cli.prepare_backend(sweep.config, members, args.num_devices, 1)

@@ -1,6 +1,7 @@
 """`Session`: one execution of a run, from its start or a checkpoint to its end or a stop, and what it writes."""
 
 import contextlib
+import functools
 import math
 import pathlib
 import signal
@@ -37,13 +38,14 @@ class Settings(NamedTuple):
     """What does not change a run's result: when to stop, save and speak.
 
     stop_at_return: stop once every member's greedy return reaches it; max_seconds: wall time of this session;
-    checkpoint_seconds: at least this long between checkpoints; figure: draw curves.png. on_chunk(rows) is called with
-    each logging point's rows. engine: where workers live, "local" (threads) or "ray", there on this machine or on the
-    cluster at `ray_address`.
+    stop_diverged: stop once no member's parameters change any more; checkpoint_seconds: at least this long between
+    checkpoints; figure: draw curves.png. on_chunk(rows) is called with each logging point's rows. engine: where
+    workers live, "local" (threads) or "ray", there on this machine or on the cluster at `ray_address`.
     """
 
     stop_at_return: float | None = None
     max_seconds: float | None = None
+    stop_diverged: bool = True
     checkpoint_seconds: float = 60.0
     progress: bool = True
     tensorboard: bool = True
@@ -125,7 +127,6 @@ class Session:
         """Prepares the directory; the checkpoint to start from, or None."""
         start = None
         origin = provenance(self.devices)
-        self.origins = snapshots.last(pathlib.Path(self.spec.continues.run)) if self.spec.continues else []
         if self.source is not None:
             start = self._newest(self.source)
         if start is not None:
@@ -149,11 +150,17 @@ class Session:
         self.origin = origin
         return start
 
+    @functools.cached_property
+    def origins(self) -> list[checkpoints.Checkpoint]:
+        """Where members that continue those of another run come from: its last checkpoint of every batch."""
+        assert self.spec.continues is not None
+        return snapshots.last(pathlib.Path(self.spec.continues.run))
+
     def _newest(self, source: pathlib.Path) -> checkpoints.Checkpoint | None:
         """The checkpoint to start from: the same in every process."""
         start, warnings = checkpoints.newest(source / "checkpoints")
         if checkpoints.listing(source / "checkpoints") and start is None:
-            raise UserError(f"every checkpoint in {source} is damaged; nothing can be resumed.")
+            raise UserError(f"every checkpoint in {source} is damaged; remove it to start again.")
         for warning in warnings:
             self._say(f"warning: {warning}")
         found = hosts.exchange(start and [start.meta["batch"], start.meta["iteration"], start.meta["seconds"]])
@@ -195,6 +202,7 @@ class Session:
         elif self.settings.init_from:
             source = read_params(pathlib.Path(str(self.settings.init_from)), self.settings.init_member)
             at = at._replace(states=fleet.adopted(snapshots.with_params(states, source)))
+        self.updates_before = self.line.updates(at.iteration, self.spec.config.updates_per_iteration)
         # The states are donated chunk by chunk: nobody else may hold them.
         del states
         began, base = time.perf_counter(), self.seconds
@@ -259,7 +267,7 @@ class Session:
         if target is not None and min(returns) >= target:
             self.status = SOLVED
             return True
-        if all(member in self.diverged for member in batch):
+        if self.settings.stop_diverged and all(member in self.diverged for member in batch):
             self.status = DIVERGED
             return True
         return False
@@ -273,17 +281,14 @@ class Session:
         updates = line.updates(point.iteration, config.updates_per_iteration)
         window = updates - line.updates(previous, config.updates_per_iteration)
         evaluated = point.episodes and jax.tree.map(collect, _fleet.gather(point.episodes))  # [M, shards, E]
-        rows = []
+        rows, bad = [], []
         for index, member in enumerate(batch):
             seed, setting = self.everyone[member]
             episodes = sums.episodes[index]
             first_bad = int(values.first_bad_update[index, 0])
             if first_bad >= 0 and member not in self.diverged:
                 self.diverged[member] = first_bad
-                self._say(
-                    f"warning: member {member} (seed {seed}): loss or gradient not finite at update {first_bad}; its "
-                    "last finite parameters are kept. Lower hparams.learning_rate or use --loss huber."
-                )
+                bad.append(member)
             means = {name: x[index].mean() / window if window else math.nan for name, x in values.learning.items()}
             row = {
                 "member": member,
@@ -304,7 +309,20 @@ class Session:
                 **{name: float(value) for name, value in point.telemetry.items()},
             }
             rows.append({k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()})
+        self._warn_diverged([member for member in bad if self.diverged[member] > self.updates_before])
         return rows
+
+    def _warn_diverged(self, members: list[int]) -> None:
+        if not members:
+            return
+        seed, setting = self.everyone[members[0]]
+        varied = "".join(f", {name} {getattr(setting, name):g}" for name in self.varying)
+        others = f" and {len(members) - 1} more" if len(members) > 1 else ""
+        self._say(
+            f"warning: member {members[0]} (seed {seed}{varied}){others}: loss or gradient not finite at update "
+            f"{self.diverged[members[0]]}; the last finite parameters are kept. Lower hparams.learning_rate or use "
+            "--loss huber."
+        )
 
     def _flush(self) -> None:
         self.last_flush = time.perf_counter()

@@ -50,7 +50,10 @@ def last(path: pathlib.Path) -> list[Checkpoint]:
     found = [checkpoints.newest(path / "checkpoints", batch)[0] for batch in range(len(spec.batches))]
     complete = [checkpoint for checkpoint in found if checkpoint is not None]
     if len(complete) < len(found) or len({checkpoint.meta["iteration"] for checkpoint in complete}) > 1:
-        raise UserError(f"{path} cannot be continued from: a checkpoint is missing or damaged.")
+        raise UserError(
+            f"{path} cannot be continued from: a checkpoint is missing or damaged. Remove it, and the runs "
+            "that went on from it, to have them trained again."
+        )
     return complete
 
 

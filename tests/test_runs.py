@@ -1,6 +1,7 @@
 """Run directories: checkpoints that survive damage, metrics, locks, atomic files, TensorBoard events."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -160,6 +161,20 @@ def test_resume_refuses_a_run_of_which_every_checkpoint_is_damaged(tmp_path):
         jaxdqn.resume(tmp_path / "run")
 
 
+def test_a_full_disk_is_named_and_the_checkpoint_before_remains(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path / "run", tree(1.0), {"batch": 0, "iteration": 1}, keep=2)
+
+    class Full:
+        def save(self, *_):
+            raise ValueError("RESOURCE_EXHAUSTED: Error writing ...")
+
+    monkeypatch.setattr(checkpoints, "_checkpointer", Full)
+    with pytest.raises(OSError, match="No space left") as error:
+        checkpoints.save(tmp_path / "run", tree(2.0), {"batch": 0, "iteration": 2}, keep=1)
+    assert error.value.errno == errno.ENOSPC and "000000000002" in error.value.filename
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["0000-000000000001"]
+
+
 # -- metrics and files ------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +315,9 @@ def test_a_spec_survives_yaml_and_the_directory(tmp_path):
     assert RunSpec.from_dict(yaml.safe_load(text)) == spec()
     directory.create(tmp_path / "run").write_config(spec(), {"commit": "abc", "python": "3"})
     loaded, values = directory.load(tmp_path / "run")
-    assert loaded == spec() and values["commit"] == "abc"
+    assert values["commit"] == "abc" and values["continues"]["run"] == os.path.relpath("runs/before", tmp_path / "run")
+    there = dataclasses.replace(spec().continues, run=str(pathlib.Path("runs/before").absolute()))
+    assert loaded == dataclasses.replace(spec(), continues=there)
 
 
 BROKEN = {

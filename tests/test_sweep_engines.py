@@ -16,7 +16,7 @@ from test_scripts import ROOT, script
 from test_sweeps import CATCH, HALVING, TIMES, assert_same, curves
 
 from jaxdqn.errors import UserError
-from jaxdqn.sweeps import engines
+from jaxdqn.sweeps import engines, processes, reading
 
 LIMIT = 240
 TWO_GROUPS = {
@@ -190,6 +190,35 @@ def test_a_task_that_is_lost_again_and_again_ends_the_sweep(tmp_path):
     with pytest.raises(UserError, match="was lost 5 times"):
         engines.side_by_side(stages, run_at(tmp_path), tasks)
     assert len(started) == 5
+
+
+# -- GPUs -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_script_finds_the_gpus_before_it_keeps_off_them(inside, monkeypatch, tmp_path):
+    asked = []
+
+    def probe(command, **options):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "2\n")
+
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(processes.subprocess, "run", probe)
+    sweep = script("sweep")
+    args = sweep.Args(engine="processes")
+    sweep.prepare(reading.parse(TWO_GROUPS), args)
+    with engines.running(args.engine) as engine:
+        assert engine and len(asked) == 1
+    with pytest.raises(UserError, match="this machine has 2"), engines.running(args.engine, num_devices=3):
+        pass
+
+
+@pytest.mark.parametrize("ours, theirs", [(None, "2,3"), ("4,5,6,7", "6,7"), ("GPU-a,GPU-b,GPU-c", "GPU-c")])
+def test_each_task_has_gpus_of_those_that_the_sweep_may_use(monkeypatch, ours, theirs):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if ours:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ours)
+    assert processes.visible_gpus(2, 2) == theirs
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------

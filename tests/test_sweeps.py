@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -9,12 +10,12 @@ import pandas as pd
 import pytest
 
 import jaxdqn
-from jaxdqn.parallel import devices, schemes
+from jaxdqn.errors import UserError
+from jaxdqn.parallel import devices, memory, schemes
 from jaxdqn.runs import checkpoints, metrics
 from jaxdqn.session import Settings
-from jaxdqn.sweeps import directory, engines, planning, reading, report, samplers
+from jaxdqn.sweeps import directory, engines, planning, reading, report, running, samplers, search
 from jaxdqn.sweeps import stage as _stage
-from jaxdqn.sweeps.search import Search
 
 CATCH = {
     "env": "Catch-bsuite",
@@ -58,7 +59,7 @@ def searched(folder, sweep, engine=local, **changes):
     """The table of trials of a sweep in `folder`, new or resumed."""
     lock = directory.create(folder, sweep) if not folder.exists() else None
     assert lock is not None or directory.load(folder) == sweep
-    return Search(sweep, folder, engine, run_at(folder, **changes)).execute()
+    return search.execute(sweep, folder, engine, run_at(folder, **changes)).write()
 
 
 def curves(folder, kind="tuning"):
@@ -220,7 +221,7 @@ class Synthetic:
                     )
             self.steps += len(rows) * 200
             metrics.append(path / "metrics.parquet", 0, 1, rows)
-            (path / "summary.json").write_text(json.dumps({"status": "finished"}))
+            (path / "summary.json").write_text(json.dumps({"status": "finished", "first_bad_update_per_member": {}}))
         self.reached = stages[0].config.total_steps
 
 
@@ -373,3 +374,102 @@ def test_one_seed_has_no_interval(tmp_path):
     sweep = sweep_of(space={"learning_rate": [1e-3, 1e-2]}, sampler="grid", seeds=1, winners={"trials": 1, "seeds": 1})
     table = searched(tmp_path / "sweep", sweep, Synthetic())
     assert table.score_low.isna().all() and table.score.notna().all()
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_that_was_moved_goes_on_where_it_is(halved, tmp_path):
+    """The stage in the midst of which it was stopped goes on from another."""
+
+    def die(rows):
+        if rows[0]["stage"].endswith("rung-1"):
+            raise ZeroDivisionError
+
+    old, new = tmp_path / "old", tmp_path / "elsewhere" / "new"
+    with pytest.raises(ZeroDivisionError):
+        searched(old, sweep_of(halving=HALVING), on_rows=die)
+    new.parent.mkdir()
+    old.rename(new)
+    assert (new / "runs" / "round-00-group-00-rung-1" / "config.yaml").exists()
+    assert_same(searched(new, sweep_of(halving=HALVING)).drop(columns=TIMES), halved[1].drop(columns=TIMES))
+
+
+@pytest.fixture
+def copied(halved, tmp_path):
+    """The finished sweep with halving, to be damaged."""
+    return shutil.copytree(halved[0], tmp_path / "copied")
+
+
+def test_damaged_copies_are_made_again(copied, halved):
+    part = copied / "metrics.parquet" / "round-00-group-00-rung-1.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    (copied / "trials.parquet").write_text("junk")
+    searched(copied, sweep_of(halving=HALVING))
+    assert_same(curves(copied), curves(halved[0]))
+    assert_same(pd.read_parquet(copied / "trials.parquet"), halved[1])
+
+
+def test_damaged_metrics_of_a_stage_are_one_line_that_says_what_to_do(copied, halved):
+    run = copied / "runs" / "winners-group-00"
+    part = next(run.glob("metrics.parquet/part-*"))
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"is damaged.* remove .*winners-group-00 to train that run again") as error:
+        searched(copied, sweep_of(halving=HALVING))
+    assert "\n" not in str(error.value)
+    shutil.rmtree(run)
+    assert_same(searched(copied, sweep_of(halving=HALVING)).drop(columns=TIMES), halved[1].drop(columns=TIMES))
+
+
+def test_a_removed_stage_whose_origin_is_pruned_says_what_to_remove_with_it(copied, halved):
+    for name in ("rung-2", "rung-1", "rung-0"):
+        if name != "rung-2":
+            with pytest.raises(UserError, match=rf"round-00-group-00-{name} cannot be continued from.* Remove it"):
+                searched(copied, sweep_of(halving=HALVING))
+        for later in ("rung-2", "rung-1", "rung-0")[: ("rung-2", "rung-1", "rung-0").index(name) + 1]:
+            shutil.rmtree(copied / "runs" / f"round-00-group-00-{later}", ignore_errors=True)
+    assert_same(searched(copied, sweep_of(halving=HALVING)).drop(columns=TIMES), halved[1].drop(columns=TIMES))
+
+
+def diverging(rates, **changes):
+    return sweep_of(space={"learning_rate": rates}, sampler="grid", **{"winners": {"trials": 0}, **changes})
+
+
+@pytest.mark.parametrize("halving", [None, HALVING])
+def test_a_diverging_trial_has_the_same_score_whoever_else_diverges(tmp_path, halving):
+    one = searched(tmp_path / "one", diverging([1e30, 1e-3], halving=halving))
+    all_ = searched(tmp_path / "all", diverging([1e30, 1e31], halving=halving))
+    assert list(one.diverged) == [3, 0] and list(all_.diverged) == [3, 3]
+    assert all_.score.notna().all() and set(all_.status) == set(one.status)
+    assert all_.first_score[0] == one.first_score[0]
+    assert all_.env_steps.max() == one.env_steps.max() == 1_600
+
+
+def test_a_population_of_which_all_diverge_evolves_to_its_end(tmp_path):
+    space = {"learning_rate": {"low": 1e29, "high": 1e30, "log": True}}
+    table = searched(tmp_path / "sweep", sweep_of(**{**EVOLVING, "space": space}))
+    assert list(table.diverged) == [1] * 4 and table.score.notna().all() and table.fresh_diverged.dropna().iloc[0] == 2
+    assert set(curves(tmp_path / "sweep").env_steps) == set(range(200, 1_601, 200))
+
+
+def test_batches_of_which_one_diverges_go_on_together(tmp_path, monkeypatch):
+    """Each batch of a stage must end at the same iteration, or the next stage has nothing to go on from."""
+    real = memory.plan
+    monkeypatch.setattr(memory, "plan", lambda *args: real(*args)._replace(members_per_batch=3, num_batches=2))
+    table = searched(tmp_path / "sweep", diverging([1e-3, 1e30], halving={"rungs": [0.25], "keep": 0.6}))
+    assert list(table.env_steps) == [1_600, 1_600] and list(table.diverged) == [0, 3]
+
+
+def test_every_diverging_member_is_warned_of_once(tmp_path, capfd):
+    searched(tmp_path / "sweep", diverging([1e30, 1e31], halving=HALVING))
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "not finite" in line]
+    assert "member 0 (seed 0, learning_rate 1e+30) and 5 more" in line
+
+
+def test_a_sweep_that_is_done_says_so_and_trains_nothing(halved, tmp_path, capsys):
+    folder = shutil.copytree(halved[0], tmp_path / "done")
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
+    table = running.resume(folder, num_devices=2)
+    assert "every stage had been trained before" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert_same(table, halved[1])

@@ -3,8 +3,10 @@
 checkpoints/<batch>-<iteration>/  state/ (orbax)   meta.json   manifest.json (size and CRC-32 of every file)
 """
 
+import errno
 import json
 import logging
+import os
 import pathlib
 import re
 import shutil
@@ -28,7 +30,10 @@ class Checkpoint(NamedTuple):
 
 
 def save(root: pathlib.Path, tree: PyTree, meta: dict[str, Any], keep: int) -> pathlib.Path:
-    """Writes a tree of NumPy arrays and keeps the newest `keep` checkpoints of its batch."""
+    """Writes a tree of NumPy arrays and keeps the newest `keep` checkpoints of its batch.
+
+    Raises OSError where the disk is full.
+    """
     root.mkdir(exist_ok=True)
     final = root / f"{meta['batch']:04d}-{meta['iteration']:012d}"
     temporary = root / f".writing-{final.name}"
@@ -41,6 +46,10 @@ def save(root: pathlib.Path, tree: PyTree, meta: dict[str, Any], keep: int) -> p
         (temporary / "manifest.json").write_text(json.dumps(_checksums(temporary)))
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
+    except ValueError as error:  # orbax's name for it
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(final)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in [path for path in listing(root) if path.name[:4] == final.name[:4]][:-keep]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -17,6 +18,8 @@ from jaxdqn.runs.files import write_atomically
 @dataclasses.dataclass(frozen=True)
 class Continuation:
     """Where a run's members come from, that do not begin at the beginning: the run in `run`, which has finished.
+
+    config.yaml has it relative to its own directory, so that both can be moved together.
 
     Member m goes on with all that states[m] was there (environments, replay, keys), but for its learner, which is that
     of learners[m].
@@ -127,7 +130,12 @@ class RunDirectory:
 
     def write_config(self, spec: RunSpec, provenance: dict[str, Any]) -> None:
         """Writes config.yaml: the spec, and where it ran."""
-        text = yaml.safe_dump({**spec.to_dict(), **provenance}, sort_keys=False)
+        values = {**spec.to_dict(), **provenance}
+        if spec.continues is not None:
+            values["continues"]["run"] = os.path.relpath(
+                pathlib.Path(spec.continues.run).resolve(), self.path.resolve()
+            )
+        text = yaml.safe_dump(values, sort_keys=False)
         write_atomically(self.path / "config.yaml", lambda path: path.write_text(text))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -152,9 +160,13 @@ def load(path: pathlib.Path) -> tuple[RunSpec, dict[str, Any]]:
         raise UserError(f"{path} holds no run: there is no config.yaml in it.")
     try:
         values = yaml.safe_load(file.read_text())
-        return RunSpec.from_dict(values), values
+        spec = RunSpec.from_dict(values)
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
+    if spec.continues is not None:
+        run = (path / spec.continues.run).resolve()
+        spec = dataclasses.replace(spec, continues=dataclasses.replace(spec.continues, run=str(run)))
+    return spec, values
 
 
 def status(path: pathlib.Path) -> str:

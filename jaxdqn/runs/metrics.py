@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
+from jaxdqn.errors import UserError
 from jaxdqn.runs.files import write_atomically
 
 _PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
@@ -22,12 +24,22 @@ def append(path: pathlib.Path, batch: int, iteration: int, rows: Sequence[dict[s
 
 
 def read(path: pathlib.Path) -> pd.DataFrame:
-    """All rows, by member and environment steps; empty where there are none yet."""
+    """All rows, by member and environment steps; empty where there are none yet. Raises `UserError` for damage."""
     parts = sorted(path.glob("part-*.parquet")) if path.is_dir() else []
     if not parts:
         return pd.DataFrame()
-    frame = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+    frame = pd.concat([_read_part(part) for part in parts], ignore_index=True)
     return tidy(frame)
+
+
+def _read_part(part: pathlib.Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(part)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"{part} is damaged ({reason}). Bring it back, or remove {part.parent.parent} to train that run again."
+        ) from None
 
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:

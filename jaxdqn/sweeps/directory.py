@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from jaxdqn.errors import UserError
@@ -57,6 +59,13 @@ def add_metrics(folder: pathlib.Path, stages: Sequence[Stage]) -> None:
     whole.mkdir(exist_ok=True)
     for stage in stages:
         part = whole / f"{stage.name}.parquet"
-        if not part.exists():
+        if not _is_whole(part):
             frame = metrics.read(path_of(folder, stage.name) / "metrics.parquet")
             write_atomically(part, functools.partial(frame.to_parquet, index=False))
+
+
+def _is_whole(part: pathlib.Path) -> bool:
+    try:
+        return bool(pq.read_metadata(part))
+    except (OSError, pa.ArrowException):
+        return False

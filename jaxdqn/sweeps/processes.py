@@ -28,8 +28,10 @@ class Task(NamedTuple):
 
 def engine(num_devices: int | None) -> Engine:
     """Stages in processes of their own. This process keeps off the GPUs. Raises `UserError`."""
+    import jax
+
     gpus = count_gpus()
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")  # of this process alone, and only where its backend has not started
     available = gpus or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if num_devices is not None and num_devices > available:
         raise UserError(f"num_devices {num_devices} asked, but this machine has {available}; ask for at most that.")
@@ -55,13 +57,19 @@ def start(stage: Stage, run: Run, num_devices: int, slot: int, on_gpu: bool) -> 
     """Starts `stage` on devices slot * num_devices and following."""
     context = multiprocessing.get_context("spawn")  # a forked JAX hangs
     ours, theirs = context.Pipe(duplex=False)
-    first = slot * num_devices
-    visible = ",".join(str(index) for index in range(first, first + num_devices)) if on_gpu else None
+    visible = visible_gpus(slot * num_devices, num_devices) if on_gpu else None
     arguments = (stage, str(run.folder), num_devices, run.checkpoint_seconds, visible, theirs)
     process = context.Process(target=_child, args=arguments, daemon=True)
     process.start()
     theirs.close()
     return Task(process, ours)
+
+
+def visible_gpus(first: int, count: int) -> str:
+    """CUDA_VISIBLE_DEVICES of a task: `count` from the `first` on of those that this process may use."""
+    ours = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = ours.split(",") if ours else [str(index) for index in range(first + count)]
+    return ",".join(names[first : first + count])
 
 
 def wait(tasks: list[Task], seconds: float) -> list[Task]:
@@ -94,12 +102,11 @@ def _child(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all; the parent tells us by SIGTERM
     if visible is not None:
-        os.environ.pop("JAX_PLATFORMS", None)
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
     prepare(num_devices)
     try:
         answer.send(("status", _stage.execute(stage, pathlib.Path(folder), num_devices, checkpoint_seconds)))
-    except UserError as error:
+    except (UserError, OSError) as error:  # such as a full disk: another attempt would fail as this one
         answer.send(("error", str(error)))
 
 

@@ -15,7 +15,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.runs import directory as run_directory
 from jaxdqn.runs.files import write_atomically
 from jaxdqn.runs.reporting import save_figure
-from jaxdqn.sweeps.search import FINISHED
+from jaxdqn.sweeps.record import FINISHED
 from jaxdqn.sweeps.stage import RUNS
 from jaxdqn.sweeps.sweep import Sweep
 

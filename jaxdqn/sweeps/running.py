@@ -9,9 +9,8 @@ import pandas as pd
 
 from jaxdqn.runs.directory import RunDirectory
 from jaxdqn.session import catch_signals
-from jaxdqn.sweeps import directory, engines, planning, reading, report
+from jaxdqn.sweeps import directory, engines, planning, reading, report, search
 from jaxdqn.sweeps.board import Board
-from jaxdqn.sweeps.search import Search
 from jaxdqn.sweeps.sweep import Sweep
 
 
@@ -66,6 +65,8 @@ def train(
             print("\n".join(planning.described(planned, sweep)), file=sys.stderr, flush=True)
         with lock(folder), Board(sweep, options.progress) as board, catch_signals() as interrupted:
             around = engines.Run(folder, options.checkpoint_seconds, board.update, board.say, interrupted)
-            table = Search(sweep, folder, engine, around).execute()
+            record = search.execute(sweep, folder, engine, around)
+            if not record.trained:
+                board.say("every stage had been trained before; the report is written again.")
             report.write(folder, sweep)
-    return table
+    return record.write()

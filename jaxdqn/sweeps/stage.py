@@ -2,6 +2,7 @@
 but what is in that directory decides what is left to do."""
 
 import dataclasses
+import json
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -57,7 +58,12 @@ def execute(
 
     path = path_of(folder, stage.name)
     settings = Settings(
-        checkpoint_seconds=checkpoint_seconds, progress=False, tensorboard=False, figure=False, on_chunk=on_chunk
+        stop_diverged=False,  # or the score of a trial would depend on which others are in its population
+        checkpoint_seconds=checkpoint_seconds,
+        progress=False,
+        tensorboard=False,
+        figure=False,
+        on_chunk=on_chunk,
     )
     if (path / "config.yaml").exists():
         return str(experiment.resume(path, settings=settings).summary["status"])
@@ -84,6 +90,15 @@ def finished(folder: pathlib.Path, stage: Stage) -> bool:
     from jaxdqn.session import DIVERGED, OK
 
     return directory.status(path_of(folder, stage.name)) in (OK, DIVERGED)
+
+
+def diverged(folder: pathlib.Path, stage: Stage) -> dict[int, int]:
+    """How many members of each trial in a finished stage diverged: those that no longer learn."""
+    summary = json.loads((path_of(folder, stage.name) / "summary.json").read_text())
+    counts = dict.fromkeys((label["trial"] for label in stage.labels), 0)
+    for member in summary["first_bad_update_per_member"]:
+        counts[stage.labels[int(member)]["trial"]] += 1
+    return counts
 
 
 def metrics_of(folder: pathlib.Path, stages: Sequence[Stage]) -> pd.DataFrame:

@@ -1,0 +1,79 @@
+"""What a sweep knows of its trials, and how it trains stages: what every kind of search shares.
+
+Everything is computed from the sweep and from what its stages left in their directories; finished stages are passed
+over, so that starting again is resuming.
+"""
+
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jaxdqn.analysis import intervals
+from jaxdqn.sweeps import directory, scores
+from jaxdqn.sweeps import stage as _stage
+from jaxdqn.sweeps.engines import Engine, Run
+from jaxdqn.sweeps.stage import Stage
+from jaxdqn.sweeps.sweep import Sweep
+
+FINISHED = "finished"
+
+
+class Record:
+    """The rows of one sweep's table of trials, by number, and the training of its stages by an engine.
+
+    trained: how many stages were not finished before.
+    """
+
+    def __init__(self, sweep: Sweep, folder: pathlib.Path, engine: Engine, run: Run):
+        self.sweep, self.folder, self.engine, self.run = sweep, folder, engine, run
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.trained = 0
+
+    def train(self, stages: Sequence[Stage]) -> None:
+        """Trains what is left of the stages, and keeps their metrics. Raises `Stopped`, and `UserError`."""
+        self.trained += sum(not _stage.finished(self.folder, stage) for stage in stages)
+        self.engine(stages, self.run)
+        directory.add_metrics(self.folder, stages)
+        for stage in stages:
+            if stage.continues is not None:
+                _stage.prune(self.folder, stage.continues.stage)
+
+    def write(self) -> pd.DataFrame:
+        """Writes the table of trials; returns it."""
+        return directory.write_table(self.folder, "trials", [self.rows[number] for number in sorted(self.rows)])
+
+    def best(self) -> list[int]:
+        """The finished trials that are to be trained again with fresh seeds, the best first."""
+        finished = {number: row["score"] for number, row in self.rows.items() if row["status"] == FINISHED}
+        scored = [number for number in scores.ranked(finished) if not math.isnan(finished[number])]
+        return scored[: self.sweep.winners.trials]
+
+    @property
+    def fresh_seeds(self) -> tuple[int, ...]:
+        """The seeds of the winners."""
+        winners = self.sweep.winners
+        return tuple(range(winners.first_seed, winners.first_seed + winners.seeds))
+
+    def add_fresh(self, stage: Stage, table: pd.DataFrame, finals: pd.DataFrame) -> None:
+        """Adds what winners reach with fresh seeds at the end of `stage`: scores and returns by trial and seed."""
+        diverged = _stage.diverged(self.folder, stage)
+        for number in table.trial.unique().tolist():
+            row = self.rows[number]
+            row.update(summary("fresh_score", table[table.trial == number].score))
+            row.update(summary("fresh_return", finals[finals.trial == number].score))
+            row["fresh_seeds"], row["fresh_diverged"] = len(self.fresh_seeds), diverged[number]
+
+
+def summary(name: str, values: pd.Series) -> dict[str, Any]:
+    """The mean and its 95 % bootstrap interval as columns name, name_low, name_high.
+
+    All are NaN where a value is; the interval also where there is only one.
+    """
+    mean = float(np.mean(values.to_numpy(float)))
+    interval = None if math.isnan(mean) else intervals.bootstrap_ci(values.to_numpy(float))
+    low, high = interval if interval is not None else (math.nan, math.nan)
+    return {name: mean, f"{name}_low": float(low), f"{name}_high": float(high)}
