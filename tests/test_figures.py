@@ -214,6 +214,24 @@ def test_failed_trials_are_in_no_figure():
         assert any("n=35" in text for text in texts(draw(failed, NAMES)))
 
 
+def test_values_that_are_not_in_use_are_nowhere():
+    used = TRIALS.index % 4 > 0
+    partly = TRIALS.assign(gamma=TRIALS.gamma.where(used), network=TRIALS.network.where(used))
+    for name in ("gamma", "network"):
+        dots = tuning.response(partly, name).axes[0].lines[0]
+        assert len(dots.get_xdata()) == used.sum() and np.isfinite(dots.get_xdata()).all()
+    figure = tuning.parallel_coordinates(partly, NAMES)
+    order = TRIALS.score.argsort()
+    heights = np.ma.filled(
+        np.ma.masked_invalid([path.vertices[:, 1] for path in figure.axes[0].collections[0].get_paths()]), np.nan
+    )
+    assert (np.isnan(heights[:, [1, 3]]) == ~used[order][:, None]).all() and np.isfinite(heights[:, [0, 2, 4]]).all()
+    (scatter,) = tuning.pairwise(partly, NAMES).axes[1].collections
+    assert np.isfinite(np.ma.filled(scatter.get_offsets(), np.nan)[:, 1]).sum() == used.sum()
+    assert any("not in use" in text for text in texts(figure))
+    assert f"(n={used.sum()})" in " ".join(texts(tuning.importance(partly, NAMES)))
+
+
 def test_without_any_score_there_is_nothing_to_draw():
     failed = TRIALS.assign(score=math.nan)
     with pytest.raises(UserError, match="none of 40 trials"):

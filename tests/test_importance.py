@@ -76,6 +76,15 @@ def test_failed_trials_are_left_out_and_counted():
     pd.testing.assert_frame_equal(found, importance.main_effects(frame[10:], ["a"]))
 
 
+def test_a_hyperparameter_is_judged_by_the_trials_that_use_it():
+    frame = trials(100, a=uniform, b=uniform, score=uniform)
+    frame["a"] = frame.a.where(frame.index >= 60)
+    found = importance.main_effects(frame, ["a", "b"])
+    assert list(found.n) == [40, 100]
+    pd.testing.assert_frame_equal(found.loc[["a"]], importance.main_effects(frame[60:], ["a"]))
+    pd.testing.assert_frame_equal(found.loc[["b"]], importance.main_effects(frame, ["b"]))
+
+
 def test_a_constant_score_and_a_constant_hyperparameter_explain_nothing():
     frame = trials(30, a=uniform).assign(score=1.0, b=2.0)
     assert importance.main_effects(frame, ["a", "b"]).share.tolist() == [0.0, 0.0]

@@ -16,6 +16,7 @@ from jaxdqn.runs import checkpoints, metrics
 from jaxdqn.session import Settings
 from jaxdqn.sweeps import directory, engines, planning, reading, report, running, samplers, search
 from jaxdqn.sweeps import stage as _stage
+from jaxdqn.sweeps.trials import in_use
 
 CATCH = {
     "env": "Catch-bsuite",
@@ -363,11 +364,44 @@ def test_the_report_shows_the_fresh_score_and_every_figure(name, request):
     lines = report.winner_lines(directory.load(folder), table)
     text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
     fresh = table.fresh_score.dropna().iloc[0]
-    assert f"{fresh:.1f}" in lines[0] and f"{fresh:.1f}" in text and "fresh seeds" in text
+    assert f"{fresh:.2f}" in lines[0] and f"{fresh:.2f}" in text and "fresh seeds" in text
     drawn = sorted(path.stem for path in (folder / "figures").iterdir())
     assert "winners" in drawn and "response-learning_rate" in drawn
     assert ("lineage" in drawn) == (name == "evolved")
     assert all(f"figures/{figure}.png" in text for figure in drawn) and page.count("data:image/png") == len(drawn)
+
+
+def test_the_report_says_members_settings_and_seeds_of_a_population(evolved):
+    report.write(evolved[0], directory.load(evolved[0]))
+    text = (evolved[0] / "report.md").read_text()
+    assert "best of 4 members" in text and "2 settings (random, seed 0), seeds 0 to 1 each" in text
+    assert text.count("return in the last generation, fresh seeds") == 1 and "return at the end" not in text
+
+
+def test_the_report_shows_only_values_in_use(tmp_path):
+    space = {
+        "optimizer": ["adam", "adamw"],
+        "weight_decay": {"choices": [1e-3, 1e-1], "when": {"optimizer": "adamw"}},
+        "learning_rate": [1e-3, 1e-2],
+    }
+    sweep = sweep_of(space=space, sampler="grid", seeds=1, winners={"trials": 6, "seeds": 1})
+    table = searched(tmp_path / "sweep", sweep)
+    used = in_use(sweep, table, "weight_decay")
+    assert list(used) == list(table.optimizer == "adamw") and used.sum() == 4
+    assert in_use(sweep, table, "optimizer").all()
+    report.write(tmp_path / "sweep", sweep)
+    rows = [line for line in (tmp_path / "sweep" / "report.md").read_text().splitlines() if "| adam |" in line]
+    assert rows and all("| adam | – |" in row for row in rows)
+    lines = report.winner_lines(sweep, table)
+    assert [("weight_decay" in line) == ("optimizer=adamw" in line) for line in lines] == [True] * 6
+
+
+def test_trials_that_got_further_stand_above_those_with_better_short_curves(halved):
+    report.write(halved[0], directory.load(halved[0]))
+    tuning = (halved[0] / "report.md").read_text().split("in tuning")[1].split("## How")[0]
+    rows = [line for line in tuning.splitlines() if line.startswith("| ") and "trial" not in line]
+    steps = [int(row.split("|")[-3].replace(",", "")) for row in rows]
+    assert steps == [1_600, 800, 400, 400]
 
 
 def test_one_seed_has_no_interval(tmp_path):

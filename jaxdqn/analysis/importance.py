@@ -21,20 +21,31 @@ def main_effects(
     independently of each other. The expectation is over values, or over bins of equally many trials where there are
     more than eight; Kelley's epsilon squared (1935) corrects for the share that as many bins explain by chance, so
     that a hyperparameter without effect has 0 on average. `noise` is the share that 5 % of shuffled scores exceed:
-    below it, nothing was shown. Trials without a finite score are left out, n counts the others.
+    below it, nothing was shown. Trials without a finite score are left out, and for each hyperparameter those where it
+    is NaN: not in use; n counts the others.
 
     Raises `UserError` for an unknown column and for fewer than ten trials.
     """
     check_columns(trials, [score, *names])
     known = trials[np.isfinite(trials[score].to_numpy(float))]
-    if len(known) < MIN_TRIALS:
-        raise UserError(f"{len(known)} trials with a score; the importance of hyperparameters needs {MIN_TRIALS}.")
-    values = known[score].to_numpy(float)
-    rng = np.random.default_rng(seed)
-    shuffled = np.stack([values, *(rng.permutation(values) for _ in range(permutations))])
-    shares = np.stack([_shares(shuffled, levels(known[name])) for name in names])
+    used = [known.dropna(subset=[name]) for name in names]
+    least = min(map(len, [known, *used]))
+    if least < MIN_TRIALS:
+        raise UserError(f"{least} trials with a score; the importance of hyperparameters needs {MIN_TRIALS}.")
+    shares = np.stack(
+        [
+            _shares(_shuffled(rows[score].to_numpy(float), permutations, seed), levels(rows[name]))
+            for name, rows in zip(names, used, strict=True)
+        ]
+    )
     noise = np.percentile(shares[:, 1:], 95.0, axis=1)
-    return pd.DataFrame({"share": shares[:, 0], "noise": noise, "n": len(known)}, index=pd.Index(names))
+    return pd.DataFrame({"share": shares[:, 0], "noise": noise, "n": list(map(len, used))}, index=pd.Index(names))
+
+
+def _shuffled(scores: np.ndarray, permutations: int, seed: int) -> np.ndarray:
+    """The scores [n], and under them in random orders: [1 + permutations, n]."""
+    rng = np.random.default_rng(seed)
+    return np.stack([scores, *(rng.permutation(scores) for _ in range(permutations))])
 
 
 def levels(column: pd.Series) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jaxdqn.analysis import style
 from jaxdqn.analysis.curves import check_columns
@@ -51,9 +52,12 @@ def _draw(axis: Axes, frame: pd.DataFrame, line: pd.DataFrame, name: str) -> Non
     start, end = joined[f"{name}_y"].to_numpy(float), joined[f"{name}_x"].to_numpy(float)
     x = joined.generation.to_numpy(float)
     axis.plot(np.stack([x - 1, x]), np.stack([start, end]), color=style.COLOURS[0], linewidth=0.6, alpha=0.4)
+    # Members whose learner nobody took on have no line.
+    axis.plot(frame.generation, frame[name], ".", color=style.COLOURS[0], markersize=3, alpha=0.4, markeredgewidth=0)
     copied = frame[frame.parent != frame.member]
     axis.plot(copied.generation, copied[name], ".", color=style.GREY, markersize=4)
     axis.plot(line.generation, line[name], color=style.COLOURS[1], linewidth=2.2, marker="o", markersize=3)
     if name != "score" and style.is_logarithmic(frame[name]):
         axis.set_yscale("log")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="generation", ylabel=style.named(name))

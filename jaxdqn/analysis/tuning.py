@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FixedFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from jaxdqn.analysis import style
@@ -20,6 +20,7 @@ from jaxdqn.analysis.intervals import bootstrap_ci
 from jaxdqn.errors import UserError
 
 MAX_TICKS = 8  # as many different values have a tick each
+MAX_TICK_LETTERS = 15  # as many fit side by side below a small panel
 
 
 def scored(frame: pd.DataFrame, names: Sequence[str], score: str = "score") -> pd.DataFrame:
@@ -44,10 +45,11 @@ def response(frame: pd.DataFrame, name: str, score: str = "score", colour: str |
     """The score against one hyperparameter: every trial or seed, and the mean with its 95 % interval.
 
     Means are over equal values (see `importance.levels`), or over bins of equally many trials; `colour` draws each
-    setting of another column apart. Raises `UserError` for an unknown column.
+    setting of another column apart. Rows where the hyperparameter is NaN, not in use, are left out. Raises `UserError`
+    for an unknown column.
     """
     others = [colour] if colour else []
-    table = scored(frame, [name, *others], score)
+    table = scored(frame, [name, *others], score).dropna(subset=[name]).reset_index(drop=True)
     if colour and table[colour].nunique() > 4 and is_numeric(table[colour]):
         table[colour] = _thirds(table[colour])
     figure, (axis,) = style.panels(1, 5.6, 3.8)
@@ -57,11 +59,11 @@ def response(frame: pd.DataFrame, name: str, score: str = "score", colour: str |
         _draw_response(axis, x[rows.index], rows, name, score, style.counted(label, len(rows)), count - 1)
     axis.set(xlabel=style.named(name), ylabel="final greedy return" if "member" in frame else style.named(score))
     style.legend(axis, count)
-    style.note(figure, RESPONSE)
+    style.note(figure, f"dot: a {'seed' if 'member' in frame else 'trial'}; {RESPONSE}")
     return figure
 
 
-RESPONSE = "dot: a trial or seed; marker: mean of equal values (or of a bin), bar: its 95 % bootstrap interval"
+RESPONSE = "marker: mean of equal values (or of a bin), bar: its 95 % bootstrap interval"
 
 
 def _thirds(column: pd.Series) -> Any:
@@ -95,7 +97,7 @@ def _draw_response(
 def pairwise(trials: pd.DataFrame, names: Sequence[str], score: str = "score") -> Figure:
     """Every pair of hyperparameters as a scatter of trials coloured by score; the score against each on the diagonal.
 
-    Raises `UserError` for an unknown column.
+    A trial is missing where a hyperparameter is NaN: not in use. Raises `UserError` for an unknown column.
     """
     table = scored(trials, names, score).sort_values(score)  # the best on top
     count = len(names)
@@ -113,13 +115,16 @@ def pairwise(trials: pd.DataFrame, names: Sequence[str], score: str = "score") -
         axis.scatter(x, y, c=table[score], cmap=style.SCALE, norm=norm, s=14, linewidths=0)
         _outer_labels(axis, row, column, names, score)
     figure.colorbar(ScalarMappable(norm, style.SCALE), ax=list(figure.axes), label=style.named(score), shrink=0.6)
-    style.note(figure, f"a dot is a trial (n={len(table)}); diagonal: score against the hyperparameter")
+    style.note(figure, f"a dot is a trial (n={len(table)}{_missing(table, names)}); diagonal: score against each")
     return figure
 
 
 def _outer_labels(axis: Axes, row: int, column: int, names: Sequence[str], score: str) -> None:
     if row == len(names) - 1:
         axis.set_xlabel(style.named(names[column]))
+        fixed = isinstance(axis.xaxis.get_major_formatter(), FixedFormatter)
+        if fixed and sum(len(tick.get_text()) for tick in axis.get_xticklabels()) > MAX_TICK_LETTERS:
+            axis.tick_params(axis="x", labelrotation=30)
     else:
         axis.tick_params(labelbottom=False)
     if row == column:
@@ -133,7 +138,7 @@ def _outer_labels(axis: Axes, row: int, column: int, names: Sequence[str], score
 def parallel_coordinates(trials: pd.DataFrame, names: Sequence[str], score: str = "score") -> Figure:
     """Every trial as a line through its hyperparameters and its score, coloured by score, the best on top.
 
-    Raises `UserError` for an unknown column.
+    Its line has a gap where a hyperparameter is NaN: not in use. Raises `UserError` for an unknown column.
     """
     table = scored(trials, names, score).sort_values(score)
     columns = [*names, score]
@@ -150,8 +155,12 @@ def parallel_coordinates(trials: pd.DataFrame, names: Sequence[str], score: str 
     axis.set_xticks(range(len(columns)), [style.named(name) for name in columns])
     axis.spines["left"].set_visible(False)
     figure.colorbar(ScalarMappable(norm, style.SCALE), ax=axis, label=style.named(score))
-    style.note(figure, f"a line is a trial (n={len(table)})")
+    style.note(figure, f"a line is a trial (n={len(table)}{_missing(table, names)})")
     return figure
+
+
+def _missing(table: pd.DataFrame, names: Sequence[str]) -> str:
+    return "; missing where a value is not in use" if table[list(names)].isna().any(axis=None) else ""
 
 
 def _height(axis: Axes, index: int, column: pd.Series, is_score: bool) -> np.ndarray:
@@ -160,15 +169,15 @@ def _height(axis: Axes, index: int, column: pd.Series, is_score: bool) -> np.nda
     if is_numeric(column):
         log = style.is_logarithmic(column) and not is_score
         values = np.log10(column.to_numpy(float)) if log else column.to_numpy(float)
-        low, high = values.min(), values.max()
+        low, high = np.nanmin(values), np.nanmax(values)
         heights = (values - low) / (high - low or 1.0)
-        at = np.unique(heights) if column.nunique() <= MAX_TICKS else np.array([0.0, 0.5, 1.0])
+        at = np.unique(heights[np.isfinite(heights)]) if column.nunique() <= MAX_TICKS else np.array([0.0, 0.5, 1.0])
         marks = low + at * (high - low)
         names = [f"{10**mark if log else mark:.3g}" for mark in marks]
     else:
         codes, distinct = pd.factorize(column, sort=True)
         at = (np.arange(len(distinct)) + 0.5) / len(distinct)
-        heights, names = at[codes], [str(value) for value in distinct]
+        heights, names = np.where(codes < 0, np.nan, at[codes]), [str(value) for value in distinct]
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.0}
     for height, name in zip(at, names, strict=True):
         axis.text(index + 0.03, float(height), name, fontsize="x-small", va="center", bbox=box, zorder=4)
@@ -187,8 +196,9 @@ def importance(trials: pd.DataFrame, names: Sequence[str], score: str = "score")
     shares = effects.share.clip(lower=0.0)
     axis.barh(position, shares, color=style.COLOURS[0], height=0.6)
     axis.plot(effects.noise, position, "|", color="black", markersize=14, markeredgewidth=1.6)
-    for at, share, noise in zip(position, shares, effects.noise, strict=True):
-        axis.text(max(share, noise) + 0.015, at, f"{share:.0%}", fontsize="small", va="center")
+    for at, share, noise, count in zip(position, shares, effects.noise, effects.n, strict=True):
+        text = f"{share:.0%}" + (f" (n={count})" if count < len(table) else "")
+        axis.text(max(share, noise) + 0.015, at, text, fontsize="small", va="center")
     axis.set_yticks(position, [style.named(str(name)) for name in effects.index])
     axis.set(xlabel=f"share of the variance of {style.named(score)} (main effect)", xlim=(0.0, 1.0))
     style.note(figure, f"n={len(table)} trials; black mark: what chance exceeds in 5 % of shuffled scores")
@@ -209,7 +219,10 @@ def _positions(axis: Axes, which: str, column: pd.Series) -> np.ndarray:
         names = [f"{value:g}" if numeric else str(value) for value in distinct]
         direction.set_ticks(list(distinct) if numeric else range(len(distinct)), names)
         direction.set_minor_locator(NullLocator())
-    return column.to_numpy(float) if numeric else np.asarray(codes, float)
+    if numeric:
+        return column.to_numpy(float)
+    getattr(axis, f"set_{which}lim")(-0.5, len(distinct) - 0.5)
+    return np.where(codes < 0, np.nan, codes)
 
 
 def is_numeric(column: pd.Series) -> bool:

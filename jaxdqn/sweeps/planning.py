@@ -90,8 +90,9 @@ def described(plan: Plan, sweep: Sweep) -> list[str]:
         f"{plan.num_trials} trials x {len(sweep.seeds.all)} seeds = {plan.num_members} members, in {up_to}"
         f"{plan.num_groups} compiled group(s){batches}; {memory.gib(plan.bytes_per_device)} per device, "
         f"{plan.num_devices} device(s)",
-        f"about {plan.env_steps:,} environment steps, very roughly {duration(plan.seconds)} (by the arithmetic of the "
-        "gradient updates and the speed of this machine's matrix products)",
+        f"about {plan.env_steps:,} environment steps, very roughly {duration(plan.seconds)} of training (by the "
+        "arithmetic of the gradient updates and the speed of this machine's matrix products), and some seconds for "
+        "each program that is compiled",
     ]
     if sweep.sampler.name == "sobol" and plan.num_trials & (plan.num_trials - 1):
         lines.append(f"note: Sobol points are even for powers of two; {plan.num_trials} trials are not one.")

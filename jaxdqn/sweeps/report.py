@@ -1,36 +1,24 @@
 """report.md and report.html: the winners on fresh seeds, their tuning scores beside them, and figures."""
 
-import base64
-import html
+import math
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 
-from jaxdqn.analysis import figures as _figures
-from jaxdqn.analysis import lineage as _lineage
-from jaxdqn.analysis import loading, tuning
-from jaxdqn.errors import UserError
+from jaxdqn.analysis import loading
 from jaxdqn.runs import directory as run_directory
 from jaxdqn.runs.files import write_atomically
-from jaxdqn.runs.reporting import save_figure
-from jaxdqn.sweeps.record import FINISHED
+from jaxdqn.sweeps import documents, report_figures
+from jaxdqn.sweeps.documents import Block
+from jaxdqn.sweeps.report_figures import unit
 from jaxdqn.sweeps.stage import RUNS
 from jaxdqn.sweeps.sweep import Sweep
+from jaxdqn.sweeps.trials import in_use
 
 SHOWN = 10
-MAX_PAIRWISE = 8
-
-
-class Figure(NamedTuple):
-    """A file under figures/ and what it shows."""
-
-    name: str
-    caption: str
-
-
-Block = str | list[list[str]] | Figure
+UNUSED = "–"
 
 
 def write(folder: pathlib.Path, sweep: Sweep) -> None:
@@ -38,15 +26,12 @@ def write(folder: pathlib.Path, sweep: Sweep) -> None:
     trials = loading.trials(folder)
     frame = loading.load(folder)
     (folder / "figures").mkdir(exist_ok=True)
-    shown = list(_draw(folder, sweep, trials, frame))
+    shown = list(report_figures.draw(folder, sweep, trials, frame))
     blocks = [*_results(sweep, trials), *_setup(folder, sweep, trials), *shown]
     title = f"{folder.resolve().name}: {sweep.config.agent} on {sweep.config.env}"
-    markdown, page = _markdown(title, blocks), _html(folder, title, blocks)
+    markdown, page = documents.markdown(title, blocks), documents.page(folder, title, blocks)
     write_atomically(folder / "report.md", lambda path: path.write_text(markdown))
     write_atomically(folder / "report.html", lambda path: path.write_text(page))
-
-
-# -- what is said -----------------------------------------------------------------------------------------------------
 
 
 def winners(trials: pd.DataFrame) -> pd.DataFrame:
@@ -57,43 +42,56 @@ def winners(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _results(sweep: Sweep, trials: pd.DataFrame) -> Iterator[Block]:
-    best = winners(trials)
+    best, cells = winners(trials), _cells(sweep, trials)
     yield "## Result"
     if len(best):
         yield (
-            f"The best of {len(trials)} trials, again with {sweep.winners.seeds} seeds that tuning has not seen: "
-            "these are the scores to report. The tuning score stands beside them; it is too high, because the luckiest "
-            "of many was chosen by it."
+            f"The best of {len(trials)} {_noun(sweep)}, again with {sweep.winners.seeds} seeds that tuning has not "
+            "seen: these are the scores to report. The tuning score stands beside them; it is too high, because the "
+            "luckiest of many was chosen by it."
         )
-        names = [*sweep.space.names]
-        rows = [["trial", *names, f"{_unit(sweep)}, fresh seeds", "return at the end, fresh seeds", "tuning score"]]
+        fresh = {f"{unit(sweep)}, fresh seeds": "fresh_score", "return at the end, fresh seeds": "fresh_return"}
+        if sweep.objective == "final" or sweep.population_based:  # the same number
+            fresh.popitem()
+        rows = [["trial", *sweep.space.names, *fresh, "tuning score"]]
         for _, row in best.iterrows():
-            fresh = [_interval(row, "fresh_score"), _interval(row, "fresh_return"), _interval(row, "score")]
-            rows.append([str(row.trial), *(_value(row[name]) for name in names), *fresh])
+            scores = [_interval(row, column) for column in (*fresh.values(), "score")]
+            rows.append([str(row.trial), *cells[row.trial], *scores])
         yield rows
     else:
-        yield "No trial was trained again with fresh seeds: the scores below are of tuning, and the best is too high."
-    top = trials.sort_values(["status", "score"], key=lambda c: c != FINISHED if c.name == "status" else -c).head(SHOWN)
-    yield f"## The best {len(top)} trials in tuning"
-    rows = [["trial", *sweep.space.names, _unit(sweep), "steps", "status"]]
+        yield "Nothing was trained again with fresh seeds: the scores below are of tuning, and the best is too high."
+    yield from _diverged(trials)
+    # Scores of other rungs are of shorter curves.
+    ranks = ["rung", "score"] if sweep.halving else ["score"]
+    top = trials.sort_values([*ranks, "trial"], ascending=[*(False for _ in ranks), True]).head(SHOWN)
+    yield f"## The best {len(top)} in tuning"
+    rows = [["trial", *sweep.space.names, unit(sweep), "steps", "status"]]
     for _, row in top.iterrows():
-        values = [_value(row[name]) for name in sweep.space.names]
-        rows.append([str(row.trial), *values, _interval(row, "score"), f"{int(row.env_steps):,}", str(row.status)])
+        reached = [_interval(row, "score"), f"{int(row.env_steps):,}", str(row.status)]
+        rows.append([str(row.trial), *cells[row.trial], *reached])
     yield rows
+
+
+def _diverged(trials: pd.DataFrame) -> Iterator[Block]:
+    count = int((trials.diverged > 0).sum())
+    again = int(trials.fresh_diverged.sum()) if "fresh_diverged" in trials else 0
+    if count or again:
+        yield (
+            f"{count} of {len(trials)} diverged in tuning with a seed or more, and {again} seeds of the winners: loss "
+            "or gradient were not finite, and from there on their scores are of their last finite parameters."
+        )
 
 
 def _setup(folder: pathlib.Path, sweep: Sweep, trials: pd.DataFrame) -> Iterator[Block]:
     yield "## How it was made"
-    early = ""
-    if sweep.halving:
-        dropped = int(trials.status.str.startswith("dropped").sum())
-        early = f"; successive halving after {list(sweep.halving.rungs)} of the budget dropped {dropped}"
-    if sweep.population_based:
-        early = f"; population-based training, a generation every {sweep.population_based.interval:g} of the budget"
+    sampler = sweep.sampler.name if sweep.sampler.name == "grid" else f"{sweep.sampler.name}, seed {sweep.sampler.seed}"
+    seeds = sweep.seeds.all
+    each = f"seeds {seeds[0]} to {seeds[-1]} each" if len(seeds) > 1 else f"seed {seeds[0]}"
+    count = len(trials) // len(seeds) if sweep.population_based else len(trials)
     yield (
-        f"{len(trials)} trials ({sweep.sampler.name}, seed {sweep.sampler.seed}), seeds {sweep.seeds.first} to "
-        f"{sweep.seeds.first + sweep.seeds.number - 1} each, {sweep.config.total_steps:,} environment steps{early}. "
-        "Brackets are 95 % bootstrap intervals of the mean over seeds; there is none for one seed."
+        f"{count} {'settings' if sweep.population_based else 'trials'} ({sampler}), {each}, "
+        f"{sweep.config.total_steps:,} environment steps{_early(sweep, trials)}. Brackets are 95 % bootstrap intervals of the mean "
+        "over seeds; there is none for one seed."
     )
     first = sorted((folder / RUNS).iterdir())[0]
     values = run_directory.load(first)[1]
@@ -101,121 +99,53 @@ def _setup(folder: pathlib.Path, sweep: Sweep, trials: pd.DataFrame) -> Iterator
     yield f"Commit {values['commit']}, {values['device']}; {versions}. All settings: space.yaml."
 
 
+def _early(sweep: Sweep, trials: pd.DataFrame) -> str:
+    """How training was stopped early or changed, as the end of a sentence."""
+    if sweep.halving:
+        rungs = " and ".join(f"{100 * rung:.3g} %" for rung in sweep.halving.rungs)
+        dropped = int(trials.status.str.startswith("dropped").sum())
+        return f"; successive halving after {rungs} of the budget (rungs 0, 1, ...) dropped {dropped}"
+    if sweep.population_based:
+        interval = f"{100 * sweep.population_based.interval:.3g} %"
+        return (
+            f"; population-based training, a generation every {interval} of the budget. A member is a setting with one "
+            "seed, and goes by the number of a trial; its values above are those of the last generation, "
+            "lineage.parquet has the earlier ones"
+        )
+    return ""
+
+
 def winner_lines(sweep: Sweep, trials: pd.DataFrame) -> list[str]:
     """The result for the terminal: each winner on fresh seeds, its tuning score beside it."""
-    best = winners(trials)
-    lines = []
-    for _, row in best.iterrows():
-        values = ", ".join(f"{name}={_value(row[name])}" for name in sweep.space.names)
+    lines, cells = [], _cells(sweep, trials)
+    for _, row in winners(trials).iterrows():
+        pairs = zip(sweep.space.names, cells[row.trial], strict=True)
+        values = ", ".join(f"{name}={value}" for name, value in pairs if value != UNUSED)
         fresh = f"{_interval(row, 'fresh_score')} on {int(row.fresh_seeds)} fresh seeds"
-        lines.append(f"trial {row.trial} ({values}): {_unit(sweep)} {fresh} (tuning: {row.score:.1f})")
+        lines.append(f"trial {row.trial} ({values}): {unit(sweep)} {fresh} (tuning: {_number(row.score)})")
     return lines
 
 
-def _unit(sweep: Sweep) -> str:
-    if sweep.population_based:
-        return "return in the last generation"
-    return {"auc": "mean return over the budget", "final": "return in the last fifth"}[sweep.objective]
+def _noun(sweep: Sweep) -> str:
+    return "members" if sweep.population_based else "trials"
 
 
 def _interval(row: pd.Series, name: str) -> str:
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    spread = "" if low is None or pd.isna(low) else f" [{low:.1f}, {high:.1f}]"
-    return "-" if pd.isna(row[name]) else f"{row[name]:.1f}{spread}"
+    low, high = row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
+    spread = "" if pd.isna(low) else f" [{_number(low)}, {_number(high)}]"
+    return "-" if pd.isna(row[name]) else f"{_number(row[name])}{spread}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _cells(sweep: Sweep, trials: pd.DataFrame) -> dict[int, list[str]]:
+    """The values of each trial as text, in the order of the space."""
+    names = sweep.space.names
+    shown = {name: trials[name].map(_value).where(in_use(sweep, trials, name), UNUSED) for name in names}
+    return dict(zip(trials.trial.tolist(), pd.DataFrame(shown).to_numpy().tolist(), strict=True))
 
 
 def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-# -- what is drawn ----------------------------------------------------------------------------------------------------
-
-
-def _draw(folder: pathlib.Path, sweep: Sweep, trials: pd.DataFrame, frame: pd.DataFrame) -> Iterator[Block]:
-    yield "## Figures"
-    names = [name for name in sweep.space.names if trials[name].nunique() > 1]
-    finals = frame[frame.kind == "final"]
-    jobs: list[tuple[str, str, Callable[[], Any]]] = []
-    if len(finals):
-        curves = lambda: _figures.learning_curves(_whole(finals), by=["trial"], title="winners, fresh seeds")  # noqa: E731
-        jobs.append(("winners", "The winners on fresh seeds.", curves))
-    compared, what = _compared(sweep, trials)
-    for name in names:
-        response = lambda name=name: tuning.response(compared, name)  # noqa: E731
-        jobs.append((f"response-{name}", f"The score against {name}: {what}.", response))
-    if 1 < len(names) <= MAX_PAIRWISE:
-        jobs.append(("pairwise", f"Every two hyperparameters: {what}.", lambda: tuning.pairwise(compared, names)))
-        jobs.append(
-            ("parallel", f"Every trial as a line: {what}.", lambda: tuning.parallel_coordinates(compared, names))
-        )
-    if names:
-        caption = f"What each hyperparameter explains of the score's variance, on its own: {what}."
-        jobs.append(("importance", caption, lambda: tuning.importance(compared, names)))
-    if (folder / "lineage.parquet").is_file():
-        table = pd.read_parquet(folder / "lineage.parquet")
-        jobs.append(("lineage", "Who took over from whom.", lambda: _lineage.lineage(table, names or None)))
-    for name, caption, draw in jobs:
-        try:
-            save_figure(draw(), folder / "figures" / f"{name}.png")
-        except UserError as error:  # such as too few trials for a share of variance
-            yield f"No figure of {name}: {error}"
-            continue
-        yield Figure(name, caption)
-
-
-def _compared(sweep: Sweep, trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The trials with scores that can be compared, and what these are: with halving those after the first rung, since
-    later ones are of the survivors alone, and of longer curves."""
-    if sweep.halving is None:
-        return trials, f"{_unit(sweep)}, mean over {sweep.seeds.number} seed(s)"
-    first = f"the first {sweep.halving.rungs[0]:.0%} of the budget"
-    return trials.assign(score=trials.first_score), f"after {first}, which all trials had, mean over seeds"
-
-
-def _whole(frame: pd.DataFrame) -> pd.DataFrame:
-    """Curves that several stages drew, as one: a member is a trial with a seed."""
-    member = frame.groupby(["trial", "seed"]).ngroup()
-    return frame.assign(member=member, run="winners")
-
-
-# -- as documents -----------------------------------------------------------------------------------------------------
-
-
-def _markdown(title: str, blocks: Sequence[Block]) -> str:
-    def one(block: Block) -> str:
-        if isinstance(block, Figure):
-            return f"![{block.caption}](figures/{block.name}.png)\n\n{block.caption}"
-        if isinstance(block, str):
-            return block
-        head, *rows = ["| " + " | ".join(row) + " |" for row in block]
-        return "\n".join([head, "|" + "---|" * len(block[0]), *rows])
-
-    return "\n\n".join([f"# {title}", *map(one, blocks)]) + "\n"
-
-
-def _html(folder: pathlib.Path, title: str, blocks: Sequence[Block]) -> str:
-    """One file: figures are inside."""
-
-    def one(block: Block) -> str:
-        if isinstance(block, Figure):
-            data = base64.b64encode((folder / "figures" / f"{block.name}.png").read_bytes()).decode()
-            caption = html.escape(block.caption)
-            image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
-            return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-        if isinstance(block, str):
-            heading = block.removeprefix("## ")
-            return f"<h2>{html.escape(heading)}</h2>" if heading != block else f"<p>{html.escape(block)}</p>"
-        cells = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in _tagged(block)]
-        return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
-
-    style = (
-        "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}img{max-width:100%}"
-        "td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd}table{border-collapse:collapse}"
-    )
-    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
-    return "\n".join([head, f"<h1>{html.escape(title)}</h1>", *map(one, blocks)]) + "\n"
-
-
-def _tagged(rows: list[list[str]]) -> Iterator[tuple[str, list[str]]]:
-    for index, row in enumerate(rows):
-        yield ("td" if index else "th"), row

@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from jaxdqn.config import Config, HParams, validate, validate_hparams
 from jaxdqn.errors import UserError
-from jaxdqn.sweeps.space import Values
+from jaxdqn.sweeps.space import Parameter, Values
 from jaxdqn.sweeps.sweep import Sweep
 
 
@@ -54,11 +56,18 @@ def columns(sweep: Sweep, values: Values) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for parameter in sweep.space.parameters:
         default = getattr(sweep.hparams if parameter.traced else sweep.config, parameter.name)
-        value = values.get(parameter.name, default)
-        table[parameter.name] = "-".join(map(str, value)) if isinstance(value, tuple) else value
-        if parameter.traced:
-            table[parameter.name] = float(value)
+        table[parameter.name] = _cell(parameter, values.get(parameter.name, default))
     return table
+
+
+def in_use(sweep: Sweep, table: pd.DataFrame, name: str) -> pd.Series:
+    """Which rows of a table of trials have the field `name` in use: its condition holds, and those of fields in it."""
+    parameters = {parameter.name: parameter for parameter in sweep.space.parameters}
+    holds = pd.Series(True, index=table.index)
+    for other, allowed in parameters[name].when.items():
+        cells = [_cell(parameters[other], value) for value in allowed]
+        holds &= table[other].isin(cells) & in_use(sweep, table, other)
+    return holds
 
 
 def hparams_of(sweep: Sweep, trial: Trial) -> HParams:
@@ -71,6 +80,12 @@ def _checked(check: Any, trial: Trial) -> None:
         check()
     except UserError as error:
         raise UserError(f"trial {trial.number} ({described(trial.values)}) cannot run: {error}") from None
+
+
+def _cell(parameter: Parameter, value: Any) -> Any:
+    if parameter.traced:
+        return float(value)
+    return "-".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _short(value: Any) -> str:
