@@ -177,7 +177,7 @@ def test_a_diverging_member_is_named_keeps_finite_parameters_and_leaves_the_othe
     assert list(bad) == ["1"] and 1 <= bad["1"] <= 84
     assert both.summary["status"] == "finished"
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "not finite" in line]
-    assert "member 1 (seed 0)" in line and f"update {bad['1']}" in line
+    assert "member 1 (seed 0, learning_rate 1e+30)" in line and f"update {bad['1']}" in line
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(both.params))
     alone = train(SHORT, HParams(learning_rate=1e-3))
     mine = tidy(both.metrics[both.metrics.member == 0]).drop(columns="learning_rate")
