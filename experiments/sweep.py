@@ -1,6 +1,6 @@
 """Runs a hyperparameter sweep as compiled populations, and reports it.
 
-    python experiments/sweep.py experiments/sweeps/cartpole-small.yaml             a few minutes on two cores
+    python experiments/sweep.py experiments/sweeps/cartpole-small.yaml             about a minute on two cores
     python experiments/sweep.py FILE.yaml --dry-run                               what it would take; no training
     python experiments/sweep.py --resume DIR                                       go on where it was stopped or killed
     python experiments/sweep.py FILE.yaml --engine processes                       a process per GPU (or core)
