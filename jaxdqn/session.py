@@ -182,6 +182,7 @@ class Session:
         groups = len(self.devices) // self.spec.devices_per_agent
         assignment = population.assign(len(batch), groups, self.spec.least_lanes)
         seeds, settings = zip(*[self.everyone[m] for m in batch], strict=True)
+        memory.forget_programs()
         fleet, states = schemes.build(
             self.spec.axes,
             self.parts,

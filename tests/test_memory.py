@@ -12,6 +12,7 @@ from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import fleet, memory, model_sharding, population, schemes
+from jaxdqn.session import Settings
 
 RING = Config(hidden_sizes=(8,), num_envs=8, batch_size=8, replay_capacity=400_000, learning_starts=64)
 
@@ -145,3 +146,24 @@ def test_plan_refuses_with_numbers():
 def test_plan_does_not_blame_a_small_replay():
     with pytest.raises(UserError, match="smaller network"):
         memory.plan(2 * 2**30, 1000, 1, 1, 2**30)
+
+
+def test_programs_that_nobody_uses_are_forgotten(monkeypatch):
+    """Without, a process that trains some fifty populations has no region of memory left, and XLA crashes."""
+    if not memory.mapped_regions():
+        pytest.skip("the system does not tell")
+    config = Config(
+        env="Catch-bsuite", hidden_sizes=(8,), num_envs=4, batch_size=16, replay_capacity=100, total_steps=800
+    )
+    config = dataclasses.replace(config, learning_starts=40, eval_episodes=2, log_interval=400, eval_interval=400)
+
+    def regions_of_another_run():
+        before = memory.mapped_regions()
+        experiment.train(config, num_devices=2, seeds=(0, 1), settings=Settings(progress=False))
+        return memory.mapped_regions() - before
+
+    regions_of_another_run()
+    kept = regions_of_another_run()
+    monkeypatch.setattr(memory.forget_programs, "__defaults__", (0,))
+    regions_of_another_run()
+    assert regions_of_another_run() < kept / 2

@@ -1,5 +1,6 @@
 """The memory planner: bytes are computed before anything is allocated, and refused with numbers."""
 
+import gc
 import os
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 from jaxdqn.base import PyTree
 from jaxdqn.errors import UserError
 
+MOST_REGIONS = 20_000
 HEADROOM = 0.8  # of the free memory; the rest is for temporaries, the program and Python
 
 
@@ -45,6 +47,27 @@ def host_bytes() -> int:
     except (OSError, ValueError):
         pass
     return free
+
+
+def mapped_regions() -> int:
+    """Memory regions that this process has mapped; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/maps") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return 0
+
+
+def forget_programs(most: int = MOST_REGIONS) -> None:
+    """Lets go of compiled programs that nobody uses, where there are many.
+
+    Linux lets a process map 65,530 regions, and a fleet's programs on a CPU take more than a thousand (measured); JAX
+    keeps them in its caches, and XLA crashes where no region is left: after some fifty stages of a sweep.
+    """
+    if mapped_regions() > most:
+        gc.collect()
+        jax.clear_caches()
+        gc.collect()
 
 
 class Plan(NamedTuple):
