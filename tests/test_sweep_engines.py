@@ -146,16 +146,16 @@ def killed_at_random(work, out, kills, seed):
             subprocess.run(["rm", "-rf", str(out)], check=True)
     arguments = ["--resume", out] if (out / "space.yaml").exists() else [work.folder / "longer.yaml", "--out", out]
     finish(work(*arguments))
-    assert_equal_sweeps(out, work.folder / "whole")
+    return out
 
 
 def test_a_sweep_that_is_killed_twice_goes_on_to_the_same_table(work, whole):
-    killed_at_random(work, work.folder / "killed", kills=2, seed=1)
+    assert_equal_sweeps(killed_at_random(work, work.folder / "killed", kills=2, seed=1), whole)
 
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_at_twenty_moments_goes_on_to_the_same_table(work, whole):
-    killed_at_random(work, work.folder / "killed-often", kills=20, seed=2)
+    assert_equal_sweeps(killed_at_random(work, work.folder / "killed-often", kills=20, seed=2), whole)
 
 
 @pytest.mark.parametrize("engine", ["local", pytest.param("processes", marks=pytest.mark.slow)])
