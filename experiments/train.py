@@ -24,11 +24,9 @@ import tyro
 from jaxdqn import cli, presets
 from jaxdqn.axes import Axes, over, preset
 from jaxdqn.axes import validate as validate_axes
-from jaxdqn.config import Config, HParams, members, validate, validate_hparams
+from jaxdqn.config import MAX_MEMBERS, Config, HParams, check_seeds, members, validate, validate_hparams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import hosts
-
-MAX_SEEDS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +119,9 @@ def run(arguments: list[str]) -> int:
     args, vary = parse(arguments)
     if args.num_seeds < 1:
         raise UserError(f"num_seeds is {args.num_seeds}; it must be at least 1.")
-    if args.seed < 0 or args.seed + args.num_seeds > 2**32:
-        raise UserError(f"seed is {args.seed}; seeds must lie in [0, 2^32).")
-    if args.num_seeds > MAX_SEEDS:
-        raise UserError(f"num_seeds is {args.num_seeds}; at most {MAX_SEEDS} members fit one run.")
+    if args.num_seeds > MAX_MEMBERS:
+        raise UserError(f"num_seeds is {args.num_seeds}; at most {MAX_MEMBERS:,} members fit one run.")
+    seeds = check_seeds(range(args.seed, args.seed + args.num_seeds))
     for name in ("stop_at_return", "max_minutes", "checkpoint_seconds"):
         value = getattr(args, name)
         if value is not None and (math.isnan(value) or (name != "stop_at_return" and value < 0)):
@@ -138,7 +135,6 @@ def run(arguments: list[str]) -> int:
     check_hosts(args)
     if args.resume is not None:
         return resume(args, vary)
-    seeds = tuple(range(args.seed, args.seed + args.num_seeds))
     validate(args.config, args.devices_per_agent)
     validate_hparams(args.hparams, args.config.epsilon_schedule)
     everyone = members(args.hparams, seeds, vary, args.config.epsilon_schedule)

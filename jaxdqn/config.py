@@ -4,14 +4,18 @@ One question decides: does the value reach Python, or only arithmetic? A sweep o
 compilation; a sweep over `Config` is a loop over compiled groups. Nothing here imports JAX, so `--help` is quick.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from jaxdqn.errors import UserError, unknown_name
 
-INT32_MAX = 2**31 - 1
+INT32_MAX, UINT32_MAX = 2**31 - 1, 2**32 - 1
+MAX_MEMBERS = 100_000
 MOST = 10**15
 LARGEST = 1e38  # of a float32
 LEAST_ITERATIONS = 2_000
@@ -298,22 +302,62 @@ Vary = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """Settings of `HParams`: field -> values, for every combination of them; or a list of settings, field -> value."""
 
 
-def settings_of(vary: Vary | None) -> list[dict[str, float]]:
-    """The settings that `vary` stands for. Raises `UserError` for an unknown field or an empty list."""
-    if vary is not None and not isinstance(vary, Mapping):
-        settings = [dict(setting) for setting in vary]
-        if not settings:
-            raise UserError("vary is an empty list; it needs at least one setting.")
-    else:
+def settings_of(vary: Vary | None) -> list[dict[str, Any]]:
+    """The settings that `vary` stands for, as plain numbers. Raises `UserError` for an unknown field, for what is no
+    list of values, and for too many settings."""
+    if isinstance(vary, Mapping):
+        values = {name: _listed(f"vary.{name}", given, "values") for name, given in vary.items()}
+        _check_count(math.prod(len(given) for given in values.values()), "settings of vary")
+        settings = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+    elif vary is None:
         settings = [{}]
-        for name, values in (vary or {}).items():
-            if not values:
-                raise UserError(f"vary.{name} has no values.")
-            settings = [{**setting, name: value} for setting in settings for value in values]
+    else:
+        settings = _listed("vary", vary, "settings")
+        for setting in settings:
+            if not isinstance(setting, Mapping):
+                raise UserError(f"vary holds {setting!r}; a setting is {{field: value}}.")
+        settings = [{name: _plain(value) for name, value in setting.items()} for setting in settings]
     for name in {name for setting in settings for name in setting}:
         if name not in HParams._fields:
             raise unknown_name("hyperparameter", name, HParams._fields)
     return settings
+
+
+def check_seeds(seeds: Iterable[Any]) -> tuple[int, ...]:
+    """`seeds` as plain numbers; NumPy's are welcome. Raises `UserError` for none, for too many, and for what is no
+    whole number in [0, 2^32): keys are made of 32 bits."""
+    return tuple(_seed(seed) for seed in _listed("seeds", seeds, "whole numbers"))
+
+
+def _seed(given: Any) -> int:
+    number = None
+    if not isinstance(given, bool):
+        with contextlib.suppress(TypeError):  # a float, a text
+            number = operator.index(given)
+    if number is None or not 0 <= number <= UINT32_MAX:
+        raise UserError(f"seeds has {given!r}; a seed is a whole number from 0 to {UINT32_MAX}.")
+    return number
+
+
+def _listed(name: str, given: Any, what: str) -> list[Any]:
+    """The items of a list, an array or a range."""
+    if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__iter__"):
+        raise UserError(f"{name} is {given!r}; it must be a list of {what}.")
+    items = list(itertools.islice(map(_plain, given), MAX_MEMBERS + 1))
+    if not items:
+        raise UserError(f"{name} is an empty list; it needs at least one of its {what}.")
+    _check_count(len(items), f"or more {what} in {name}")
+    return items
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's and JAX's numbers and arrays as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _check_count(count: int, what: str) -> None:
+    if count > MAX_MEMBERS:
+        raise UserError(f"{count:,} {what}; at most {MAX_MEMBERS:,} members fit one run.")
 
 
 def varying(vary: Vary | None) -> tuple[str, ...]:
@@ -325,14 +369,14 @@ def varying(vary: Vary | None) -> tuple[str, ...]:
 
 def members(
     hparams: HParams,
-    seeds: tuple[int, ...],
+    seeds: Iterable[Any],
     vary: Vary | None = None,
     epsilon_schedule: str = "linear",
 ) -> list[tuple[int, HParams]]:
     """Every setting of `vary` with every seed: (seed, HParams) pairs. Raises `UserError`."""
+    seeds = check_seeds(seeds)
     settings = [hparams._replace(**setting) for setting in settings_of(vary)]
-    if not seeds:
-        raise UserError("no seeds given; at least one is needed.")
+    _check_count(len(settings) * len(seeds), f"members ({len(settings):,} settings x {len(seeds):,} seeds)")
     for setting in settings:
         validate_hparams(setting, epsilon_schedule)
     return [(seed, setting) for setting in settings for seed in seeds]

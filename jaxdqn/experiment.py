@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxdqn.axes import THREADED, Axes
-from jaxdqn.config import Config, HParams, Vary, members, settings_of, validate, validate_hparams
+from jaxdqn.config import Config, HParams, Vary, check_seeds, members, settings_of, validate, validate_hparams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import devices as _devices
 from jaxdqn.parallel import fleet as _fleet
@@ -39,7 +39,8 @@ def plan(
     validate(config, devices_per_agent)
     validate_hparams(hparams, config.epsilon_schedule)
     schemes.check(axes, config, devices_per_agent)
-    everyone = members(hparams, tuple(seeds), vary, config.epsilon_schedule)
+    seeds = check_seeds(seeds)
+    everyone = members(hparams, seeds, vary, config.epsilon_schedule)
     devices = schemes.choose_devices(axes, num_devices, devices_per_agent, len(everyone))
     parts = _fleet.make_parts(config, schemes.num_shards(axes, devices_per_agent))
     schemes.check_parts(axes, parts)
@@ -55,7 +56,7 @@ def plan(
     spec = RunSpec(
         config.resolved(),
         hparams,
-        tuple(seeds),
+        seeds,
         tuple({name: float(value) for name, value in setting.items()} for setting in settings_of(vary)),
         len(devices),
         devices_per_agent,

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from jaxdqn.config import (
     Config,
     HParams,
     advice,
+    check_seeds,
     from_dict,
     members,
     replay_rows,
@@ -224,8 +226,17 @@ def test_members_without_variation_are_the_seeds():
     "seeds, vary, parts",
     [
         ((0,), {"gama": [0.9]}, ("'gama'", "'gamma'")),
-        ((0,), {"gamma": []}, ("gamma", "no values")),
-        ((), None, ("seeds",)),
+        ((0,), {"gamma": []}, ("vary.gamma", "empty list")),
+        ((0,), {"gamma": 0.9}, ("vary.gamma is 0.9", "list of values")),
+        ((0,), {"gamma": "0.9"}, ("vary.gamma is '0.9'", "list of values")),
+        ((0,), [0.9], ("vary holds 0.9", "{field: value}")),
+        ((0,), "gamma", ("vary is 'gamma'", "list of settings")),
+        ((0,), [], ("vary is an empty list",)),
+        ((0,), {"gamma": np.array([])}, ("vary.gamma", "empty list")),
+        ((0,), {"gamma": np.array([True])}, ("hparams.gamma is True",)),
+        ((0,), {"gamma": range(2**40)}, ("vary.gamma", "at most 100,000")),
+        ((0,), {"gamma": [0.9] * 1_000, "learning_rate": [1e-3] * 101}, ("101,000 settings", "at most 100,000")),
+        (range(1_000), {"gamma": [0.9] * 200}, ("200,000 members (200 settings x 1,000 seeds)", "at most 100,000")),
         ((0,), {"gamma": [0.9, 1.5]}, ("hparams.gamma", "1.5")),
     ],
 )
@@ -233,6 +244,43 @@ def test_members_that_cannot_be_are_refused(seeds, vary, parts):
     with pytest.raises(UserError) as error:
         members(HParams(), seeds, vary)
     assert_one_line_with(error, *parts)
+
+
+def test_numpys_numbers_are_seeds_and_values_of_vary():
+    pairs = members(HParams(), np.arange(2), {"gamma": np.array([0.5, 0.75], np.float32)})
+    assert pairs == [(seed, HParams(gamma=gamma)) for gamma in (0.5, 0.75) for seed in (0, 1)]
+    assert {type(value) for seed, hparams in pairs for value in (seed, hparams.gamma)} == {int, float}
+    assert members(HParams(), [np.uint32(2**32 - 1)], [{"gamma": np.float64(0.5)}]) == [(2**32 - 1, HParams(gamma=0.5))]
+    assert check_seeds(seed for seed in (7, 7, 0)) == (7, 7, 0)
+
+
+@pytest.mark.parametrize(
+    "seeds, part",
+    [
+        ([0, 2**32], "4294967296"),
+        ([-1], "-1"),
+        ([1.5], "1.5"),
+        ([1.0], "1.0"),
+        ([True], "True"),
+        ([np.True_], "True"),
+        (["1"], "'1'"),
+        ([[1]], "[1]"),
+        (np.array([[0, 1]]), "[0, 1]"),
+        (np.array([0.5]), "0.5"),
+        ([None], "None"),
+        ("12", "'12'"),
+        (b"12", "b'12'"),
+        (3, "seeds is 3"),
+        (np.int64(3), "it must be a list"),
+        ({"a": 1}, "{'a': 1}"),
+        ([], "empty list"),
+        (range(2**64), "at most 100,000"),
+    ],
+)
+def test_what_is_no_seed_is_refused(seeds, part):
+    with pytest.raises(UserError) as error:
+        check_seeds(seeds)
+    assert_one_line_with(error, part, "seeds")
 
 
 def test_configurations_survive_plain_text():

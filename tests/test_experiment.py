@@ -275,6 +275,13 @@ def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
     assert result.path is None and len(result.metrics) == 100 and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("seeds", [[0, 2**32], [-1], [1.5], "12", [True]])
+def test_seeds_that_are_none_are_refused_before_the_directory_is_taken(seeds, tmp_path):
+    with pytest.raises(UserError, match="seeds"):
+        train(SHORT, seeds=seeds, out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- populations ------------------------------------------------------------------------------------------------------
 
 
