@@ -34,6 +34,15 @@ def start(environment: Environment, agent: Agent, num_envs: int, key: Key) -> Ac
     return ActorState(env_state, observation, agent.initial_carry(num_envs), zeros, jnp.zeros(num_envs, jnp.int32))
 
 
+def greedily(agent: Agent) -> Agent:
+    """`agent`, acting without exploration."""
+
+    def act(params: PyTree, carry: PyTree, observation: Array, key: Key, _: Array) -> tuple[Array, PyTree, PyTree]:
+        return agent.greedy(params, carry, observation, key)
+
+    return agent._replace(act=act)
+
+
 def rollout(
     environment: Environment, agent: Agent, params: PyTree, state: ActorState, key: Key, exploration: Array, length: int
 ) -> tuple[ActorState, Transition, EpisodeSums]:

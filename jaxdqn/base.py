@@ -132,12 +132,20 @@ class LearnerState(NamedTuple):
     first_bad_update: Array
 
 
+class Policy(NamedTuple):
+    """How an agent chooses actions: `act` explores, `greedy` does not. See `Agent`."""
+
+    act: Callable[..., tuple[Array, PyTree, PyTree]]
+    greedy: Callable[..., tuple[Array, PyTree, PyTree]]
+
+
 class Agent(NamedTuple):
     """What is learned, as pure functions.
 
     init(key, hparams) -> LearnerState
     initial_carry(num_envs) -> recurrent state of the actor, () unless recurrent
     act(params, carry, observation [N, *O], key, exploration [N]) -> (action [N], carry, extras)
+    greedy(params, carry, observation [N, *O], key) -> (action [N], carry, extras)
     gradient(learner, batch, key, hparams) -> (gradients, LossOutput)
     apply(learner, gradients, loss [], hparams) -> (learner, gradient_norm [])
     """
@@ -145,5 +153,6 @@ class Agent(NamedTuple):
     init: Callable[..., LearnerState]
     initial_carry: Callable[[int], PyTree]
     act: Callable[..., tuple[Array, PyTree, PyTree]]
+    greedy: Callable[..., tuple[Array, PyTree, PyTree]]
     gradient: Callable[..., tuple[PyTree, LossOutput]]
     apply: Callable[..., tuple[LearnerState, Array]]

@@ -23,7 +23,7 @@ def evaluate(
     environment: Environment, agent: Agent, params: PyTree, key: Key, num_episodes: int, max_steps: int
 ) -> Episodes:
     """One greedy episode in each of `num_episodes` environments, at most `max_steps` steps long."""
-    greedy = jnp.zeros(num_episodes)
+    agent, zeros = acting.greedily(agent), jnp.zeros(num_episodes)
     start_key, step_key = jax.random.split(key)
 
     def running(carry: tuple[ActorState, Episodes, Array]) -> Array:
@@ -33,7 +33,7 @@ def evaluate(
     def body(carry: tuple[ActorState, Episodes, Array]) -> tuple[ActorState, Episodes, Array]:
         actor, episodes, step = carry
         key = jax.random.fold_in(step_key, step)
-        actor, block, _ = acting.rollout(environment, agent, params, actor, key, greedy, length=1)
+        actor, block, _ = acting.rollout(environment, agent, params, actor, key, zeros, length=1)
         alive = ~episodes.finished
         episodes = Episodes(
             episodes.returns + jnp.where(alive, block.reward[0], 0.0),
@@ -43,5 +43,5 @@ def evaluate(
         return actor, episodes, step + 1
 
     actor = acting.start(environment, agent, num_episodes, start_key)
-    zeros = Episodes(greedy, jnp.zeros(num_episodes, jnp.int32), jnp.zeros(num_episodes, jnp.bool_))
-    return jax.lax.while_loop(running, body, (actor, zeros, jnp.int32(0)))[1]
+    none = Episodes(zeros, jnp.zeros(num_episodes, jnp.int32), jnp.zeros(num_episodes, jnp.bool_))
+    return jax.lax.while_loop(running, body, (actor, none, jnp.int32(0)))[1]

@@ -30,6 +30,11 @@ def epsilon_ladder(epsilon: Array, power: Array, num_envs: int, first: Array | i
     return jnp.asarray(epsilon) ** (1.0 + power * position)
 
 
+def greedy(q: Array) -> Array:
+    """The action of the highest of q [N, A], the first of equal ones; int32 [N]."""
+    return jnp.argmax(q, axis=-1).astype(jnp.int32)
+
+
 def epsilon_greedy(key: Key, q: Array, epsilon: Array) -> Array:
     """A uniformly random action with probability `epsilon` [N], else the greedy one of q [N, A]; int32 [N].
 
@@ -39,4 +44,4 @@ def epsilon_greedy(key: Key, q: Array, epsilon: Array) -> Array:
     num_envs, num_actions = q.shape
     coin, choice = jax.random.uniform(key, (2, num_envs))
     random_action = jnp.minimum((choice * num_actions).astype(jnp.int32), num_actions - 1)
-    return jnp.where(coin < epsilon, random_action, jnp.argmax(q, axis=-1).astype(jnp.int32))
+    return jnp.where(coin < epsilon, random_action, greedy(q))

@@ -25,9 +25,7 @@ def export_policy(run: pathlib.Path, member: int, path: pathlib.Path) -> int:
     agent, spec = result.parts.agent, result.parts.environment.spec
 
     def policy(observation: Array) -> Array:
-        num = observation.shape[0]
-        key = jax.random.key(0)
-        return agent.act(params, agent.initial_carry(num), observation, key, jnp.zeros(num))[0]
+        return agent.greedy(params, agent.initial_carry(observation.shape[0]), observation, jax.random.key(0))[0]
 
     (batch,) = export.symbolic_shape("b")
     example = jax.ShapeDtypeStruct((batch, *spec.observation.shape), spec.observation.dtype)

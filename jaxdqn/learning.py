@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdqn.base import Agent, Array, Key, LearnerState, LossOutput, Network, PyTree
+from jaxdqn.base import Agent, Array, Key, LearnerState, LossOutput, Network, Policy, PyTree
 from jaxdqn.exploration import linear_schedule
 
 
@@ -60,7 +60,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
 def sgd_agent(
     network: Network,
     loss: Callable[[PyTree, PyTree, Any, Key, Any], LossOutput],
-    act: Callable[..., tuple[Array, PyTree, PyTree]],
+    policy: Policy,
     optimizer: Optimizer,
     initial_carry: Callable[[int], PyTree] = lambda num_envs: (),
 ) -> Agent:
@@ -104,4 +104,4 @@ def sgd_agent(
         target_params = jax.tree.map(lambda p, t: mix * p + (1.0 - mix) * t, params, learner.target_params)
         return LearnerState(params, target_params, opt_state, updates, first_bad), gradient_norm
 
-    return Agent(init, initial_carry, act, gradient, apply)
+    return Agent(init, initial_carry, policy.act, policy.greedy, gradient, apply)

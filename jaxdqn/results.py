@@ -75,7 +75,8 @@ def watch(result: Result, member: int, seed: int) -> np.ndarray:
     @jax.jit
     def run(key: Any) -> Any:
         actor = acting.start(parts.environment, parts.agent, 1, key)
-        block = acting.rollout(parts.environment, parts.agent, params, actor, key, jnp.zeros(1), bound)[1]
+        agent = acting.greedily(parts.agent)
+        block = acting.rollout(parts.environment, agent, params, actor, key, jnp.zeros(1), bound)[1]
         return block.observation[:, 0], block.next_observation[:, 0], block.episode_end[:, 0]
 
     before, after, end = jax.tree.map(np.asarray, run(jax.random.key(seed)))

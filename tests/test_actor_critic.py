@@ -143,16 +143,17 @@ def test_terminations_are_masked_and_time_limits_bootstrapped(batch):
         assert all(same) == alike
 
 
-def test_it_samples_its_policy_and_is_greedy_without_exploration():
+def test_it_samples_its_policy_whatever_epsilon_is_and_is_greedy_only_when_asked():
     agent, apply = agents.make(CONFIG, SPEC), actor_critic(SPEC, hidden_sizes=(16,)).apply
     params = agent.init(KEY, H).params
     observation = jnp.ones((20_000, 4))
     logits = apply(params, observation)[0]
-    greedy, _, _ = agent.act(params, (), observation, KEY, jnp.zeros(20_000))
+    greedy, _, _ = agent.greedy(params, (), observation, KEY)
     np.testing.assert_array_equal(greedy, jnp.argmax(logits, axis=-1))
-    sampled, _, _ = agent.act(params, (), observation, KEY, jnp.full(20_000, 0.1))
-    frequency = np.bincount(sampled, minlength=A) / 20_000
-    np.testing.assert_allclose(frequency, jax.nn.softmax(logits[0]), atol=0.02)  # 5 standard errors
+    for epsilon in (0.0, 0.1, 1.0):
+        sampled, _, _ = agent.act(params, (), observation, KEY, jnp.full(20_000, epsilon))
+        frequency = np.bincount(sampled, minlength=A) / 20_000
+        np.testing.assert_allclose(frequency, jax.nn.softmax(logits[0]), atol=0.02)  # 5 standard errors
 
 
 def test_on_policy_agents_refuse_old_experience():

@@ -69,15 +69,19 @@ def test_loss_gradient_and_priorities_are_rlaxs(name, loss, penalty, batch):
 def test_value_agents_act_epsilon_greedily(batch):
     agent = agents.make(CONFIG, SPEC)
     learner, q = learner_and_q(agent)
+    best = jnp.argmax(q(learner.params, batch.observation), axis=1)
     action, carry, extras = agent.act(learner.params, (), batch.observation, KEY, jnp.zeros(B))
-    np.testing.assert_array_equal(action, jnp.argmax(q(learner.params, batch.observation), axis=1))
+    np.testing.assert_array_equal(action, best)
     assert (carry, extras) == ((), ())
+    action, carry, extras = agent.greedy(learner.params, (), batch.observation, KEY)
+    np.testing.assert_array_equal(action, best)
+    assert (action.dtype, carry, extras) == (jnp.int32, (), ())
 
 
 def test_the_random_agent_is_uniform_even_when_asked_to_be_greedy():
     agent = agents.make(Config(agent="random"), SPEC)
     observation = jnp.zeros((9000, 4))
-    action, _, _ = agent.act(agent.init(KEY, H).params, (), observation, KEY, jnp.zeros(9000))
+    action, _, _ = agent.greedy(agent.init(KEY, H).params, (), observation, KEY)
     assert action.dtype == jnp.int32
     assert scipy.stats.chisquare(np.bincount(action, minlength=A)).pvalue > 1e-3
 

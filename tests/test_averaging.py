@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxdqn
-from jaxdqn.base import LearnerState, LossOutput, Network
+from jaxdqn.base import LearnerState, LossOutput, Network, Policy
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.learning import sgd_agent, update
@@ -154,7 +154,7 @@ def test_averaging_every_update_of_sgd_equals_the_mean_of_gradients():
             return LossOutput(value, jnp.zeros(len(y)), {})
 
         net = Network(lambda key: {"w": jnp.zeros(4)}, None)
-        agent = sgd_agent(net, loss, None, optimizer)
+        agent = sgd_agent(net, loss, Policy(None, None), optimizer)
         hparams = HParams(learning_rate=0.05, max_grad_norm=np.inf)
 
         def replica(xs, ys):

@@ -253,7 +253,7 @@ def test_the_configured_ensemble_acts_as_it_says(aggregate):
     observation = jax.random.normal(KEY, (200, 4))
     q = jax.vmap(NETWORK.apply, (0, None))(params, observation)
     assert q.shape == (4, 200, A)
-    action, _, _ = agent.act(params, (), observation, KEY, jnp.zeros(200))
+    action, _, _ = agent.greedy(params, (), observation, KEY)
     np.testing.assert_array_equal(action, jnp.argmax(ens.AGGREGATES[aggregate](q, observation), axis=-1))
 
 

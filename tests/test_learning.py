@@ -12,11 +12,12 @@ import probe_environments
 import pytest
 
 from jaxdqn import agents, learning, replay, training
-from jaxdqn.base import Batch, LossOutput, Network, Spec
+from jaxdqn.base import Batch, LossOutput, Network, Policy, Spec
 from jaxdqn.config import Config, HParams, replay_rows
 from jaxdqn.learning import OPTIMIZERS, Shards, sgd_agent, update
 
 KEY = jax.random.key(0)
+POLICY = Policy(None, None)  # nobody acts here
 
 
 def traced(**changes) -> HParams:
@@ -36,7 +37,7 @@ def linear_agent(optimizer, start=(0.0, 0.0)):
         values = network.apply(params, batch)
         return LossOutput(jnp.mean(values), jnp.abs(values), {})
 
-    return sgd_agent(network, loss, lambda *_: None, optimizer)
+    return sgd_agent(network, loss, POLICY, optimizer)
 
 
 # Shards.
@@ -282,7 +283,7 @@ def test_one_compilation_serves_all_hyperparameters_chunks_and_states():
 def test_the_learning_rate_is_annealed_over_updates():
     # Under a constant gradient every step of Adam is as long as the learning rate.
     hparams = HParams(learning_rate=0.1, learning_rate_end=0.2, learning_rate_updates=4.0, max_grad_norm=math.inf)
-    agent = sgd_agent(Network(lambda key: jnp.zeros(1), None), None, None, OPTIMIZERS["adam"])
+    agent = sgd_agent(Network(lambda key: jnp.zeros(1), None), None, POLICY, OPTIMIZERS["adam"])
     learner, steps = agent.init(jax.random.key(0), hparams), []
     for _ in range(6):
         after, _ = agent.apply(learner, jnp.ones(1), jnp.float32(0), hparams)

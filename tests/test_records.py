@@ -8,7 +8,7 @@ import numpy as np
 import probe_environments
 
 from jaxdqn import acting, agents, learning, replay, td, training
-from jaxdqn.base import Array, Environment, LossOutput, Network, Replay, Spec, TimeStep, Transition
+from jaxdqn.base import Array, Environment, LossOutput, Network, Policy, Replay, Spec, TimeStep, Transition
 from jaxdqn.config import Config, HParams, replay_rows
 from jaxdqn.exploration import epsilon_greedy
 from jaxdqn.replay import ring
@@ -111,6 +111,10 @@ def recurrent_dqn() -> "agents.Agent":
         new, q = cell(params, carry, observation)
         return epsilon_greedy(key, q, epsilon), new, carry
 
+    def greedy(params, carry, observation, key):
+        new, q = cell(params, carry, observation)
+        return jnp.argmax(q, axis=-1), new, carry
+
     def unroll(params, sequence):
         """Q-values [L, B, A], the state reset to zero after each episode's end."""
 
@@ -129,7 +133,7 @@ def recurrent_dqn() -> "agents.Agent":
 
     network = Network(init, lambda params, observation: None)
     initial = lambda num_envs: jnp.zeros((num_envs, width))  # noqa: E731
-    return learning.sgd_agent(network, loss, act, learning.OPTIMIZERS["adam"], initial)
+    return learning.sgd_agent(network, loss, Policy(act, greedy), learning.OPTIMIZERS["adam"], initial)
 
 
 def test_a_recurrent_agent_fits_the_records():

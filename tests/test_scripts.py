@@ -253,7 +253,7 @@ def test_export_writes_a_policy_that_chooses_as_the_run_does(inside, trained, tm
     network = result.parts.agent
     observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     params = jax.tree.map(lambda x: x[1], result.params)
-    expected = network.act(params, network.initial_carry(50), observations, jax.random.key(1), np.zeros(50))[0]
+    expected = network.greedy(params, network.initial_carry(50), observations, jax.random.key(1))[0]
     actions = np.asarray(policy.call(observations))
     np.testing.assert_array_equal(actions, expected)
     assert set(actions) == {0, 1}

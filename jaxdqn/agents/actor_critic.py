@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdqn.base import Agent, Array, Batch, Key, LossOutput, Network, PyTree
+from jaxdqn import exploration
+from jaxdqn.base import Agent, Array, Batch, Key, LossOutput, Network, Policy, PyTree
 from jaxdqn.learning import Optimizer, sgd_agent
 
 
@@ -17,8 +18,8 @@ def actor_critic(network: Network, optimizer: Optimizer, *_: Any) -> Agent:
 
     y = R_m + gamma^m discount V(s_m): 0 where the MDP terminated, bootstrapped at a time limit and at a block's end.
     Mnih et al. (2016), section 4; for blocks of whole episodes y is the return and this is REINFORCE with a learned
-    baseline (Williams, 1992; Sutton and Barto, 2018, section 13.4). Acts by sampling its policy wherever exploration
-    is above 0, and greedily where it is 0. Its target network is carried but unused.
+    baseline (Williams, 1992; Sutton and Barto, 2018, section 13.4). Acts by sampling its policy, whatever epsilon is;
+    greedily it takes the most probable action. Its target network is carried but unused.
     """
 
     def loss(params: PyTree, target_params: PyTree, batch: Batch, key: Key, hparams: Any) -> LossOutput:
@@ -36,10 +37,13 @@ def actor_critic(network: Network, optimizer: Optimizer, *_: Any) -> Agent:
         return LossOutput(total, jnp.abs(errors), metrics)
 
     def act(
-        params: PyTree, carry: PyTree, observation: Array, key: Key, exploration: Array
+        params: PyTree, carry: PyTree, observation: Array, key: Key, epsilon: Array
     ) -> tuple[Array, PyTree, PyTree]:
-        logits, _ = network.apply(params, observation)
-        sampled = jax.random.categorical(key, logits)
-        return jnp.where(exploration > 0, sampled, jnp.argmax(logits, axis=-1)).astype(jnp.int32), carry, ()
+        del epsilon
+        return jax.random.categorical(key, network.apply(params, observation)[0]).astype(jnp.int32), carry, ()
 
-    return sgd_agent(network, loss, act, optimizer)
+    def greedy(params: PyTree, carry: PyTree, observation: Array, key: Key) -> tuple[Array, PyTree, PyTree]:
+        del key
+        return exploration.greedy(network.apply(params, observation)[0]), carry, ()
+
+    return sgd_agent(network, loss, Policy(act, greedy), optimizer)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdqn import exploration, td
-from jaxdqn.base import Agent, Array, Batch, Key, LossOutput, Network, PyTree
+from jaxdqn.base import Agent, Array, Batch, Key, LossOutput, Network, Policy, PyTree
 from jaxdqn.learning import Optimizer, sgd_agent
 
 Penalty = Callable[[Array, Array], Array]
@@ -63,12 +63,16 @@ def value_loss(errors: Array, q_tm1: Array, batch: Batch, penalty: Penalty, hpar
     return LossOutput(loss, absolute, {"q_mean": jnp.mean(q_tm1), "td_error": jnp.mean(absolute)})
 
 
-def epsilon_greedy_policy(network: Network) -> Callable[..., tuple[Array, PyTree, PyTree]]:
-    """`Agent.act` for a Q-network: epsilon-greedy, without recurrent state or extras."""
+def epsilon_greedy_policy(network: Network) -> Policy:
+    """Epsilon-greedy over the values of a Q-network, without recurrent state or extras."""
 
     def act(
         params: PyTree, carry: PyTree, observation: Array, key: Key, epsilon: Array
     ) -> tuple[Array, PyTree, PyTree]:
         return exploration.epsilon_greedy(key, network.apply(params, observation), epsilon), carry, ()
 
-    return act
+    def greedy(params: PyTree, carry: PyTree, observation: Array, key: Key) -> tuple[Array, PyTree, PyTree]:
+        del key
+        return exploration.greedy(network.apply(params, observation)), carry, ()
+
+    return Policy(act, greedy)

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdqn import exploration, td
+from jaxdqn import td
 from jaxdqn.agents import stacked
-from jaxdqn.agents.dqn import Loss, Penalty, dqn_loss
+from jaxdqn.agents.dqn import Loss, Penalty, dqn_loss, epsilon_greedy_policy
 from jaxdqn.agents.ownership import Owner
 from jaxdqn.agents.partitioned import merge
 from jaxdqn.base import Agent, Array, Batch, Key, LearnerState, LossOutput, Network, PyTree
@@ -76,13 +76,11 @@ def ensemble(
         means = jax.tree.map(lambda x: jnp.mean(x, axis=0), (outputs.priorities, outputs.metrics))
         return LossOutput(jnp.sum(outputs.loss), *means)
 
-    def act(
-        params: PyTree, carry: PyTree, observation: Array, key: Key, epsilon: Array
-    ) -> tuple[Array, PyTree, PyTree]:
-        q = stacked.over_stack(lambda member: network.apply(member, observation))(params)
-        return exploration.epsilon_greedy(key, aggregate(q, observation), epsilon), carry, ()
+    def scores(params: PyTree, observation: Array) -> Array:
+        return aggregate(stacked.over_stack(lambda member: network.apply(member, observation))(params), observation)
 
-    agent = stacked.clip_each(sgd_agent(stack, summed, act, stacked.each(optimizer)))
+    policy = epsilon_greedy_policy(Network(stack.init, scores))
+    agent = stacked.clip_each(sgd_agent(stack, summed, policy, stacked.each(optimizer)))
 
     def gradient(learner: LearnerState, batch: Batch, key: Key, hparams: Any) -> tuple[PyTree, LossOutput]:
         gradients, output = agent.gradient(learner, batch, key, hparams)

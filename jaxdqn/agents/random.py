@@ -15,8 +15,10 @@ def random(network: Network, *_: Any) -> Agent:
         del key, hparams
         return LearnerState((), (), (), jnp.int32(0), jnp.int32(-1))
 
-    def act(params: PyTree, carry: PyTree, observation: Array, key: Key, _: Array) -> tuple[Array, PyTree, PyTree]:
-        del params
+    def act(
+        params: PyTree, carry: PyTree, observation: Array, key: Key, epsilon: Array | None = None
+    ) -> tuple[Array, PyTree, PyTree]:
+        del params, epsilon
         q = jax.eval_shape(lambda k: network.apply(network.init(k), observation), key)
         return jax.random.randint(key, q.shape[:1], 0, q.shape[1]), carry, ()
 
@@ -29,4 +31,4 @@ def random(network: Network, *_: Any) -> Agent:
         del gradients, loss, hparams
         return learner._replace(updates=learner.updates + 1), jnp.float32(0)
 
-    return Agent(init, lambda num_envs: (), act, gradient, apply)
+    return Agent(init, lambda num_envs: (), act, act, gradient, apply)
