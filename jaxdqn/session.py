@@ -278,9 +278,7 @@ class Session:
         values = jax.tree.map(collect, _fleet.gather(point.metrics))  # [M, shards]
         sums = jax.tree.map(lambda x: x.sum(axis=1), values.episodes)
         config, line = self.spec.config, self.line
-        previous = (point.iteration - 1) // line.log_every * line.log_every
         updates = line.updates(point.iteration, config.updates_per_iteration)
-        window = updates - line.updates(previous, config.updates_per_iteration)
         evaluated = point.episodes and jax.tree.map(collect, _fleet.gather(point.episodes))  # [M, shards, E]
         rows, bad = [], []
         for index, member in enumerate(batch):
@@ -290,7 +288,8 @@ class Session:
             if first_bad >= 0 and member not in self.diverged:
                 self.diverged[member] = first_bad
                 bad.append(member)
-            means = {name: x[index].mean() / window if window else math.nan for name, x in values.learning.items()}
+            count = int(values.updates[index, 0])
+            means = {name: x[index].mean() / count if count else math.nan for name, x in values.learning.items()}
             row = {
                 "member": member,
                 "seed": seed,

@@ -34,6 +34,7 @@ class Metrics(NamedTuple):
 
     episodes: EpisodeSums
     learning: dict[str, Array]
+    updates: Array  # int32 []  gradient updates in `learning`, by which its means are divided
     epsilon: Array  # []  before the ladder
     first_bad_update: Array  # []  see LearnerState
 
@@ -156,7 +157,7 @@ def zero_metrics(agent: Agent, replay: Replay, config: Config) -> Metrics:
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(values, jax.random.key(0)))
     episodes = EpisodeSums(*(jnp.zeros((), jnp.float32) for _ in EpisodeSums._fields))
-    return Metrics(episodes, zeros, jnp.float32(1), jnp.int32(-1))
+    return Metrics(episodes, zeros, jnp.int32(0), jnp.float32(1), jnp.int32(-1))
 
 
 def make_trainer(
@@ -201,7 +202,8 @@ def make_trainer(
         learner, ring, sums = learn(
             state.learner, state.replay, metrics.learning, sample_key, written, iteration, hparams
         )
-        metrics = Metrics(metrics.episodes, sums, epsilon, learner.first_bad_update)
+        updates = metrics.updates + config.updates_per_iteration
+        metrics = Metrics(metrics.episodes, sums, updates, epsilon, learner.first_bad_update)
         return state._replace(learner=learner, replay=ring), metrics
 
     return Trainer(init, lambda: zero_metrics(agent, replay, config), collect, step)

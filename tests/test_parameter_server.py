@@ -11,7 +11,7 @@ import pytest
 from jaxdqn.base import LearnerState
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import fleet, parameter_server, population
+from jaxdqn.parallel import fleet, parameter_server, population, server_worker
 from jaxdqn.parallel.parameter_server import Axes, Server
 
 SMALL = Config(
@@ -135,6 +135,32 @@ def test_every_iteration_is_done_once(axes):
     kept = 200 - seen.get("lost", 0) - seen.get("dropped", 0)
     assert int(states[0].learner.updates[0, 0]) == kept
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fleet.gather([states[0].learner.params])))
+
+
+def test_dropped_pushes_count_in_no_mean():
+    """The sums are those of the pushes that were applied, and `updates` says how many."""
+    programs = server_worker.compile_programs(fleet.make_parts(SMALL), jax.devices()[0], fleet.over_members(H))
+    gradients = programs._replace(gradient=lambda *args: (0.0, np.ones((1, 1)), {**ones, "loss": np.ones((1, 1))}))
+    ones = {name: np.ones((1, 1)) for name in programs.zeros.learning if name not in ("loss", "gradient_norm")}
+    _, (state,) = build(Axes(num_workers=1))
+
+    class EveryThird:
+        pushes = 0
+
+        def pull(self):
+            return state.learner, 0
+
+        def push(self, gradients, loss, version, own):
+            self.pushes += 1
+            return (None if self.pushes % 3 else np.ones((1, 1))), own
+
+    node, server = server_worker.Node(gradients, fleet.over_members(H), SMALL), EveryThird()
+    node.begin(state.workers[0])
+    for iteration in range(9):
+        node.learn(server, iteration)
+    _, sums = node.end()
+    assert int(sums.updates[0, 0]) == 3
+    assert set(sums.learning) > {"loss", "gradient_norm"} and all(total == 3 for total in sums.learning.values())
 
 
 def test_a_dead_worker_is_reported_once_and_the_others_do_its_work():

@@ -99,7 +99,7 @@ def test_updates_sample_after_the_block_was_written(spied):
 
 def test_collecting_does_not_learn(spied):
     (learner, calls, metrics), _ = spied
-    assert (learner.updates, calls.times_sampled) == (0, 0)
+    assert (learner.updates, calls.times_sampled, metrics.updates) == (0, 0, 0)
     assert all(value == 0 for value in metrics.learning.values())
 
 
@@ -128,7 +128,7 @@ def test_episodes_are_summed_over_the_chunk(spied):
 def test_learning_metrics_are_sums_over_all_updates(spied):
     _, (_, _, metrics) = spied
     assert set(metrics.learning) == {"loss", "gradient_norm", "ones"}
-    assert metrics.learning["ones"] == 10 * U
+    assert metrics.learning["ones"] == metrics.updates == 10 * U
 
 
 @pytest.fixture(scope="module")

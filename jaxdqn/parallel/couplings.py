@@ -37,6 +37,7 @@ class Chunk:
         self.learner, self.data, self.merged = state.learner, state.replay, state.merged
         self.actors, self.broadcast, self.key = list(state.actors), state.broadcast, state.key
         self.episodes, self.sums, self.epsilon = metrics.episodes, metrics.learning, metrics.epsilon
+        self.updates_before, self.updates = metrics.updates, 0
         config = scheme.config
         self.per_iteration = config.updates_per_iteration
         self.prefill = timeline(config).prefill
@@ -49,7 +50,8 @@ class Chunk:
 
     def metrics(self) -> Metrics:
         """The sums so far. The last value is a copy: the learner's own buffer is donated to the next chunk."""
-        return Metrics(self.episodes, self.sums, self.epsilon, jnp.copy(self.learner.first_bad_update))
+        updates, first_bad = self.updates_before + self.updates, jnp.copy(self.learner.first_bad_update)
+        return Metrics(self.episodes, self.sums, updates, self.epsilon, first_bad)
 
     # -- the three steps ----------------------------------------------------------------------------------------------
 
@@ -62,6 +64,7 @@ class Chunk:
         self.learner, self.data, self.sums = self.programs.learn(
             self.learner, self.data, self.sums, self.merged, self.key, self.scheme.hparams, np.int32(iteration)
         )
+        self.updates += self.per_iteration
         before = (iteration - self.prefill) * self.per_iteration
         due = (before + self.per_iteration) // self.axes.broadcast_every > before // self.axes.broadcast_every
         if due:

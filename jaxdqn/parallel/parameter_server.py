@@ -195,5 +195,6 @@ def _add(total: training.Metrics, sums: training.Metrics) -> training.Metrics:
     return total._replace(
         episodes=jax.tree.map(jnp.add, total.episodes, sums.episodes),
         learning=jax.tree.map(jnp.add, total.learning, sums.learning),
+        updates=total.updates + sums.updates,
         epsilon=jnp.where(sums.epsilon > 0, sums.epsilon, total.epsilon),
     )

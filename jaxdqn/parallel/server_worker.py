@@ -142,8 +142,9 @@ class Node:
             gradients, loss, values = self._programs.gradient(pulled, self.worker, self._hparams, np.int32(update))
             norm, own = server.push(gradients, loss, version, self.worker.opt_state)
             self.worker = self.worker._replace(opt_state=own)
-            values = {**values, "gradient_norm": jnp.zeros_like(loss) if norm is None else norm}
-            self.sums = self.sums._replace(learning=jax.tree.map(jnp.add, self.sums.learning, values))
+            if norm is not None:  # a push that was dropped counts in no mean
+                learning = jax.tree.map(jnp.add, self.sums.learning, {**values, "gradient_norm": norm})
+                self.sums = self.sums._replace(learning=learning, updates=self.sums.updates + 1)
 
     def end(self) -> tuple[Worker, training.Metrics]:
         """The worker after the chunk, and the sums of its iterations."""

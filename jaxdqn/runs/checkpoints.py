@@ -91,13 +91,15 @@ def load(path: pathlib.Path) -> Checkpoint:
 def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "") -> PyTree:
     """`template` with its leaves replaced by the arrays of the same paths under `prefix`.
 
-    Raises `UserError` where one is missing or has another shape: the checkpoint is of another configuration.
+    Raises `UserError` where one is missing or has another shape: the checkpoint is of another version or configuration.
     """
 
     def pick(path: Any, leaf: Any) -> np.ndarray:
         name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
         if name not in arrays:
-            raise UserError(f"the checkpoint has no {name}: it was written with another configuration.")
+            raise UserError(
+                f"the checkpoint has no {name}: it was written by another version or with another configuration."
+            )
         array = np.asarray(arrays[name])
         if array.shape != leaf.shape:
             raise UserError(
