@@ -10,14 +10,13 @@ environment steps and against seconds.
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 import subprocess
 import sys
 from typing import Any
 
-from jaxdqn import cli
+from jaxdqn import cli, documents
 from jaxdqn.axes import preset
 from jaxdqn.errors import UserError
 
@@ -101,8 +100,10 @@ def titled(name: str) -> str:
 
 def train(args: Args, name: str) -> None:
     """One preset's run, where it is not there yet. Raises `UserError` where it fails."""
+    from jaxdqn.runs import directory
+
     path, (parallel, *more) = folder(args, name), name.split()
-    if (path / "summary.json").exists() and json.loads((path / "summary.json").read_text())["status"] == "finished":
+    if directory.status(path) == "finished":
         return
     if (path / "config.yaml").exists():
         flags = ["--resume", str(path)]
@@ -124,7 +125,7 @@ def row(args: Args, name: str) -> tuple[Any, ...]:
     import pandas as pd
 
     path = folder(args, name)
-    summary = json.loads((path / "summary.json").read_text())
+    summary = documents.read_json(path / "summary.json")
     metrics = own_seconds(pd.read_parquet(path / "metrics.parquet"))
     solved = metrics[metrics.eval_return >= args.threshold].groupby("member")[["env_steps", "seconds"]].min()
     interval = summary["final_return_ci95"]
@@ -162,7 +163,7 @@ def write(args: Args) -> None:
     table.to_csv(args.out / "table.csv", index=False)
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(cells) + " |" for cells in rows]
-    summaries = [json.loads((folder(args, name) / "summary.json").read_text()) for name in args.presets]
+    summaries = [documents.read_json(folder(args, name) / "summary.json") for name in args.presets]
     devices, commits = ({str(summary[key]) for summary in summaries} for key in ("device", "commit"))
     seeds = f"seeds {args.seed}-{args.seed + args.num_seeds - 1}"
     lines += ["", f"{args.env}, {seeds}; {', '.join(sorted(devices))}; commit {', '.join(sorted(commits))}."]

@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> int:
     for name in args.by:
         if name not in frame:
             raise unknown_name("column", name, frame.columns)
-    sweeps = sorted({space.parent for path in args.paths for space in path.resolve().rglob("space.yaml")})
+    sweeps = loading.sweeps(args.paths)
     out = args.out or args.paths[0] / "figures"
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in everything(frame, sweeps, args):
@@ -154,12 +154,11 @@ def of_sweep(path: pathlib.Path) -> Figures:
 
 def searched(path: pathlib.Path, trials: "pd.DataFrame") -> list[str]:
     """The fields of a sweep's search space that differ between its trials. Raises `UserError`."""
-    import yaml
+    from jaxdqn import documents
 
-    try:
-        space = yaml.safe_load((path / "space.yaml").read_text())["space"]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path / 'space.yaml'} cannot be read: {' '.join(str(error).split())}.") from error
+    space = documents.read_yaml(path / "space.yaml").get("space")
+    if not isinstance(space, dict):
+        raise UserError(f"{path / 'space.yaml'} cannot be read: it has no space.")
     return [name for name in space if name in trials and trials[name].nunique() > 1]
 
 

@@ -12,14 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
-import yaml
 
+from jaxdqn import documents
 from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams
-from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.errors import UserError, shortened, unknown_name
 from jaxdqn.parallel import hosts
 
 T = TypeVar("T")
+LONGEST_LINE = 2_000  # letters of an error: a value may have a million
 
 
 def main(script: Callable[[], int | None]) -> NoReturn:
@@ -55,6 +56,7 @@ def _interrupted(number: int, frame: Any) -> NoReturn:
 
 
 def _fail(line: str, code: int) -> NoReturn:
+    line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE * 2 // 3]} ... {line[-LONGEST_LINE // 3 :]}"
     print(f"error: {line}", file=sys.stderr)
     hosts.abandon(line, code)
     sys.exit(code)
@@ -156,9 +158,9 @@ def prepare_backend(
 
 def _yaml(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"the value {text!r} cannot be read.") from None
+        value = documents.parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"the value {shortened(text)!r} cannot be read: {shortened(str(error))}.") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         with contextlib.suppress(ValueError):
             return float(value)

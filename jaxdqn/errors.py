@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 300  # letters of a value that a message quotes
+
 
 class UserError(ValueError):
     """A mistake in what was asked for. Scripts print it as one line, without a traceback, and exit with 2."""
@@ -11,7 +13,13 @@ class UserError(ValueError):
 def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") -> UserError:
     """An error for `name`, which is no `kind`; it suggests the nearest known name."""
     known = list(known)
+    name = name if not isinstance(name, str) else shortened(name)
     folded = {option.lower(): option for option in known}
     close = difflib.get_close_matches(str(name).lower(), list(folded), n=1, cutoff=0.5)
     suggestion = f"did you mean {folded[close[0]]!r}?" if close else f"known: {', '.join(sorted(known))}."
     return UserError(f"unknown {kind} {name!r}: {suggestion}{' ' + hint if hint else ''}")
+
+
+def shortened(text: str) -> str:
+    """`text`, or its two ends where it is too long to be read in one line."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 3 :]}"

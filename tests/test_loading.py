@@ -1,6 +1,8 @@
 """Runs and sweeps from their directories into one DataFrame."""
 
+import errno
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -113,24 +115,27 @@ def test_trials_of_no_sweep_or_a_damaged_one_are_the_users_error(tmp_path):
         loading.trials(tmp_path)
 
 
-def break_yaml(path):
-    (path / "config.yaml").write_text("config: [1, 2")
-
-
-def break_encoding(path):
-    (path / "config.yaml").write_bytes(b"\xff\xfe\x00config")
-
-
-def empty_yaml(path):
-    (path / "config.yaml").write_text("")
+CONFIGS = {
+    "not closed": b"config: [1, 2",
+    "not text": b"\xff\xfe\x00config",
+    "empty": b"",
+    "a list": b"[1]",
+    "config a list": b"config: [1]",
+    "axes a list": b"config: {env: a, agent: dqn, num_envs: 3}\naxes: [1]",
+    "no env": b"config: {agent: dqn, num_envs: 3}",
+    "env a list": b"config: {env: [a], agent: dqn, num_envs: 3}",
+    "agent a number": b"config: {env: a, agent: 3, num_envs: 3}",
+    "num_envs a list": b"config: {env: a, agent: dqn, num_envs: [3]}",
+    "num_envs beyond 64 bits": b"config: {env: a, agent: dqn, num_envs: 99999999999999999999}",
+    "an odd date": b"config: {env: a, agent: dqn, num_envs: 2020-13-45}",
+    "5,000 digits": b"config: {env: a, agent: dqn, num_envs: " + b"1" * 5_000 + b"}",
+    "deep": b"config: " + b"[" * 50_000,
+    "itself": b"config: &a {env: *a}",
+}
 
 
 def remove_yaml(path):
     (path / "config.yaml").unlink()
-
-
-def forget_env(path):
-    (path / "config.yaml").write_text("config: {agent: dqn, num_envs: 3}")
 
 
 def break_part(path):
@@ -143,12 +148,32 @@ def drop_member(path):
     pd.read_parquet(file).drop(columns="member").to_parquet(file)
 
 
-@pytest.mark.parametrize(
-    "damage", [break_yaml, break_encoding, empty_yaml, remove_yaml, forget_env, break_part, drop_member]
-)
-def test_a_damaged_run_among_others_is_named_in_one_warning_and_alone_is_an_error(tmp_path, damage):
+def change_column(name, value):
+    def change(path):
+        (file,) = (path / "metrics.parquet").iterdir()
+        pd.read_parquet(file).assign(**{name: value}).to_parquet(file)
+
+    return change
+
+
+DAMAGE = {
+    **{name: lambda path, text=text: (path / "config.yaml").write_bytes(text) for name, text in CONFIGS.items()},
+    "no config": remove_yaml,
+    "a part cut short": break_part,
+    "no member": drop_member,
+    "members of text": change_column("member", "a"),
+    "steps of dates": change_column("env_steps", pd.Timestamp("2020-01-01")),
+    "seconds of text": change_column("seconds", "a"),
+    "seconds missing": change_column("seconds", [1.0, math.nan]),
+    "a column of lists": change_column("loss", [[1], [2]]),
+    "a column of dates": change_column("loss", pd.Timestamp.max),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_run_among_others_is_named_in_one_warning_and_alone_is_an_error(tmp_path, name):
     write_run(tmp_path / "good", rows())
-    damage(write_run(tmp_path / "bad", rows()))
+    DAMAGE[name](write_run(tmp_path / "bad", rows()))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         frame = loading.load(tmp_path)
@@ -158,6 +183,61 @@ def test_a_damaged_run_among_others_is_named_in_one_warning_and_alone_is_an_erro
     assert warning.filename == __file__ and set(frame.run) == {"good"}
     with pytest.raises(UserError, match=r"no run can be read: .*bad"):
         loading.load(tmp_path / "bad")
+
+
+def test_a_run_whose_column_is_of_another_kind_than_in_most_is_left_out(tmp_path):
+    write_run(tmp_path / "a", rows(gamma="high"))
+    for name in "bc":
+        write_run(tmp_path / name, rows(gamma=0.9))
+    write_run(tmp_path / "d", rows(gamma=None))
+    with pytest.warns(UserWarning, match="1 of 4 runs left out: .*a .its column gamma is no number"):
+        frame = loading.load(tmp_path)
+    assert list(frame.run.unique()) == ["b", "c", "d"]
+
+
+def test_links_are_followed_and_a_run_that_several_lead_to_is_loaded_once(tmp_path):
+    write_run(tmp_path / "archive" / "one", rows())
+    write_run(tmp_path / "archive" / "two", rows())
+    (tmp_path / "work").mkdir()
+    for name, target in {"one": "archive/one", "again": "archive/one", "all": "archive", "loop": "work"}.items():
+        (tmp_path / "work" / name).symlink_to(tmp_path / target)
+    (tmp_path / "work" / "broken").symlink_to(tmp_path / "nowhere")
+    frame = loading.load(tmp_path / "work")
+    assert len(frame) == 4 and sorted(frame.run.unique()) == ["one", "two"]
+    assert len(loading.load([tmp_path / "work", tmp_path / "archive", tmp_path / "work" / "again"])) == 4
+
+
+def test_hidden_folders_are_loaded_only_where_they_are_named(tmp_path):
+    write_run(tmp_path / "a", rows())
+    write_run(tmp_path / ".a-copy", rows())
+    write_run(tmp_path / ".trash" / "b", rows())
+    assert set(loading.load(tmp_path).run) == {"a"}
+    assert set(loading.load([tmp_path, tmp_path / ".a-copy"]).run) == {"a", ".a-copy"}
+    assert set(loading.load(tmp_path / ".trash").run) == {"b"}
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    write_run(tmp_path / "a", rows())
+    (tmp_path / "locked").mkdir()
+    listed = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed(path) if "locked" not in str(path) else refuse(path))
+    with pytest.warns(UserWarning, match="1 of 2 runs left out: .*locked .Permission denied"):
+        assert set(loading.load(tmp_path).run) == {"a"}
+
+
+def refuse(path):
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+def test_the_sweeps_of_runs(tmp_path):
+    for name in ("s", ".hidden"):
+        write_run(tmp_path / name / "runs" / "group-0", rows())
+        (tmp_path / name / "space.yaml").write_text("{}")
+    write_run(tmp_path / "alone", rows())
+    assert loading.sweeps(tmp_path) == [tmp_path / "s"]
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "there").symlink_to(tmp_path / "s")
+    assert loading.sweeps([tmp_path / "link"]) == [tmp_path / "s"]
 
 
 def test_a_path_without_runs_is_named(tmp_path):

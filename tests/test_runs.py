@@ -8,6 +8,7 @@ import os
 import pathlib
 import struct
 import sys
+import time
 
 import filelock
 import jax
@@ -34,7 +35,14 @@ def tree(scale):
 
 
 def meta(iteration, batch=0):
-    return {"batch": batch, "iteration": iteration, "seconds": 1.5}
+    return {
+        "batch": batch,
+        "iteration": iteration,
+        "seconds": 1.5,
+        "compile_seconds": 0.5,
+        "device": "1 x cpu (cpu)",
+        "versions": {"jax": "0"},
+    }
 
 
 def save(root, iteration, batch=0, keep=9):
@@ -303,8 +311,8 @@ def spec(**changes):
         "num_devices": 2,
         "devices_per_agent": 1,
         "members_per_batch": 3,
-        "labels": ({"trial": 4}, {"trial": 7}),
-        "continues": Continuation("runs/before", (3, 2), (2, 2)),
+        "labels": ({"trial": 4}, {"trial": 4}, {"trial": 7}, {"trial": 7}),
+        "continues": Continuation("runs/before", (3, 2, 1, 0), (2, 2, 0, 0)),
     }
     return RunSpec(**{**values, **changes})
 
@@ -320,26 +328,64 @@ def test_a_spec_survives_yaml_and_the_directory(tmp_path):
     assert loaded == dataclasses.replace(spec(), continues=there)
 
 
+def changed(**changes):
+    return yaml.safe_dump({**spec().to_dict(), **changes}).encode()
+
+
+def bomb():
+    """Ten lines that stand for 10^9 values."""
+    lines = ["a0: &a0 {learning_rate: 0.1}"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    return changed() + "\n".join(lines).encode()
+
+
 BROKEN = {
-    "not YAML": b"config: [1, 2",
-    "not text": b"\xff\xfe\x00config",
-    "empty": b"",
-    "a list": b"- 1\n- 2\n",
-    "a field missing": b"seeds: [0]\n",
-    "seeds no list": yaml.safe_dump({**spec().to_dict(), "seeds": 3}).encode(),
-    "hparams a number": yaml.safe_dump({**spec().to_dict(), "hparams": 3}).encode(),
-    "config nothing": yaml.safe_dump({**spec().to_dict(), "config": None}).encode(),
-    "unknown hparam": yaml.safe_dump({**spec().to_dict(), "hparams": {"gama": 1.0}}).encode(),
-    "unknown field": yaml.safe_dump({**spec().to_dict(), "config": {"envv": "x"}}).encode(),
+    "not YAML": (b"config: [1, 2", "cannot be read"),
+    "not text": (b"\xff\xfe\x00config", "cannot be read"),
+    "empty": (b"", "does not hold {name: value}"),
+    "a list": (b"- 1\n- 2\n", "does not hold {name: value}"),
+    "a field missing": (b"seeds: [0]\n", "lacks config"),
+    "seeds no list": (changed(seeds=3), "seeds is 3"),
+    "seeds of text": (changed(seeds=["a"]), "seeds is ['a']"),
+    "hparams a number": (changed(hparams=3), "hparams is 3"),
+    "a hyperparameter of text": (changed(hparams={"target_tau": "high"}), "hparams.target_tau is 'high'"),
+    "config nothing": (changed(config=None), "config is None"),
+    "unknown hparam": (changed(hparams={"gama": 1.0}), "'gama'"),
+    "unknown field": (changed(config={"envv": "x"}), "'envv'"),
+    "unknown axis": (changed(axes={"shceme": "fused"}), "'scheme'"),
+    "axes of the wrong kind": (changed(axes={"scheme": "averaging", "workers": "four"}), "axes.workers is 'four'"),
+    "a list where a name is expected": (changed(config={"env": ["CartPole-v1"]}), "env is ['CartPole-v1']"),
+    "sizes of text": (changed(config={"num_envs": "many"}), "num_envs is 'many'"),
+    "labels of others": (changed(labels=[{"trial": 1}]), "labels are of 1 members; there are 4"),
+    "no members at a time": (changed(members_per_batch=0), "members_per_batch is 0"),
+    "continues nothing": (changed(continues={"run": 3}), "continues is"),
+    "a date": (changed() + b"seeds_: 2020-13-45\nseeds: 2020-01-01\n", "comes twice"),
+    "an integer of 5,000 digits": (changed() + b"x: " + b"1" * 5000, "a number of 5,000 digits"),
+    "an integer of a million parts": (changed() + b"x: " + b":".join([b"1"] * 10**6), "digits"),
+    "deep": (changed() + b"x: " + b"[" * 50_000, "nested more than 100 deep"),
+    "an alias bomb": (bomb(), "values, those that aliases stand for counted"),
+    "an alias of itself": (changed() + b"x: &x [*x]", "for itself"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_config_is_the_users_error(tmp_path, name):
-    (tmp_path / "config.yaml").write_bytes(BROKEN[name])
+def test_a_broken_config_is_the_users_error_at_once_and_in_one_line(tmp_path, name):
+    content, part = BROKEN[name]
+    (tmp_path / "config.yaml").write_bytes(content)
+    began = time.perf_counter()
     with pytest.raises(UserError) as caught:
         directory.load(tmp_path)
-    assert "config" in str(caught.value) or "gama" in str(caught.value)
+    line = str(caught.value)
+    assert part in line and str(tmp_path / "config.yaml") in line and "\n" not in line and len(line) < 1_000
+    assert time.perf_counter() - began < 5.0
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"[" * 10**6, b"{}", b'{"status": ' + b"1" * 5000 + b"}", b"\xff"]
+)
+def test_a_broken_summary_is_no_finished_run(tmp_path, content):
+    (tmp_path / "summary.json").write_bytes(content)
+    assert directory.status(tmp_path) == "unfinished"
 
 
 def test_a_directory_without_a_run_is_the_users_error(tmp_path):

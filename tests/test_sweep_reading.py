@@ -357,16 +357,18 @@ def test_counts_are_whole_numbers_above_zero(name, value):
 
 
 FILES = {
-    "empty": ("", "holds no sweep: it must have a space, a sampler and seeds"),
-    "a list": ("- 1\n- 2\n", "holds no sweep"),
-    "a text": ("hello", "holds no sweep"),
-    "binary": (bytes(range(256)), "is no YAML"),
-    "no YAML": ("space: {gamma: [", "is no YAML"),
-    "a tag": ("space: !!python/object:os.system {}", "is no YAML"),
-    "an impossible date": ("space: 2020-13-45", "is no YAML"),
-    "two documents": ("space: 1\n---\nspace: 2\n", "is no YAML"),
-    "itself": ("&a [*a]", "refers to itself"),
-    "deep": ("[" * 5000 + "]" * 5000, "is nested too deeply"),
+    "empty": ("", "does not hold {name: value}"),
+    "a list": ("- 1\n- 2\n", "does not hold {name: value}"),
+    "a text": ("hello", "does not hold {name: value}"),
+    "another mapping": ("a: 1", "unknown part of a sweep"),
+    "binary": (bytes(range(256)), "cannot be read"),
+    "no YAML": ("space: {gamma: [", "cannot be read"),
+    "a tag": ("space: !!python/object:os.system {}", "cannot be read"),
+    "an impossible date": ("space: 2020-13-45\nsampler: grid", "space is '2020-13-45'"),
+    "two documents": ("space: 1\n---\nspace: 2\n", "cannot be read"),
+    "itself": ("&a [*a]", "for itself"),
+    "deep": ("[" * 5000 + "]" * 5000, "nested more than 100 deep"),
+    "a key twice": ("space: {gamma: [0.9]}\nspace: {gamma: [0.99]}\nsampler: grid", "the key 'space' comes twice"),
     "a mistake": ("space: {gama: [1]}\nsampler: grid", "did you mean 'gamma'"),
 }
 
@@ -379,8 +381,8 @@ def test_a_file_that_holds_no_sweep_is_named(tmp_path, case):
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    assert "cannot read the sweep" in error_of(reading.load, tmp_path / "missing.yaml")
-    assert "cannot read the sweep" in error_of(reading.load, tmp_path)
+    assert "missing.yaml cannot be read: No such file" in error_of(reading.load, tmp_path / "missing.yaml")
+    assert "cannot be read: Is a directory" in error_of(reading.load, tmp_path)
 
 
 # -- anything at all --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -12,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from jaxdqn.errors import UserError
+from jaxdqn import documents
+from jaxdqn.errors import UserError, shortened
 
 Path = str | os.PathLike[str]
 
@@ -22,7 +23,6 @@ REQUIRED = ("member", "env_steps")
 LABELS = ("run", "env", "agent", "scheme", "num_envs", "sweep")
 
 _PART = re.compile(r"part-(\d+)-\d+\.parquet")
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
 
 
 class _Run(NamedTuple):
@@ -40,12 +40,15 @@ def load(paths: Path | Iterable[Path]) -> pd.DataFrame:
     lacks is NaN in its rows. `seconds` counts from the start of the member's own batch, without compilation: batches
     of a run train one after the other.
 
+    Symbolic links are followed, and a run that several paths lead to is loaded once. Hidden folders (`.name`) below a
+    path are passed over: they are copies, and what is being written.
+
     Unfinished runs load as far as they got. A run that cannot be read is named in one warning and left out. Raises
     `UserError` for a path that does not exist or holds no run, and where no run can be read or has metrics yet.
     """
-    directories = _find([paths] if isinstance(paths, str | os.PathLike) else list(paths))
+    directories, unseen = _find(paths)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # more only get in each other's way: the files are small
-        outcomes = list(pool.map(_attempt, directories))
+        outcomes = [*_of_one_kind(list(pool.map(_attempt, directories))), *unseen]
     runs = [outcome for outcome in outcomes if isinstance(outcome, _Run)]
     damaged = [outcome for outcome in outcomes if isinstance(outcome, str)]
     if not runs:
@@ -74,62 +77,124 @@ def is_sweep(path: Path) -> bool:
     return (pathlib.Path(path) / "space.yaml").is_file()
 
 
-def _find(paths: Sequence[Path]) -> list[pathlib.Path]:
-    """Run directories in and below `paths`, each once. Raises `UserError`."""
+def sweeps(paths: Path | Iterable[Path]) -> list[pathlib.Path]:
+    """The directories of the sweeps that runs under `paths` belong to. Raises `UserError` as `load` does."""
+    return sorted({run.parent.parent for run in _find(paths)[0] if is_sweep(run.parent.parent)})
+
+
+def _find(paths: Path | Iterable[Path]) -> tuple[list[pathlib.Path], list[str]]:
+    """Run directories in and below `paths`, each once; and what is wrong with folders nobody could look into.
+
+    Raises `UserError`.
+    """
+    paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not paths:
         raise UserError("no path to load runs from.")
     found: dict[pathlib.Path, None] = {}
+    unseen: dict[str, None] = {}
     for path in paths:
-        below = _search(pathlib.Path(path).resolve())
-        if not below:
+        below, errors = _search(pathlib.Path(path))
+        if not below and not errors:
             missing = not pathlib.Path(path).exists()
             raise UserError(f"{path} does not exist." if missing else f"{path} holds no run (no config.yaml below it).")
         found.update(dict.fromkeys(below))
-    return list(found)
+        unseen.update(dict.fromkeys(f"{error.filename} ({_line(error)})" for error in errors))
+    return list(found), list(unseen)
 
 
-def _search(root: pathlib.Path) -> list[pathlib.Path]:
-    runs = []
-    for folder, folders, files in os.walk(root):
+def _search(root: pathlib.Path) -> tuple[list[pathlib.Path], list[OSError]]:
+    """The real directories of runs, and errors of folders that cannot be listed."""
+    runs: list[pathlib.Path] = []
+    errors: list[OSError] = []
+    seen: set[str] = set()  # a link may lead back
+    for folder, folders, files in os.walk(root.resolve(), onerror=errors.append, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         if "space.yaml" in files:
-            folders[:] = ["runs"]  # beside them a sweep has copies of their metrics
+            folders[:] = [name for name in folders if name == "runs"]  # beside them are copies of their metrics
         elif "config.yaml" in files or "metrics.parquet" in folders:
-            runs.append(pathlib.Path(folder))
+            runs.append(pathlib.Path(real))
             folders.clear()  # what lies in a run is its own
-        folders.sort()
-    return runs
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    return runs, [error for error in errors if isinstance(error, PermissionError)]
 
 
 def _attempt(path: pathlib.Path) -> _Run | str:
     """The run, or what is wrong with it."""
     try:
         return _Run(path, _labels(path), _metrics(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, pa.ArrowException, KeyError, TypeError) as error:
-        return f"{path} ({_line(error)})"
+    except UserError as error:
+        return f"{path} ({str(error).rstrip('.')})"
+    except (OSError, pa.ArrowException) as error:
+        return f"{path} ({shortened(_line(error))})"
 
 
 def _labels(path: pathlib.Path) -> dict[str, Any]:
-    values = yaml.load(path.joinpath("config.yaml").read_text(), _Loader)
-    config = values["config"]
-    of_sweep = is_sweep(path.parent.parent)
-    return {
-        **{name: config[name] for name in ("env", "agent", "num_envs")},
-        "scheme": values.get("axes", {}).get("scheme", "fused"),  # the only one before there were axes
-        "sweep": path.parent.parent.name if of_sweep else None,
-    }
+    """The run's own labels, by column. Raises `UserError`."""
+    values = documents.read_yaml(path / "config.yaml")
+    config, axes = values.get("config"), values.get("axes", {})  # there were no axes once
+    if not isinstance(config, dict) or not isinstance(axes, dict):
+        raise UserError("config.yaml is of no run")
+    labels = {**{name: config.get(name) for name in ("env", "agent")}, "scheme": axes.get("scheme", "fused")}
+    for name, value in labels.items():
+        if not isinstance(value, str):
+            raise UserError(f"{name} in config.yaml is {shortened(repr(value))}, no name")
+    num_envs = config.get("num_envs")
+    if not isinstance(num_envs, int) or not 0 < num_envs < 2**63:
+        raise UserError(f"num_envs in config.yaml is {shortened(repr(num_envs))}, no number of environments")
+    sweep = path.parent.parent.name if is_sweep(path.parent.parent) else None
+    return {**labels, "num_envs": int(num_envs), "sweep": sweep}
+
+
+def _of_one_kind(outcomes: list[_Run | str]) -> list[_Run | str]:
+    """The same, without runs in which a column is of another kind (number, text, truth) than in most runs."""
+    kinds: dict[str, Counter[str]] = {}
+    for run in outcomes:
+        for name, kind in [] if isinstance(run, str) else _kinds(run.table).items():
+            kinds.setdefault(name, Counter())[kind] += 1
+    usual = {name: counted.most_common(1)[0][0] for name, counted in kinds.items()}
+
+    def checked(run: _Run | str) -> _Run | str:
+        odd = [] if isinstance(run, str) else [n for n, kind in _kinds(run.table).items() if kind != usual[n]]
+        return run if isinstance(run, str) or not odd else f"{run.path} (its column {odd[0]} is no {usual[odd[0]]})"
+
+    return [checked(run) for run in outcomes]
+
+
+def _kinds(table: pa.Table) -> dict[str, str]:
+    """What kind of values each column has, those without any left out."""
+    kinds = {field.name: _kind(field.type) for field in table.schema}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def _kind(of: pa.DataType) -> str | None:
+    if pa.types.is_null(of):
+        return None
+    if pa.types.is_integer(of) or pa.types.is_floating(of):
+        return "number"
+    if pa.types.is_boolean(of):
+        return "truth value"
+    return "text" if pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_dictionary(of) else "other"
 
 
 def _metrics(path: pathlib.Path) -> pa.Table:
-    """All parts of a run by member and environment steps. Raises KeyError for a missing column."""
+    """All parts of a run by member and environment steps. Raises `UserError` for columns that metrics do not have."""
     files = sorted(path.glob("metrics.parquet/part-*.parquet"))
     # Many small files: the time goes to opening them, and read-ahead and threads of each file only add to it.
     parts = [pq.ParquetFile(file, pre_buffer=False).read(use_threads=False) for file in files]
     if not parts:
         return pa.table({})
     table = pa.concat_tables(parts, promote_options="permissive")
-    for name in REQUIRED:
-        if name not in table.column_names:
-            raise KeyError(f"metrics without a column {name}")
+    kinds = _kinds(table)
+    for name in (*REQUIRED, *({"seconds"} & set(table.column_names))):
+        if kinds.get(name) != "number" or table.column(name).null_count:
+            raise UserError(f"metrics without a column {name} of numbers")
+    odd = [name for name, kind in kinds.items() if kind == "other"]
+    if odd:
+        raise UserError(f"metrics with a column {odd[0]} of {table.schema.field(odd[0]).type}")
     if "seconds" in table.column_names:
         batches = [int(match[1]) if (match := _PART.fullmatch(file.name)) else 0 for file in files]
         batch = np.repeat(batches, [part.num_rows for part in parts])
@@ -182,6 +247,5 @@ def _unique_names(paths: Sequence[pathlib.Path]) -> list[str]:
 
 
 def _line(error: Exception) -> str:
-    if isinstance(error, KeyError):  # whose str() is the quoted key
-        return f"no {error.args[0]} in config.yaml" if " " not in str(error.args[0]) else str(error.args[0])
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split()).rstrip(".") or type(error).__name__

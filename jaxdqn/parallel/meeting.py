@@ -74,7 +74,7 @@ def meet(address: str, num_processes: int, process_id: int, settings: Mapping[st
 
 def _parse(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
+    if not host or not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 2**16:
         raise UserError(f"coordinator is {address!r}; it must be HOST:PORT, such as 10.0.0.1:1234.")
     return host.strip("[]"), int(port)
 

@@ -16,9 +16,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxdqn import documents
 from jaxdqn.base import PyTree
 from jaxdqn.errors import UserError
 
+_META = {
+    "batch": int,
+    "iteration": int,
+    "seconds": (int, float),
+    "compile_seconds": (int, float),
+    "device": str,
+    "versions": dict,
+}
 _NAME = re.compile(r"(\d{4})-(\d{12})")
 
 
@@ -85,7 +94,7 @@ def load(path: pathlib.Path) -> Checkpoint:
     """Reads one checkpoint."""
     nested = _checkpointer().restore((path / "state").absolute())
     arrays = {jax.tree_util.keystr(key, simple=True, separator="/"): leaf for key, leaf in _leaves(nested)}
-    return Checkpoint(arrays, json.loads((path / "meta.json").read_text()))
+    return Checkpoint(arrays, documents.read_json(path / "meta.json"))
 
 
 def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "") -> PyTree:
@@ -153,13 +162,18 @@ def _crc32(file: pathlib.Path) -> int:
 def _damage(path: pathlib.Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        expected = json.loads((path / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return "no readable manifest.json"
-    for name, (size, crc) in expected.items():
+        expected = documents.read_json(path / "manifest.json")
+        meta = documents.read_json(path / "meta.json")
+    except UserError as error:
+        return str(error).rstrip(".")
+    for name, known in expected.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != size or _crc32(file) != crc:
+        if [file.stat().st_size, _crc32(file)] != known:
             return f"{name} has changed"
-    return None
+    return next((f"meta.json has no {name}" for name, kind in _META.items() if not _is(meta.get(name), kind)), None)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -9,9 +9,11 @@ from typing import Any
 import filelock
 import yaml
 
+from jaxdqn import documents
 from jaxdqn.axes import Axes
-from jaxdqn.config import Config, HParams, from_dict, to_dict
-from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.axes import validate as validate_axes
+from jaxdqn.config import Config, HParams, from_dict, members, to_dict, validate
+from jaxdqn.errors import UserError, shortened, unknown_name
 from jaxdqn.runs.files import write_atomically
 
 
@@ -76,17 +78,25 @@ class RunSpec:
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in values]
         if missing:
-            raise UserError(f"config.yaml lacks {', '.join(missing)}.")
-        for name in values["hparams"]:
-            if name not in HParams._fields:
-                raise unknown_name("hyperparameter", name, HParams._fields)
-        own = {name: values[name] for name in names}
+            raise UserError(f"it lacks {', '.join(missing)}.")
+        for name in names:
+            if not _fits(values[name], _PLAIN[name]):
+                raise UserError(f"{name} is {shortened(repr(values[name]))}; that is none.")
+        for kind, given, known in (
+            ("hyperparameter", values["hparams"], HParams._fields),
+            ("axis", values["axes"], [field.name for field in dataclasses.fields(Axes)]),
+        ):
+            for name in given:
+                if name not in known:
+                    raise unknown_name(kind, name, known)
         origin = values["continues"]
         if origin is not None:
+            if not _fits(origin, {"run": str, "states": [int], "learners": [int]}):
+                raise UserError(f"continues is {shortened(repr(origin))}; that is none.")
             origin = Continuation(origin["run"], tuple(origin["states"]), tuple(origin["learners"]))
-        return cls(
+        spec = cls(
             **{
-                **own,
+                **{name: values[name] for name in names},
                 "config": from_dict(values["config"]),
                 "hparams": HParams(**values["hparams"]),
                 "seeds": tuple(values["seeds"]),
@@ -96,6 +106,46 @@ class RunSpec:
                 "continues": origin,
             }
         )
+        spec.check()
+        return spec
+
+    def check(self) -> None:
+        """Raises `UserError` for what `to_dict` of a run never holds."""
+        for name in ("num_devices", "devices_per_agent", "members_per_batch", "least_lanes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        validate(self.config, self.devices_per_agent)
+        validate_axes(self.axes)
+        count = len(members(self.hparams, self.seeds, self.vary, self.config.epsilon_schedule))
+        if self.labels and len(self.labels) != count:
+            raise UserError(f"labels are of {len(self.labels)} members; there are {count}.")
+        origin = self.continues
+        if origin is not None and not len(origin.states) == len(origin.learners) == count:
+            raise UserError(f"continues names {len(origin.states)} members; there are {count}.")
+
+
+# What the fields of a spec are in YAML: a type, [the type of the items], or {name: type}.
+_PLAIN: dict[str, Any] = {
+    "config": dict,
+    "hparams": dict,
+    "seeds": [int],
+    "vary": [dict],
+    "num_devices": int,
+    "devices_per_agent": int,
+    "members_per_batch": int,
+    "axes": dict,
+    "labels": [dict],
+    "continues": object,
+    "least_lanes": int,
+}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_fits(item, kind[0]) for item in value)
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(name in value and _fits(value[name], kind[name]) for name in kind)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
 class RunDirectory:
@@ -158,11 +208,11 @@ def load(path: pathlib.Path) -> tuple[RunSpec, dict[str, Any]]:
     file = path / "config.yaml"
     if not file.is_file():
         raise UserError(f"{path} holds no run: there is no config.yaml in it.")
+    values = documents.read_yaml(file)
     try:
-        values = yaml.safe_load(file.read_text())
         spec = RunSpec.from_dict(values)
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
+    except UserError as error:
+        raise UserError(f"{file} cannot be used: {error}") from None
     if spec.continues is not None:
         run = (path / spec.continues.run).resolve()
         spec = dataclasses.replace(spec, continues=dataclasses.replace(spec.continues, run=str(run)))
@@ -172,6 +222,6 @@ def load(path: pathlib.Path) -> tuple[RunSpec, dict[str, Any]]:
 def status(path: pathlib.Path) -> str:
     """What summary.json says of the run: "finished", "interrupted", ...; "unfinished" without one."""
     try:
-        return str(json.loads((path / "summary.json").read_text())["status"])
-    except (OSError, ValueError, KeyError):
+        return str(documents.read_json(path / "summary.json")["status"])
+    except (UserError, KeyError):
         return "unfinished"

@@ -6,9 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
-from jaxdqn import presets
+from jaxdqn import documents, presets
 from jaxdqn.config import Config, HParams, from_dict, to_dict, validate, validate_hparams
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.sweeps import space as _space
@@ -20,16 +18,7 @@ from jaxdqn.sweeps.sweep import SAMPLERS, Halving, PopulationBased, Sampler, See
 
 def load(path: pathlib.Path) -> Sweep:
     """The sweep in a YAML file. Raises `UserError`."""
-    try:
-        values = _numbers(yaml.safe_load(path.read_text()))
-    except OSError as error:
-        raise UserError(f"cannot read the sweep {path}: {error.strerror or error}.") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no text, or an impossible date
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply, or refers to itself.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no sweep: it must have a space, a sampler and seeds.")
+    values = _numbers(documents.read_yaml(path))
     try:
         return parse(values)
     except UserError as error:
@@ -200,7 +189,7 @@ def _numbers(value: Any) -> Any:
         return {key: _numbers(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_numbers(item) for item in value]
-    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+|inf", value):
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+|inf", value):
         number = float(value)
         return int(number) if re.fullmatch(r"\+?\d+(\.\d+)?[eE]\+?\d+", value) and number.is_integer() else number
     return value

@@ -121,7 +121,9 @@ def parse(given: Any) -> Space:
 
     Raises `UserError`.
     """
-    if not isinstance(given, Mapping) or not given:
+    if not isinstance(given, Mapping):
+        raise UserError(f"space is {given!r}; it must be {{field: choices or a range}}.")
+    if not given:
         raise UserError("space is empty; it needs at least one field with choices or a range.")
     parameters = {name: _parameter(name, value) for name, value in given.items()}
     for parameter in parameters.values():

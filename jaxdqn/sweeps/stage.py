@@ -2,7 +2,6 @@
 but what is in that directory decides what is left to do."""
 
 import dataclasses
-import json
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,7 +9,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from jaxdqn import documents
 from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.errors import UserError
 
 RUNS = "runs"
 
@@ -94,10 +95,14 @@ def finished(folder: pathlib.Path, stage: Stage) -> bool:
 
 def diverged(folder: pathlib.Path, stage: Stage) -> dict[int, int]:
     """How many members of each trial in a finished stage diverged: those that no longer learn."""
-    summary = json.loads((path_of(folder, stage.name) / "summary.json").read_text())
-    counts = dict.fromkeys((label["trial"] for label in stage.labels), 0)
-    for member in summary["first_bad_update_per_member"]:
-        counts[stage.labels[int(member)]["trial"]] += 1
+    file = path_of(folder, stage.name) / "summary.json"
+    found = documents.read_json(file).get("first_bad_update_per_member")
+    known = {str(member): label["trial"] for member, label in enumerate(stage.labels)}
+    if not isinstance(found, dict) or not found.keys() <= known.keys():
+        raise UserError(f"{file} is not of this stage; remove {file.parent} to have it trained again.")
+    counts = dict.fromkeys(known.values(), 0)
+    for member in found:
+        counts[known[member]] += 1
     return counts
 
 
