@@ -12,12 +12,12 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.errors import UserError, shown, unknown_name
 
 INT32_MAX, UINT32_MAX = 2**31 - 1, 2**32 - 1
 MAX_MEMBERS = 100_000
-MOST = 10**15
-LARGEST = 1e38  # of a float32
+MOST, MOST_WIDE = 10**15, 10**6
+LARGEST, LEAST = 1e38, 1.1754944e-38  # of a float32; smaller ones are 0 on most devices
 LEAST_ITERATIONS = 2_000
 
 
@@ -132,6 +132,13 @@ class Config:
     eval_max_steps: int = 10_000
     """Bound on the length of a greedy episode, in environment steps."""
 
+    def __post_init__(self) -> None:
+        """NumPy's numbers become Python's, and a list of widths a tuple."""
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        if isinstance(self.hidden_sizes, list):
+            object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+
     def resolved(self) -> "Config":
         """The same with every default that depends on another field filled in."""
         log = self.log_interval or max(1, self.total_steps // 100)
@@ -190,23 +197,25 @@ def replay_rows(config: Config) -> int:
 
 def validate(config: Config, num_shards: int = 1) -> None:
     """Raises `UserError` for a configuration that cannot run, in words and with the numbers."""
+    if not isinstance(config, Config):
+        raise UserError(f"config is {shown(config)}; it must be a Config, such as Config(env='CartPole-v1').")
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.type is str and not (isinstance(value, str) and value):
-            raise UserError(f"{field.name} is {value!r}; it must be a name.")
+            raise UserError(f"{field.name} is {shown(value)}; it must be a name.")
         if field.type is float and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise UserError(f"{field.name} is {value!r}; it must be a number.")
-        if field.name.startswith("env_") and not isinstance(value, dict):
-            raise UserError(f"{field.name} is {value!r}; it must be {{name: value}}.")
+            raise UserError(f"{field.name} is {shown(value)}; it must be a number.")
+        if field.name.startswith("env_"):
+            _validate_arguments(field.name, value)
         allowed = getattr(field.type, "__args__", ())
         if getattr(field.type, "__origin__", None) is Literal and value not in allowed:
             raise unknown_name(field.name, value, allowed)
         if field.type is bool and not isinstance(value, bool):
-            raise UserError(f"{field.name} is {value!r}; it must be True or False.")
+            raise UserError(f"{field.name} is {shown(value)}; it must be True or False.")
     _validate_sizes(config)
     _validate_shards(config, num_shards)
-    if not 0.0 <= config.sticky_actions < 1.0:
-        raise UserError(f"sticky_actions is {config.sticky_actions}; it is a probability in [0, 1).")
+    if not 0.0 <= config.sticky_actions < 1.0 - 1e-7:  # nearer to 1, it is 1 as a float32
+        raise UserError(f"sticky_actions is {shown(config.sticky_actions)}; it is a probability in [0, 1).")
     steps = config.num_envs * config.rollout_length
     capacity = replay_rows(config) * config.num_envs
     if config.batch_size > capacity:
@@ -239,18 +248,43 @@ def _validate_sizes(config: Config) -> None:
         if value is None and name.endswith("_interval"):
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+            raise UserError(f"{name} is {shown(value)}; it must be a whole number of at least 1.")
         if value > MOST:
-            raise UserError(f"{name} is {value}; it must be at most {MOST:,}.")
+            raise UserError(f"{name} is {shown(value)}; it must be at most {MOST:,}.")
     for name in ("rollout_length", "updates_per_iteration", "eval_episodes", "eval_max_steps"):
         if getattr(config, name) > INT32_MAX:
             raise UserError(f"{name} is {getattr(config, name)}; it must be at most {INT32_MAX}.")
+    for name in ("ensemble_size", "num_partitions"):
+        if getattr(config, name) > MOST_WIDE:
+            raise UserError(f"{name} is {getattr(config, name)}; it must be at most {MOST_WIDE:,}.")
     starts = config.learning_starts
     if isinstance(starts, bool) or not isinstance(starts, int) or not 0 <= starts <= MOST:
-        raise UserError(f"learning_starts is {starts!r}; it must be a whole number of at least 0, at most {MOST:,}.")
+        raise UserError(
+            f"learning_starts is {shown(starts)}; it must be a whole number of at least 0, at most {MOST:,}."
+        )
     widths = config.hidden_sizes
-    if not isinstance(widths, tuple) or not widths or any(not isinstance(w, int) or w < 1 for w in widths):
-        raise UserError(f"hidden_sizes is {config.hidden_sizes!r}; it must be one or more whole numbers above 0.")
+    whole = isinstance(widths, tuple) and all(isinstance(w, int) and not isinstance(w, bool) for w in widths)
+    if not whole or not widths or not all(0 < width <= MOST_WIDE for width in widths):
+        raise UserError(
+            f"hidden_sizes is {shown(widths)}; it must be one or more whole numbers above 0, at most {MOST_WIDE:,}."
+        )
+
+
+def _validate_arguments(name: str, given: Any) -> None:
+    """What config.yaml can hold, and no more: {name: value} of plain values."""
+    if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+        raise UserError(f"{name} is {shown(given)}; it must be {{name: value}}.")
+    for key, value in given.items():
+        if not _is_plain(value):
+            raise UserError(f"{name}.{key} is {shown(value)}; it must be a number, a text, or a list or dict of these.")
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, (list, tuple)):
+        return depth < 10 and all(_is_plain(item, depth + 1) for item in value)
+    if isinstance(value, dict):
+        return depth < 10 and all(isinstance(key, str) and _is_plain(item, depth + 1) for key, item in value.items())
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _validate_shards(config: Config, num_shards: int) -> None:
@@ -277,25 +311,29 @@ _RANGES: dict[str, tuple[str, Any]] = {
     "max_grad_norm": ("above 0", lambda x: x > 0),
     "huber_delta": ("above 0 and finite", lambda x: 0 < x < math.inf),
     "reward_scale": ("finite", lambda x: abs(x) < math.inf),
-    "optimizer_epsilon": ("above 0", lambda x: x > 0),
+    "optimizer_epsilon": ("above 0 and finite", lambda x: 0 < x < math.inf),
     "value_weight": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
     "entropy_weight": ("finite", lambda x: abs(x) < math.inf),
-    "weight_decay": ("at least 0", lambda x: x >= 0),
+    "weight_decay": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
 }
 
 
 def validate_hparams(hparams: HParams, epsilon_schedule: str = "linear") -> None:
-    """Raises `UserError` where a hyperparameter (a number, or one of a sequence of numbers) is out of its range."""
-    for name, values in hparams._asdict().items():
+    """Raises `UserError` where a hyperparameter is out of its range, or another number once it is a float32."""
+    if not isinstance(hparams, HParams):
+        raise UserError(f"hparams is {shown(hparams)}; it must be HParams, such as HParams(gamma=0.99).")
+    for name, value in hparams._asdict().items():
         allowed, test = _RANGES[name]
-        for value in values if isinstance(values, (list, tuple)) else [values]:
-            # NaN fails every comparison.
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not test(value):
-                raise UserError(f"hparams.{name} is {value!r}; it must be a number {allowed}.")
-            if isinstance(value, int) and abs(value) > LARGEST:
-                raise UserError(f"hparams.{name} is {value}; it must be at most {LARGEST:g}, being a float32.")
-            if epsilon_schedule == "exponential" and name in ("epsilon_begin", "epsilon_end") and value == 0:
-                raise UserError(f"hparams.{name} is 0; an exponential schedule needs it above 0.")
+        # NaN fails every comparison.
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not test(value):
+            raise UserError(f"hparams.{name} is {shown(value)}; it must be a number {allowed}.")
+        if value and not (LEAST <= abs(value) <= LARGEST or abs(value) == math.inf):
+            raise UserError(
+                f"hparams.{name} is {shown(value)}; as a float32 that is 0 or infinite. It must be 0, or between "
+                f"{LEAST:.3g} and {LARGEST:g} in size."
+            )
+        if epsilon_schedule == "exponential" and name in ("epsilon_begin", "epsilon_end") and value == 0:
+            raise UserError(f"hparams.{name} is 0; an exponential schedule needs it above 0.")
 
 
 Vary = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -315,8 +353,8 @@ def settings_of(vary: Vary | None) -> list[dict[str, Any]]:
         settings = _listed("vary", vary, "settings")
         for setting in settings:
             if not isinstance(setting, Mapping):
-                raise UserError(f"vary holds {setting!r}; a setting is {{field: value}}.")
-        settings = [{name: _plain(value) for name, value in setting.items()} for setting in settings]
+                raise UserError(f"vary holds {shown(setting)}; a setting is {{field: value}}.")
+        settings = [{name: plain(value) for name, value in setting.items()} for setting in settings]
     for name in {name for setting in settings for name in setting}:
         if name not in HParams._fields:
             raise unknown_name("hyperparameter", name, HParams._fields)
@@ -335,24 +373,33 @@ def _seed(given: Any) -> int:
         with contextlib.suppress(TypeError):  # a float, a text
             number = operator.index(given)
     if number is None or not 0 <= number <= UINT32_MAX:
-        raise UserError(f"seeds has {given!r}; a seed is a whole number from 0 to {UINT32_MAX}.")
+        raise UserError(f"seeds has {shown(given)}; a seed is a whole number from 0 to {UINT32_MAX}.")
     return number
 
 
 def _listed(name: str, given: Any, what: str) -> list[Any]:
     """The items of a list, an array or a range."""
     if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__iter__"):
-        raise UserError(f"{name} is {given!r}; it must be a list of {what}.")
-    items = list(itertools.islice(map(_plain, given), MAX_MEMBERS + 1))
+        raise UserError(f"{name} is {shown(given)}; it must be a list of {what}.")
+    items = list(itertools.islice(map(plain, given), MAX_MEMBERS + 1))
     if not items:
         raise UserError(f"{name} is an empty list; it needs at least one of its {what}.")
     _check_count(len(items), f"or more {what} in {name}")
     return items
 
 
-def _plain(value: Any) -> Any:
-    """NumPy's and JAX's numbers and arrays as Python's."""
+def plain(value: Any) -> Any:
+    """NumPy's and JAX's numbers and arrays as Python's, also inside lists and dicts."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def plain_hparams(hparams: HParams) -> HParams:
+    """The same in plain numbers."""
+    return HParams(*map(plain, hparams)) if isinstance(hparams, HParams) else hparams
 
 
 def _check_count(count: int, what: str) -> None:
@@ -384,8 +431,7 @@ def members(
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain types only, for YAML."""
-    plain = dataclasses.asdict(config)
-    return {**plain, "hidden_sizes": list(config.hidden_sizes)}
+    return {**dataclasses.asdict(config), "hidden_sizes": list(config.hidden_sizes)}
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -394,5 +440,4 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     for name in values:
         if name not in known:
             raise unknown_name("configuration field", name, known)
-    widths = values.get("hidden_sizes", Config.hidden_sizes)
-    return Config(**{**values, "hidden_sizes": tuple(widths) if isinstance(widths, list) else widths})
+    return Config(**values)

@@ -13,13 +13,20 @@ class UserError(ValueError):
 def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") -> UserError:
     """An error for `name`, which is no `kind`; it suggests the nearest known name."""
     known = list(known)
-    name = name if not isinstance(name, str) else shortened(name)
     folded = {option.lower(): option for option in known}
-    close = difflib.get_close_matches(str(name).lower(), list(folded), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(shown(name).strip("'").lower(), list(folded), n=1, cutoff=0.5)
     suggestion = f"did you mean {folded[close[0]]!r}?" if close else f"known: {', '.join(sorted(known))}."
-    return UserError(f"unknown {kind} {name!r}: {suggestion}{' ' + hint if hint else ''}")
+    return UserError(f"unknown {kind} {shown(name)}: {suggestion}{' ' + hint if hint else ''}")
 
 
 def shortened(text: str) -> str:
     """`text`, or its two ends where it is too long to be read in one line."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 3 :]}"
+
+
+def shown(value: object) -> str:
+    """A value of anybody's as part of one line."""
+    try:
+        return shortened(" ".join(repr(value).split()))
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a {type(value).__name__} that is too long to print"

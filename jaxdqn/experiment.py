@@ -8,7 +8,17 @@ from typing import Any
 import jax
 
 from jaxdqn.axes import THREADED, Axes
-from jaxdqn.config import Config, HParams, Vary, check_seeds, members, settings_of, validate, validate_hparams
+from jaxdqn.config import (
+    Config,
+    HParams,
+    Vary,
+    check_seeds,
+    members,
+    plain_hparams,
+    settings_of,
+    validate,
+    validate_hparams,
+)
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import devices as _devices
 from jaxdqn.parallel import fleet as _fleet
@@ -36,6 +46,7 @@ def plan(
     if devices_per_agent < 1:
         raise UserError(f"devices_per_agent is {devices_per_agent}; it must be at least 1.")
     axes = axes or Axes()
+    hparams = plain_hparams(hparams)
     validate(config, devices_per_agent)
     validate_hparams(hparams, config.epsilon_schedule)
     schemes.check(axes, config, devices_per_agent)

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from jaxdqn.config import (
     check_seeds,
     from_dict,
     members,
+    plain_hparams,
     replay_rows,
     timeline,
     to_dict,
@@ -51,7 +53,17 @@ POSITIVE = [
 WRONG = [
     *[({name: value}, name, repr(value)) for name in POSITIVE for value in (0, -3, 2.5, True)],
     *[({"learning_starts": value}, "learning_starts", repr(value)) for value in (-1, 1.5)],
-    *[({"hidden_sizes": value}, "hidden_sizes", repr(value)) for value in ((), (64, 0), (64, 1.5))],
+    *[({"hidden_sizes": value}, "hidden_sizes", repr(value)) for value in ((), (64, 0), (64, 1.5), (True,), "64", 64)],
+    ({"hidden_sizes": (10**7,)}, "hidden_sizes", "10000000", "1,000,000"),
+    *[({name: 10**7}, name, "10000000") for name in ("ensemble_size", "num_partitions")],
+    *[({name: value}, name, repr(value)) for name in ("env", "agent") for value in ("", 3, ["CartPole-v1"], None)],
+    *[({name: value}, name, repr(value)) for name in ("env_params", "env_kwargs") for value in ("a", None, {1: 2})],
+    ({"env_kwargs": {"size": object}}, "env_kwargs.size", "class"),
+    ({"env_kwargs": {"size": {1, 2}}}, "env_kwargs.size", "{1, 2}"),
+    ({"network": ["mlp"]}, "network", "['mlp']"),
+    ({"dueling": 1}, "dueling", "1"),
+    ({"sticky_actions": 1 - 1e-12}, "sticky_actions"),
+    ({"network": "x" * 10**6}, "network", "xxx"),
     *[({"sticky_actions": value}, "sticky_actions", str(value)) for value in (-0.1, 1.0, math.nan)],
     ({"network": "minatarr"}, "network", "'minatarr'", "'minatar'"),
     ({"activation": "rely"}, "activation", "'rely'", "'relu'"),
@@ -74,6 +86,39 @@ def test_what_cannot_run_is_refused_by_name_and_value(changes, parts):
     with pytest.raises(UserError) as error:
         validate(Config(**changes))
     assert_one_line_with(error, *parts)
+    assert len(str(error.value)) < 1_000
+
+
+@pytest.mark.parametrize("name", [*POSITIVE, "learning_starts", "agent", "dueling", "network", "sticky_actions"])
+def test_an_integer_that_python_does_not_print_is_refused(name):
+    with pytest.raises(UserError) as error:
+        validate(Config(**{name: 10**5000}))
+    assert_one_line_with(error, name, "too long to print")
+
+
+def test_lists_and_numpys_numbers_serve_where_tuples_and_pythons_are_meant():
+    given = Config(
+        num_envs=np.int64(8), sticky_actions=np.float32(0.25), dueling=np.True_, hidden_sizes=[np.int32(64), 32],
+        env=np.str_("CartPole-v1"), env_kwargs={"size": np.int8(3), "map": np.eye(2)},
+    )  # fmt: skip
+    plain = Config(
+        num_envs=8, sticky_actions=0.25, dueling=True, hidden_sizes=(64, 32), env="CartPole-v1",
+        env_kwargs={"size": 3, "map": [[1.0, 0.0], [0.0, 1.0]]},
+    )  # fmt: skip
+    assert given == plain and repr(given) == repr(plain)
+    validate(given)
+    assert Config(hidden_sizes=np.array([64, 32])).hidden_sizes == (64, 32)
+    assert plain_hparams(HParams(gamma=np.float32(0.5), target_period=np.int64(3))) == HParams(
+        gamma=0.5, target_period=3
+    )
+
+
+@pytest.mark.parametrize("check, words", [(validate, "a Config"), (validate_hparams, "HParams")])
+@pytest.mark.parametrize("value", ["CartPole-v1", {"gamma": 0.9}, None, 3, (0.9,)])
+def test_what_is_no_configuration_at_all_is_refused(check, words, value):
+    with pytest.raises(UserError) as error:
+        check(value)
+    assert_one_line_with(error, repr(value), words)
 
 
 @pytest.mark.parametrize(
@@ -107,10 +152,10 @@ HPARAMS_WRONG = {
     "max_grad_norm": (0, -1, math.nan),
     "huber_delta": (0, -1, math.inf),  # inf * 0 would make the loss NaN
     "reward_scale": (math.inf, math.nan),
-    "optimizer_epsilon": (0,),
+    "optimizer_epsilon": (0, math.inf),
     "value_weight": (-1, math.inf),
     "entropy_weight": (math.inf, math.nan),
-    "weight_decay": (-1e-4,),
+    "weight_decay": (-1e-4, math.inf, math.nan),
 }
 
 
@@ -142,10 +187,30 @@ def test_hyperparameters_at_the_edge_run_and_those_beyond_do_not(name, edge, bey
         validate_hparams(HParams()._replace(**{name: beyond}))
 
 
-def test_each_of_a_list_of_values_is_checked():
-    with pytest.raises(UserError) as error:
-        validate_hparams(HParams(gamma=[0.9, 1.2]))
-    assert_one_line_with(error, "hparams.gamma is 1.2")
+@given(
+    st.sampled_from(HParams._fields),
+    st.one_of(
+        st.floats(), st.integers(), st.floats(-50, 50).map(lambda x: 10**x), st.sampled_from([10**400, 1e-50, 1e40])
+    ),
+)
+def test_a_hyperparameter_that_is_accepted_is_as_good_as_a_float32(name, value):
+    """What is traced is what was asked for: within rounding, and 0 or infinite only where asked for."""
+    try:
+        validate_hparams(HParams()._replace(**{name: value}), "exponential")
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        traced = float(jnp.float32(value) * 1)  # devices flush what is too small
+        assert traced == pytest.approx(value, rel=1e-6, abs=0)
+        validate_hparams(HParams()._replace(**{name: traced}), "exponential")
+
+
+@pytest.mark.parametrize("value", [[0.9, 0.8], (0.9,), np.array([0.9, 0.8]), {"a": 1}, "0.9", 1j])
+def test_a_value_of_vary_is_one_number(value):
+    for vary in ({"gamma": [value]}, [{"gamma": value}]):
+        with pytest.raises(UserError) as error:
+            members(HParams(), (0,), vary)
+        assert_one_line_with(error, "hparams.gamma is", "a number in [0, 1]")
 
 
 def test_an_exponential_schedule_cannot_end_at_0():

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxdqn import documents
-from jaxdqn.errors import UserError, shortened
+from jaxdqn.errors import UserError, shortened, shown
 
 Path = str | os.PathLike[str]
 
@@ -141,10 +141,10 @@ def _labels(path: pathlib.Path) -> dict[str, Any]:
     labels = {**{name: config.get(name) for name in ("env", "agent")}, "scheme": axes.get("scheme", "fused")}
     for name, value in labels.items():
         if not isinstance(value, str):
-            raise UserError(f"{name} in config.yaml is {shortened(repr(value))}, no name")
+            raise UserError(f"{name} in config.yaml is {shown(value)}, no name")
     num_envs = config.get("num_envs")
     if not isinstance(num_envs, int) or not 0 < num_envs < 2**63:
-        raise UserError(f"num_envs in config.yaml is {shortened(repr(num_envs))}, no number of environments")
+        raise UserError(f"num_envs in config.yaml is {shown(num_envs)}, no number of environments")
     sweep = path.parent.parent.name if is_sweep(path.parent.parent) else None
     return {**labels, "num_envs": int(num_envs), "sweep": sweep}
 

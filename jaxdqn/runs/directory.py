@@ -13,7 +13,7 @@ from jaxdqn import documents
 from jaxdqn.axes import Axes
 from jaxdqn.axes import validate as validate_axes
 from jaxdqn.config import Config, HParams, from_dict, members, to_dict, validate
-from jaxdqn.errors import UserError, shortened, unknown_name
+from jaxdqn.errors import UserError, shown, unknown_name
 from jaxdqn.runs.files import write_atomically
 
 
@@ -81,7 +81,7 @@ class RunSpec:
             raise UserError(f"it lacks {', '.join(missing)}.")
         for name in names:
             if not _fits(values[name], _PLAIN[name]):
-                raise UserError(f"{name} is {shortened(repr(values[name]))}; that is none.")
+                raise UserError(f"{name} is {shown(values[name])}; that is none.")
         for kind, given, known in (
             ("hyperparameter", values["hparams"], HParams._fields),
             ("axis", values["axes"], [field.name for field in dataclasses.fields(Axes)]),
@@ -92,7 +92,7 @@ class RunSpec:
         origin = values["continues"]
         if origin is not None:
             if not _fits(origin, {"run": str, "states": [int], "learners": [int]}):
-                raise UserError(f"continues is {shortened(repr(origin))}; that is none.")
+                raise UserError(f"continues is {shown(origin)}; that is none.")
             origin = Continuation(origin["run"], tuple(origin["states"]), tuple(origin["learners"]))
         spec = cls(
             **{
