@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from jaxdqn import driver, snapshots
 from jaxdqn.analysis.curves import final_score
@@ -26,7 +27,7 @@ from jaxdqn.parallel import fleet as _fleet
 from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.progress import Progress
 from jaxdqn.results import Result, read_params
-from jaxdqn.runs import checkpoints, metrics, reporting
+from jaxdqn.runs import checkpoints, metrics, recording, reporting
 from jaxdqn.runs.directory import RunDirectory, RunSpec
 from jaxdqn.runs.files import provenance
 
@@ -85,8 +86,8 @@ class Session:
         self.devices = schemes.choose_devices(spec.axes, spec.num_devices, spec.devices_per_agent, len(self.everyone))
         self.varying = varying(spec.vary)
         self.labels = spec.labels or ({},) * len(self.everyone)
-        self.rows: list[dict[str, Any]] = []
-        self.unwritten: list[dict[str, Any]] = []
+        self.identity = recording.identity(self.everyone, self.varying, self.labels)
+        self.recorder = recording.Recorder(run_directory.path / "metrics.parquet" if run_directory else None)
         self.scalars: reporting.Scalars | None = None
         self.status = OK
         self.seconds = 0.0  # of the loop, over all batches and resumes
@@ -253,19 +254,16 @@ class Session:
     # -- events -------------------------------------------------------------------------------------------------------
 
     def _on_point(self, fleet: Fleet, batch: range, point: Point) -> bool:
-        rows = self._rows(fleet, batch, point)
-        self.rows += rows
-        self.unwritten += rows
-        shown = [row["eval_return"] for row in self.rows[-len(rows) * 5 :] if not math.isnan(row["eval_return"])]
-        shown = shown or [row["episode_return"] for row in rows]
-        self.bar.update(rows[0]["env_steps"], float(np.mean(shown)), point.iteration == self.line.total)
+        table = self._table(fleet, batch, point)
+        self.recorder.add(table)
+        steps = point.iteration * self.line.steps_per_iteration
+        self.bar.update(steps, self.recorder.recent_return(), point.iteration == self.line.total)
         if self.settings.on_chunk:
-            self.settings.on_chunk(rows)
+            self.settings.on_chunk(recording.rows(table))
         if time.perf_counter() - self.last_flush > FLUSH_SECONDS:
             self._flush()
-        returns = [row["eval_return"] for row in rows]
         target = self.settings.stop_at_return
-        if target is not None and min(returns) >= target:
+        if target is not None and np.all(table.column("eval_return").to_numpy() >= target):
             self.status = SOLVED
             return True
         if self.settings.stop_diverged and all(member in self.diverged for member in batch):
@@ -273,44 +271,26 @@ class Session:
             return True
         return False
 
-    def _rows(self, fleet: Fleet, batch: range, point: Point) -> list[dict[str, Any]]:
+    def _table(self, fleet: Fleet, batch: range, point: Point) -> pa.Table:
+        """The rows of a logging point, and a warning for members that diverged since the one before."""
         collect = fleet.assignment.collect
-        values = jax.tree.map(collect, _fleet.gather(point.metrics))  # [M, shards]
-        sums = jax.tree.map(lambda x: x.sum(axis=1), values.episodes)
-        config, line = self.spec.config, self.line
-        updates = line.updates(point.iteration, config.updates_per_iteration)
+        sums = jax.tree.map(collect, _fleet.gather(point.metrics))  # [M, shards]
         evaluated = point.episodes and jax.tree.map(collect, _fleet.gather(point.episodes))  # [M, shards, E]
-        rows, bad = [], []
-        for index, member in enumerate(batch):
-            seed, setting = self.everyone[member]
-            episodes = sums.episodes[index]
-            first_bad = int(values.first_bad_update[index, 0])
-            if first_bad >= 0 and member not in self.diverged:
-                self.diverged[member] = first_bad
-                bad.append(member)
-            count = int(values.updates[index, 0])
-            means = {name: x[index].mean() / count if count else math.nan for name, x in values.learning.items()}
-            row = {
-                "member": member,
-                "seed": seed,
-                **{name: getattr(setting, name) for name in self.varying},
-                **self.labels[member],
-                "iteration": point.iteration,
-                "env_steps": point.iteration * line.steps_per_iteration,
-                "updates": updates,
-                "seconds": self.clock(),
-                "episodes": int(episodes),
-                "episode_return": sums.returns[index] / episodes if episodes else math.nan,
-                "episode_length": sums.lengths[index] / episodes if episodes else math.nan,
-                **means,
-                "epsilon": values.epsilon[index, 0],
-                "eval_return": evaluated.returns[index].mean() if evaluated else math.nan,
-                "eval_length": evaluated.lengths[index].mean() if evaluated else math.nan,
-                **{name: float(value) for name, value in point.telemetry.items()},
-            }
-            rows.append({k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()})
-        self._warn_diverged([member for member in bad if self.diverged[member] > self.updates_before])
-        return rows
+        self._note_diverged(dict(zip(batch, sums.first_bad_update[:, 0].tolist(), strict=True)))
+        columns = {
+            "iteration": point.iteration,
+            "env_steps": point.iteration * self.line.steps_per_iteration,
+            "updates": self.line.updates(point.iteration, self.spec.config.updates_per_iteration),
+            "seconds": self.clock(),
+            **recording.measured(sums, evaluated),
+            **{name: float(value) for name, value in point.telemetry.items()},
+        }
+        return recording.point(self.identity.slice(batch.start, len(batch)), columns)
+
+    def _note_diverged(self, first_bad: dict[int, int]) -> None:
+        new = {m: update for m, update in first_bad.items() if update >= 0 and m not in self.diverged}
+        self.diverged |= new
+        self._warn_diverged([member for member, update in new.items() if update > self.updates_before])
 
     def _warn_diverged(self, members: list[int]) -> None:
         if not members:
@@ -326,13 +306,10 @@ class Session:
 
     def _flush(self) -> None:
         self.last_flush = time.perf_counter()
-        if self.directory is not None and self.unwritten:
-            last = self.unwritten[-1]["iteration"]
-            metrics.append(self.directory.path / "metrics.parquet", self.batch, last, self.unwritten)
+        points = self.recorder.flush(self.batch)
         if self.scalars is not None:
-            self.scalars.write(self.unwritten)
+            self.scalars.write([row for table in points for row in recording.rows(table)])
             self.scalars.flush()
-        self.unwritten = []
 
     def _save(self, fleet: Fleet, at: Progressed) -> None:
         values = snapshots.of(fleet, at)
@@ -368,9 +345,7 @@ class Session:
     def _finish(self, params: PyTree) -> Result:
         if self.scalars is not None:
             self.scalars.close()
-        frame = metrics.tidy(pd.DataFrame(self.rows))
-        if self.directory is not None:
-            frame = metrics.read(self.directory.path / "metrics.parquet")
+        frame = self.recorder.frame()
         summary = self._summary(frame)
         result = Result(
             frame,

@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -29,7 +30,7 @@ def write_run(path, *batches, env="CartPole-v1", agent="dqn", num_envs=4, scheme
     config = {"env": env, "agent": agent, "num_envs": num_envs}
     (path / "config.yaml").write_text(yaml.safe_dump({"config": config, "axes": {"scheme": scheme}, "seeds": [0]}))
     for batch, written in enumerate(batches):
-        metrics.append(path / "metrics.parquet", batch, 1, written)
+        metrics.append(path / "metrics.parquet", batch, 1, pa.Table.from_pylist(written))
     return path
 
 
@@ -49,7 +50,7 @@ def test_metrics_agree_with_those_that_the_run_itself_reads(tmp_path):
     write_run(path)
     for index in range(5):
         part = [{"member": m, "env_steps": 10 * index, "loss": rng.normal(), "kind": "x"} for m in (2, 0, 1)]
-        metrics.append(path / "metrics.parquet", 0, index, part)
+        metrics.append(path / "metrics.parquet", 0, index, pa.Table.from_pylist(part))
     own = metrics.read(path / "metrics.parquet")
     frame = loading.load(path)[list(own)]
     pd.testing.assert_frame_equal(frame.astype({"kind": str}), own.astype({"kind": str}))
@@ -65,7 +66,9 @@ def test_columns_that_a_run_lacks_are_nan_and_integers_meet_floats(tmp_path):
 
 def test_a_column_that_is_empty_in_one_part_keeps_its_type(tmp_path):
     path = write_run(tmp_path / "a", rows(stage=None))
-    metrics.append(path / "metrics.parquet", 0, 2, rows(steps=(30,), seconds=(3.0,), stage="rung-1"))
+    metrics.append(
+        path / "metrics.parquet", 0, 2, pa.Table.from_pylist(rows(steps=(30,), seconds=(3.0,), stage="rung-1"))
+    )
     frame = loading.load(path)
     assert frame.stage.isna().tolist() == [True, True, False] and frame.stage.iloc[2] == "rung-1"
 

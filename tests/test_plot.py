@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import PIL.Image
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -39,7 +40,7 @@ def write_run(path, agent="dqn", env="CartPole-v1", seeds=(0, 1, 2), first=0, **
         for step in range(first + 1, first + 11)
         for member, seed in enumerate(seeds)
     ]
-    metrics.append(path / "metrics.parquet", 0, 1, rows)
+    metrics.append(path / "metrics.parquet", 0, 1, pa.Table.from_pylist(rows))
     return path
 
 

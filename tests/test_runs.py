@@ -14,6 +14,7 @@ import filelock
 import jax
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -195,11 +196,10 @@ def test_metrics_are_appended_read_in_order_and_dropped_after_a_checkpoint(tmp_p
     path = tmp_path / "metrics.parquet"
     assert metrics.read(path).empty
     metrics.drop_after(path, {0: 0})
-    metrics.append(path, 0, 5, [])
     assert not path.exists()
-    metrics.append(path, 0, 2, rows(1) + rows(2))
-    metrics.append(path, 0, 3, rows(3))
-    metrics.append(path, 1, 1, rows(1, batch=1))
+    metrics.append(path, 0, 2, pa.Table.from_pylist(rows(1) + rows(2)))
+    metrics.append(path, 0, 3, pa.Table.from_pylist(rows(3)))
+    metrics.append(path, 1, 1, pa.Table.from_pylist(rows(1, batch=1)))
     frame = metrics.read(path)
     assert list(zip(frame.member, frame.env_steps, strict=True)) == [
         (0, 10), (0, 20), (0, 30), (1, 10), (1, 20), (1, 30), (2, 10)
@@ -220,9 +220,9 @@ def test_metrics_are_appended_read_in_order_and_dropped_after_a_checkpoint(tmp_p
 
 def test_the_parts_of_each_batch_are_joined_and_their_rows_kept(tmp_path):
     path = tmp_path / "metrics.parquet"
-    metrics.append(path, 0, 1, rows(1))
-    metrics.append(path, 0, 12, rows(12))
-    metrics.append(path, 1, 1, rows(1, batch=1))
+    metrics.append(path, 0, 1, pa.Table.from_pylist(rows(1)))
+    metrics.append(path, 0, 12, pa.Table.from_pylist(rows(12)))
+    metrics.append(path, 1, 1, pa.Table.from_pylist(rows(1, batch=1)))
     before = metrics.read(path)
     metrics.join_parts(path)
     assert sorted(part.name for part in path.iterdir()) == [

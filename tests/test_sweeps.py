@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 import jaxdqn
@@ -221,7 +222,7 @@ class Synthetic:
                         }
                     )
             self.steps += len(rows) * 200
-            metrics.append(path / "metrics.parquet", 0, 1, rows)
+            metrics.append(path / "metrics.parquet", 0, 1, pa.Table.from_pylist(rows))
             (path / "summary.json").write_text(json.dumps({"status": "finished", "first_bad_update_per_member": {}}))
         self.reached = stages[0].config.total_steps
 

@@ -2,11 +2,11 @@
 
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jaxdqn.errors import UserError
 from jaxdqn.runs.files import write_atomically
@@ -14,13 +14,11 @@ from jaxdqn.runs.files import write_atomically
 _PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
 
 
-def append(path: pathlib.Path, batch: int, iteration: int, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes `rows`, the last of them of `iteration`, as one part; atomic."""
-    if rows:
-        path.mkdir(exist_ok=True)
-        frame = pd.DataFrame(rows)
-        part = path / f"part-{batch:04d}-{iteration:012d}.parquet"
-        write_atomically(part, lambda temporary: frame.to_parquet(temporary, index=False))
+def append(path: pathlib.Path, batch: int, iteration: int, table: pa.Table) -> None:
+    """Writes the rows of `table`, the last of them of `iteration`, as one part; atomic."""
+    path.mkdir(exist_ok=True)
+    part = path / f"part-{batch:04d}-{iteration:012d}.parquet"
+    write_atomically(part, lambda temporary: pq.write_table(table, temporary))
 
 
 def read(path: pathlib.Path) -> pd.DataFrame:
