@@ -1,6 +1,7 @@
 """What the compiled programs hold: the ring once, donated, and nowhere copied; and the planner's arithmetic."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxdqn import experiment
 from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import fleet, memory, model_sharding, population, schemes
+from jaxdqn.parallel import fleet, host_memory, memory, model_sharding, population, schemes
 from jaxdqn.session import Settings
 
 RING = Config(hidden_sizes=(8,), num_envs=8, batch_size=8, replay_capacity=400_000, learning_starts=64)
@@ -167,3 +168,79 @@ def test_programs_that_nobody_uses_are_forgotten(monkeypatch):
     monkeypatch.setattr(memory.forget_programs, "__defaults__", (0,))
     regions_of_another_run()
     assert regions_of_another_run() < kept / 2
+
+
+# -- what is free -----------------------------------------------------------------------------------------------------
+
+MIB = 2**20
+PROC = {
+    "proc/meminfo": "MemTotal: 9000000 kB\nMemAvailable: 4096000 kB\n",
+    "proc/self/status": "Name:\tpython\nVmSize:\t 102400 kB\nVmRSS:\t 51200 kB\nVmData:\t 20480 kB\n",
+    "proc/self/limits": "Limit Soft Limit Hard Limit Units\n"
+    "Max data size             unlimited            unlimited            bytes\n"
+    "Max address space         unlimited            unlimited            bytes\n",
+}
+V2 = {
+    "proc/self/cgroup": "0::/user.slice/run.scope\n",
+    "proc/self/mountinfo": "31 23 0:28 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw\n",
+    "sys/fs/cgroup/user.slice/run.scope/memory.max": "max\n",
+    "sys/fs/cgroup/user.slice/run.scope/memory.current": "1\n",
+    "sys/fs/cgroup/user.slice/memory.max": f"{1000 * MIB}\n",
+    "sys/fs/cgroup/user.slice/memory.current": f"{600 * MIB}\n",
+    "sys/fs/cgroup/user.slice/memory.stat": f"anon 5\ninactive_file {200 * MIB}\n",
+}
+V1 = {
+    "proc/self/cgroup": "9:name=systemd:/\n4:cpu,memory:/slurm/job_7\n0::/\n",
+    "proc/self/mountinfo": "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"
+    "34 31 0:31 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n"
+    "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
+    "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+    "sys/fs/cgroup/memory/slurm/memory.limit_in_bytes": f"{900 * MIB}\n",
+    "sys/fs/cgroup/memory/slurm/memory.usage_in_bytes": f"{100 * MIB}\n",
+    "sys/fs/cgroup/memory/slurm/job_7/memory.limit_in_bytes": f"{500 * MIB}\n",
+    "sys/fs/cgroup/memory/slurm/job_7/memory.usage_in_bytes": f"{300 * MIB}\n",
+    "sys/fs/cgroup/memory/slurm/job_7/memory.stat": f"inactive_file 7\ntotal_inactive_file {100 * MIB}\n",
+}
+CONTAINER = {
+    **V1,
+    "proc/self/cgroup": "4:memory:/docker/abc\n",
+    "proc/self/mountinfo": "35 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n",
+    "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{700 * MIB}\n",
+}
+AS = {
+    "proc/self/limits": f"Max address space  {2000 * MIB}  unlimited  bytes\nMax data size  unlimited unlimited bytes\n"
+}
+DATA = {"proc/self/limits": f"Max data size  {50 * MIB}  unlimited  bytes\n"}
+
+
+@pytest.mark.parametrize(
+    "files, environ, free",
+    [
+        ({}, {}, 4000 * MIB),
+        (V2, {}, 600 * MIB),
+        ({**V2, "sys/fs/cgroup/user.slice/run.scope/memory.high": f"{100 * MIB}"}, {}, 100 * MIB - 1),
+        ({**V2, "sys/fs/cgroup/memory.max": "5"}, {}, 5),
+        (V1, {}, 300 * MIB),
+        (CONTAINER, {}, 700 * MIB),
+        (AS, {}, 1900 * MIB),
+        (DATA, {}, 30 * MIB),
+        ({}, {"SLURM_MEM_PER_NODE": "1050"}, 1000 * MIB),
+        ({}, {"SLURM_MEM_PER_CPU": "100", "SLURM_CPUS_ON_NODE": "4"}, 350 * MIB),
+        ({}, {"SLURM_MEM_PER_GPU": "200", "SLURM_GPUS_ON_NODE": "2"}, 350 * MIB),
+        ({}, {"SLURM_MEM_PER_NODE": "0", "SLURM_MEM_PER_CPU": "many", "SLURM_CPUS_ON_NODE": "4"}, 4000 * MIB),
+        (V2, {"SLURM_MEM_PER_NODE": "10"}, 0),
+        ({"proc/self/cgroup": "junk\n\n:::", "proc/self/mountinfo": "- -\na - b\n", "proc/meminfo": "?"}, {}, None),
+    ],
+)
+def test_the_least_of_all_limits_is_free(tmp_path, files, environ, free):
+    for name, text in {**PROC, **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = host_memory.host_bytes(tmp_path, environ)
+    assert found == free if free is not None else found > 0
+
+
+def test_here_something_is_free_and_no_more_than_there_is(tmp_path):
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < memory.host_bytes() < total
+    assert host_memory.host_bytes(tmp_path, {}) == total // 2  # a system that tells nothing else

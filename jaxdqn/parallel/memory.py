@@ -1,13 +1,13 @@
 """The memory planner: bytes are computed before anything is allocated, and refused with numbers."""
 
 import gc
-import os
 from typing import NamedTuple
 
 import jax
 
 from jaxdqn.base import PyTree
 from jaxdqn.errors import UserError
+from jaxdqn.parallel.host_memory import host_bytes
 
 MOST_REGIONS = 20_000
 HEADROOM = 0.8  # of the free memory; the rest is for temporaries, the program and Python
@@ -30,23 +30,6 @@ def available_bytes(devices: list[jax.Device]) -> int:
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
     return host_bytes() // len(devices)
-
-
-def host_bytes() -> int:
-    """Free memory of the host, within the limit of its control group where there is one."""
-    free = 8 * 2**30
-    try:
-        with open("/proc/meminfo") as file:
-            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            free = min(free, int(limit.read()) - int(used.read()))
-    except (OSError, ValueError):
-        pass
-    return free
 
 
 def mapped_regions() -> int:
