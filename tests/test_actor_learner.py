@@ -1,18 +1,28 @@
 """Actors with local replays and one learner: equal to the fused loop where they must be, and losing nothing."""
 
 import dataclasses
+import functools
 import itertools
+import queue
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from probe_environments import clocked
+from hypothesis import given
+from hypothesis import strategies as st
+from probe_environments import clock, clocked
 
+from jaxdqn import agents, training
+from jaxdqn.base import Transition
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import actor_learner, fleet, population
+from jaxdqn.parallel import actor_learner, couplings, fleet, population
+from jaxdqn.parallel.actor import Actor, Node, Programs
 from jaxdqn.parallel.actor_learner import Axes
+from jaxdqn.parallel.workers import Crew
+from jaxdqn.replay import ring
 
 SMALL = Config(
     hidden_sizes=(16,),
@@ -133,6 +143,145 @@ def test_every_transition_arrives_once_in_its_actors_order(coupling, devices):
     assert len(names) == 8
 
 
+# -- where a stream breaks off ----------------------------------------------------------------------------------------
+
+CLOCKS = dataclasses.replace(SMALL, env_params={}, n_step=4)
+EXAMPLE = training.transition_example(clock(), agents.make(CLOCKS, clock().spec), HParams())
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def all_returns(replayed, n_step):
+    """The n-step transition of every row and environment, [rows * N, ...]."""
+    rows, num_envs = replayed.reward.shape
+    starts = jnp.divmod(jnp.arange(rows * num_envs), num_envs)
+    return ring.n_step_batch(ring.layout(EXAMPLE, rows, num_envs), replayed, *starts, n_step, H)
+
+
+def check_returns(replayed, merged, n_step):
+    """All that can be sampled from a replay of clocks: rewards are ages that follow one another, up to the bootstrap.
+    Returns how many rewards there are in each."""
+    rows, num_envs = replayed.reward.shape
+    batch = jax.tree.map(lambda x: np.asarray(x).reshape(rows, num_envs, *x.shape[1:]), all_returns(replayed, n_step))
+    written = np.repeat(merged, num_envs // len(merged))
+    newer = (written - 1 - np.arange(rows)[:, None]) % rows  # rows after this one
+    complete = (newer >= n_step - 1) & (newer < written)
+    batch = jax.tree.map(lambda x: x[complete], batch)
+    (names, ages), (last_names, last_ages) = batch.observation.T, batch.bootstrap_observation.T
+    length = last_ages - ages
+    np.testing.assert_array_equal(names, last_names)
+    assert set(length) <= set(range(1, n_step + 1))
+    true = sum(np.where(k < length, H.gamma**k * (ages + k + 1), 0) for k in range(n_step))
+    np.testing.assert_allclose(batch.return_m, true, rtol=1e-5)
+    np.testing.assert_allclose(batch.bootstrap_discount, H.gamma**length, rtol=1e-5)
+    return length
+
+
+def test_old_experience_is_dropped_and_counted_and_no_return_reads_across_it():
+    """A local replay is as old as its oldest rollout: one that an actor fills slowly is too late."""
+
+    def disturb(actor, acted):
+        if actor == 1 and acted % 2:
+            time.sleep(0.02)
+
+    axes = Axes(num_actors=4, coupling="async", merge_every=2, broadcast_every=1, max_lag=2)
+    built, states = actor_learner.build(clocked(CLOCKS), jax.devices()[:1], [0], [H], axes, disturb=disturb)
+    states, _ = run(built, states, 100, config=CLOCKS)
+    seen = built.telemetry(states)
+    state = jax.tree.map(lambda x: x[0, 0], fleet.gather(states))
+    acted = sum(actor.acted // 2 for actor in state.actors)
+    assert seen["dropped"] == acted - state.merged.sum() // 2 > 0 and seen["lag_max"] > 2
+    assert check_returns(state.replay, state.merged, n_step=4).mean() < 4
+
+
+def test_a_half_full_local_replay_keeps_its_age_over_chunks_and_resumes():
+    """It is as old as its first rollout: also where that was made in a session before."""
+    count = lambda number: jnp.full((1, 1), number, jnp.int32)  # noqa: E731
+    programs = Programs(None, lambda params, now, episodes: (now, episodes), lambda local: local, count(0))
+    node, begun = Node(programs, None, index=0, merge_every=3), []
+    now = Actor((), (), "local", acted=count(0), begun=count(0))
+    for version in range(7, 15):  # a chunk, or a session, for each rollout
+        node.begin(now)
+        full = node.act(None, version, 0, learning=False)
+        begun.append(full and full.begun)
+        now = node.end().actor._replace(acted=count(version - 6))
+    assert begun == [None, None, 7, None, None, 10, None, None]
+
+
+@pytest.fixture(scope="module")
+def two_actors():
+    """A scheme of two actors with two clocks each, and its first state."""
+    config = dataclasses.replace(CLOCKS, num_envs=4, rollout_length=2, replay_capacity=200)
+    axes = Axes(num_actors=2, merge_every=1, coupling="async", max_lag=2)
+    scheme = actor_learner.Scheme(clocked(config), jax.devices()[:1], H, axes, lambda line: None, None, None)
+    return scheme, scheme.init(0)
+
+
+@given(blocks=st.lists(st.tuples(st.integers(0, 1), st.booleans()), min_size=10, max_size=60))
+def test_a_stream_is_cut_where_a_block_is_left_out(two_actors, blocks):
+    """Any sequence of blocks, each of an actor and too old or not."""
+    scheme, state = two_actors
+    chunk = couplings.Chunk(scheme, jax.tree.map(jnp.copy, state), scheme.zero_metrics, learning=True)
+    chunk.deliveries, chunk.published = queue.Queue(), couplings.Published({}, 10)
+    count = [0, 0]
+    for actor, old in [(0, False), (1, False), (0, False), (1, False), *blocks]:
+        chunk.deliveries.put(couplings.Delivery(actor, clock_block(actor, count[actor]), 0 if old else 9))
+        count[actor] += 1
+    chunk._receive()
+    data, merged = jax.tree.map(lambda x: np.asarray(x)[0, 0], (chunk.data, chunk.merged))
+    assert merged.sum() == 2 * (4 + sum(not old for _, old in blocks))
+    check_returns(data, merged, n_step=4)
+
+
+def clock_block(actor, index):
+    """The actor's `index`-th two steps of two clocks, [1, 1, 2, 2, ...]."""
+    age = np.broadcast_to(2.0 * index + np.arange(2)[:, None], (2, 2)).astype(np.float32)
+    name = np.broadcast_to(2.0 * actor + np.arange(2), (2, 2))
+    before, after = (np.stack([name, a], -1).astype(np.float32) for a in (age, age + 1))
+    no = np.zeros((2, 2), bool)
+    block = Transition(before, no.astype(np.int32), age + 1, np.ones((2, 2), np.float32), after, no)
+    return jax.tree.map(lambda x: x[None, None], block)
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_the_stream_of_a_dead_actor_is_cut(broken, two_actors):
+    """A resumed run has it again: as a copy of another, where its arrays died with it, or where it was."""
+    scheme, state = two_actors
+    said, done, end = [], [0, 0], time.monotonic() + 30
+
+    def wait_for(ready):
+        while not ready() and time.monotonic() < end:
+            time.sleep(0.001)
+
+    def dies(actor, acted):
+        if actor == 1 and acted == 15:
+            if broken:  # as a compiled program that fails does
+                jax.tree.map(lambda x: x.delete(), scheme.nodes[1].end().actor)
+            raise ValueError("out of luck")
+        if actor == 0 and acted == 15:
+            wait_for(lambda: said)
+
+    def returns(actor, acted):
+        done[actor] += 1
+        if actor == 0:
+            wait_for(lambda: done[1] > 5)
+
+    def chunk(state, start, stop, disturb):
+        scheme.disturb, scheme.crew = disturb, Crew(2, said.append)
+        (state,), _ = scheme.run([state], [scheme.zero_metrics], start, stop, learning=False)
+        return state
+
+    state = chunk(jax.tree.map(jnp.copy, state), 0, 5, dies)
+    state = chunk(state, 5, 25, dies)
+    assert len(said) == 1
+    before = int(state.merged[0, 0, 1])
+    state = jax.tree.map(lambda x: x[0, 0], fleet.gather([chunk(state, 25, 35, returns)]))
+    assert len(said) == 1 and state.merged[1] > before
+    check_returns(state.replay, state.merged, n_step=4)
+    ages, ends = state.replay.reward[: state.merged[1], 2], state.replay.episode_end[: state.merged[1], 2]
+    assert ends.sum() == 1 and ends[before - 1] and ages[before - 1] == before
+    assert (ages[before] == before + 1) != broken
+
+
 # -- faults -----------------------------------------------------------------------------------------------------------
 
 
@@ -161,19 +310,7 @@ def test_the_run_ends_with_the_cause_when_every_actor_died():
         built.collect(states, built.zero_metrics, 0, 10)
 
 
-def test_old_experience_is_dropped_and_counted():
-    """A local replay is as old as its oldest rollout: one that an actor fills slowly is too late."""
-
-    def disturb(actor, acted):
-        if actor == 1 and acted % 8 == 7:
-            time.sleep(0.05)
-
-    built, states = build(Axes(num_actors=4, coupling="async", broadcast_every=1, max_lag=1), disturb=disturb)
-    states, _ = run(built, states, 300)
-    seen = built.telemetry(states)
-    merged = int(states[0].merged.sum())
-    acted = sum(int(actor.acted[0, 0]) // 8 for actor in states[0].actors)
-    assert seen["dropped"] == acted - merged // 8 > 0 and seen["lag_max"] > 1
+# -- axes that cannot work ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,21 @@ from jaxdqn.parallel.fleet import Parts, on_one
 
 
 class Actor(NamedTuple):
-    """One actor. `acted` [] counts its iterations; local [M * T, n, ...] holds the last acted % M of them."""
+    """One actor. `acted` [] counts its iterations; local [M * T, n, ...] holds the last acted % M of them, of which the
+    first was made with the parameters of broadcast `begun` []."""
 
     state: ActorState
     key: Key
     local: Transition
     acted: Array
+    begun: Array
+
+
+class Full(NamedTuple):
+    """A full local replay, and the number of the broadcast with which it was begun."""
+
+    local: Transition
+    begun: int
 
 
 class Programs(NamedTuple):
@@ -42,7 +51,8 @@ def start(parts: Parts, num_actors: int, merge_every: int, stream: Key) -> Actor
     example = training.transition_example(parts.environment, parts.agent, HParams())
     rows = merge_every * parts.config.rollout_length
     local = jax.tree.map(lambda x: jnp.zeros((rows, each, *x.shape), x.dtype), example)
-    return Actor(acting.start(parts.environment, parts.agent, each, actor_key), key, local, jnp.int32(0))
+    state = acting.start(parts.environment, parts.agent, each, actor_key)
+    return Actor(state, key, local, acted=jnp.int32(0), begun=jnp.int32(0))
 
 
 def compile_programs(parts: Parts, num_actors: int, merge_every: int, device: jax.Device) -> Programs:
@@ -96,10 +106,10 @@ class Node:
     def begin(self, actor: Actor) -> None:
         """Takes over an actor for a chunk of iterations."""
         self._now = Ended(actor, jax.tree.map(jnp.copy, self._programs.zeros), jnp.zeros((1, 1)))
-        self._acted = int(np.asarray(actor.acted)[0, 0])
+        self._acted, self._begun = (int(np.asarray(count)[0, 0]) for count in (actor.acted, actor.begun))
 
-    def act(self, params: PyTree, iteration: int, learning: bool) -> Transition | None:
-        """One rollout, into the local replay: that, where it is full now."""
+    def act(self, params: PyTree, version: int, iteration: int, learning: bool) -> Full | None:
+        """One rollout with the parameters of broadcast `version`, into the local replay: that, where it is full now."""
         actor, episodes, epsilon = self._now
         if learning:
             new = self._programs.act(params, actor, episodes, self._hparams, np.int32(iteration), np.int32(self._index))
@@ -107,12 +117,14 @@ class Node:
             new = *self._programs.explore(params, actor, episodes), epsilon
         # Waited for first: what a failing program returns is nobody's state.
         self._now = Ended(*jax.block_until_ready(new))
+        if self._acted % self._merge_every == 0:
+            self._begun = version
         self._acted += 1
         if self._acted % self._merge_every:
             return None
-        local: Transition = self._programs.copy(self._now.actor.local)  # the next rollout is given the original
-        return local
+        return Full(self._programs.copy(self._now.actor.local), self._begun)  # the next rollout is given the original
 
     def end(self) -> Ended:
         """The actor after the chunk."""
-        return self._now
+        actor = self._now.actor
+        return self._now._replace(actor=actor._replace(begun=jnp.full_like(actor.begun, self._begun)))

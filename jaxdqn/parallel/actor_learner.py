@@ -61,13 +61,14 @@ class Axes(NamedTuple):
 
 class ActorLearnerState(NamedTuple):
     """`merged` [N] counts the rows of each region; `broadcast` are the parameters the actors have or get next, oldest
-    first (lag + 1 of them)."""
+    first (lag + 1 of them), and `version` [] counts the broadcasts so far."""
 
     learner: LearnerState
     actors: tuple[Actor, ...]
     replay: PyTree
     merged: Array
     broadcast: tuple[PyTree, ...]
+    version: Array
     key: Key
 
 
@@ -75,6 +76,7 @@ class Programs(NamedTuple):
     """The learner's compiled functions, each of [1, 1, ...] arrays."""
 
     insert: Any
+    cut: Any
     learn: Any
     copy: Any
 
@@ -190,6 +192,7 @@ def first_state(parts: Parts, axes: Axes, seed: Array, hparams: Any) -> ActorLea
         replay=global_replay(parts, axes).init(),
         merged=jnp.zeros(axes.num_actors, jnp.int32),
         broadcast=tuple(jax.tree.map(jnp.copy, learner.params) for _ in range(axes.lag + 1)),
+        version=jnp.int32(0),
         key=jnp.copy(jax.random.split(streams[0])[0]),
     )
 
@@ -216,8 +219,6 @@ class Scheme:
         self.hparams = over_members(hparams)
         self.crew = Crew(axes.num_actors, report)
         self.seen, self.rates = Seen(), Rates()
-        # Async: broadcasts so far, and the one with which each local replay was begun; they outlive a chunk.
-        self.version, self.oldest = 0, [0] * axes.num_actors
         self.acting = actor.compile_programs(parts, axes.num_actors, axes.merge_every, devices[0])
         self.programs = self._learning()
         self.program = self.programs.learn
@@ -249,9 +250,13 @@ class Scheme:
     def _learning(self) -> Programs:
         memory, rows = global_replay(self.parts, self.axes), self.axes.merge_every * self.config.rollout_length
         updates = training.make_learn(self.parts.agent, memory, self.config)
+        each = self.config.num_envs // self.axes.num_actors
 
         def insert(data: PyTree, merged: Array, local: Transition, index: Array) -> tuple[PyTree, Array]:
             return memory.add(data, local, (index, merged[index])), merged.at[index].add(rows)
+
+        def cut(episode_end: Array, merged: Array, index: Array) -> Array:
+            return replay.cut(episode_end, merged[index], index * each, each)
 
         def learn(
             learner: LearnerState, data: PyTree, sums: Any, merged: Array, key: Key, hparams: Any, iteration: Array
@@ -261,6 +266,7 @@ class Scheme:
 
         return Programs(
             insert=self._single(insert, 3, 1, donate=(0, 1)),
+            cut=self._single(cut, 2, 1, donate=(0,)),
             learn=self._single(learn, 6, 1, donate=(0, 1, 2)),
             copy=self._single(lambda params: jax.tree.map(jnp.copy, params), 1),
         )
@@ -275,7 +281,7 @@ class Scheme:
                 params, first = jax.device_put((params, first), self.device_of(index))
             self.nodes[index].begin(first)
             for learning in (False, True):
-                self.nodes[index].act(params, 0, learning)
+                self.nodes[index].act(params, 0, 0, learning)
 
         # Threads wait for processes; in this one the first actor of a device compiles for all of them.
         count = self.axes.num_actors if self.apart else min(self.axes.num_actors, len(self.actor_devices))
@@ -283,6 +289,7 @@ class Scheme:
             list(pool.map(warm, range(count)))
         local = jax.tree.map(jnp.copy, state.actors[0].local)
         data, merged = self.programs.insert(state.replay, state.merged, local, np.int32(0))
+        data = data._replace(episode_end=self.programs.cut(data.episode_end, merged, np.int32(0)))
         self.programs.learn(state.learner, data, metrics.learning, merged, state.key, self.hparams, np.int32(0))
         self.programs.copy(state.broadcast[0])
         jax.block_until_ready(self.judge(state.broadcast[0]))

@@ -36,6 +36,7 @@ class Chunk:
         self.scheme, self.programs, self.axes, self.learning = scheme, scheme.programs, scheme.axes, learning
         self.learner, self.data, self.merged = state.learner, state.replay, state.merged
         self.actors, self.broadcast, self.key = list(state.actors), state.broadcast, state.key
+        self.version_before, self.broadcasts = state.version, 0
         self.episodes, self.sums, self.epsilon = metrics.episodes, metrics.learning, metrics.epsilon
         self.updates_before, self.updates = metrics.updates, 0
         config = scheme.config
@@ -45,7 +46,13 @@ class Chunk:
     def state(self) -> Any:
         """What the chunk made of the state."""
         return self.scheme.state_type(
-            self.learner, tuple(self.actors), self.data, self.merged, self.broadcast, self.key
+            learner=self.learner,
+            actors=tuple(self.actors),
+            replay=self.data,
+            merged=self.merged,
+            broadcast=self.broadcast,
+            version=self.version_before + self.broadcasts,
+            key=self.key,
         )
 
     def metrics(self) -> Metrics:
@@ -59,6 +66,11 @@ class Chunk:
         """Moves a full local replay into its actor's region."""
         self.data, self.merged = self.programs.insert(self.data, self.merged, local, np.int32(index))
 
+    def cut(self, index: int) -> None:
+        """Ends the actor's stream in its region: what it delivers next does not follow on what lies there."""
+        end = self.programs.cut(self.data.episode_end, self.merged, np.int32(index))
+        self.data = self.data._replace(episode_end=end)
+
     def learn(self, iteration: int) -> bool:
         """U updates; True where a broadcast was due."""
         self.learner, self.data, self.sums = self.programs.learn(
@@ -70,6 +82,7 @@ class Chunk:
         if due:
             # A copy: the learner's own parameters are donated to its next update.
             self.broadcast = (*self.broadcast[1:], self.programs.copy(self.learner.params))
+            self.broadcasts += 1
         return due
 
     # -- couplings ----------------------------------------------------------------------------------------------------
@@ -99,7 +112,7 @@ class Chunk:
         self.deliveries: queue.Queue[Delivery] = queue.Queue(maxsize=2 * count)
         self.acted = [int(np.asarray(actor.acted).ravel()[0]) for actor in self.actors]
         self.learned, self.begun = 0, set[int]()
-        self._publish(scheme.version)
+        self._publish(int(np.asarray(self.version_before)[0, 0]))
 
         def rollout(work: Work, index: int, ticket: int) -> None:
             self._rollout(work, index, start + ticket // count, ticket // count)
@@ -111,7 +124,6 @@ class Chunk:
         finally:
             work.stop()
             scheme.crew.join(work, threads)
-            scheme.version = self.published.version
         self._collect(work)
 
     def _collect(self, work: Work) -> None:
@@ -123,6 +135,9 @@ class Chunk:
                 self.episodes = jax.tree.map(jnp.add, self.episodes, episodes)
                 self.epsilon = jnp.where(epsilon > 0, epsilon, self.epsilon)
         self.actors = mended(self.actors, work.dead)
+        # A resumed run has them again: where they were when the chunk began, or as copies of others.
+        for index in work.dead:
+            self.cut(index)
 
     def _publish(self, version: int) -> None:
         params = {device: jax.device_put(self.broadcast[-1], device) for device in self.scheme.actor_devices}
@@ -139,14 +154,11 @@ class Chunk:
         if scheme.disturb is not None:
             scheme.disturb(index, self.acted[index])
         params, version = self.published
-        if self.acted[index] % self.axes.merge_every == 0:
-            scheme.oldest[index] = version
-        local = node.act(params[device], iteration, self.learning)
+        full = node.act(params[device], version, iteration, self.learning)
         self.acted[index] += 1
         scheme.rates.worked(index)
-        if local is not None:
-            local = jax.device_put(local, scheme.devices[0])
-            self._deliver(work, Delivery(index, local, scheme.oldest[index]))
+        if full is not None:
+            self._deliver(work, Delivery(index, jax.device_put(full.local, scheme.devices[0]), full.begun))
 
     def _deliver(self, work: Work, delivery: Delivery) -> None:
         while not work.stopping:
@@ -197,5 +209,6 @@ class Chunk:
             self.scheme.seen.lag(lag)
             if self.axes.max_lag and lag > self.axes.max_lag:
                 self.scheme.seen.count("dropped")
+                self.cut(delivery.actor)
             else:
                 self.insert(delivery.actor, delivery.local)

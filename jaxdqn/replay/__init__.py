@@ -2,7 +2,7 @@
 
 from jaxdqn.replay.latest import latest
 from jaxdqn.replay.regions import regions
-from jaxdqn.replay.ring import uniform
+from jaxdqn.replay.ring import cut, uniform
 from jaxdqn.replay.sequence import sequences
 
-__all__ = ["latest", "regions", "sequences", "uniform"]
+__all__ = ["cut", "latest", "regions", "sequences", "uniform"]

@@ -1,6 +1,7 @@
 """One replay for several actors: each has its own columns of the ring and its own write row.
 
-Rows are time within a region, so that n-step folding never reads across actors, in whatever order they arrive.
+Rows are time within a region, so that n-step folding never reads across actors, in whatever order they arrive. Where an
+actor's block is left out, its stream is cut (`ring.cut`), and folding does not read across the gap either.
 """
 
 from typing import Any

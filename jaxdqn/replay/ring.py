@@ -49,6 +49,16 @@ def write(ring: Layout, data: Transition, block: Transition, written: Array) -> 
     )
 
 
+def cut(episode_end: Array, written: Array, first: Array | int, count: int) -> Array:
+    """`episode_end` [rows, N] of a ring, True in its newest row for the `count` columns from `first` on.
+
+    For a stream that breaks off there: what is written next does not follow on it. The row keeps its discount, so a
+    return that reaches it ends with fewer rewards, and bootstraps on the observation that this row's own step produced.
+    """
+    row = (written - 1) % episode_end.shape[0]
+    return lax.dynamic_update_slice(episode_end, jnp.ones((1, count), episode_end.dtype), (row, first))
+
+
 def read(ring: Layout, data: PyTree, row: Array, env: Array) -> PyTree:
     """The transitions at (row modulo the ring, env), index arrays of one shape."""
     return map_codecs(lambda c, stored: c.decode(stored[row % ring.rows, env]), ring, data)

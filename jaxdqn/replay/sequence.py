@@ -11,8 +11,8 @@ from jaxdqn.replay import ring as _ring
 def sequences(example: Transition, rows: int, num_envs: int, batch_size: int, length: int) -> Replay:
     """A ring of rows x num_envs transitions, sampled uniformly as `Transition`s [L, B], oldest first.
 
-    A sequence may contain episode ends; a loss stops there. It never crosses the write head. `extras` is returned as
-    stored (a recurrent state, say).
+    A sequence may contain episode ends, also where a stream was `cut`; a loss stops there. It never crosses the write
+    head. `extras` is returned as stored (a recurrent state, say).
     """
     layout = _ring.layout(example, rows, num_envs)
 
