@@ -123,7 +123,7 @@ class LossOutput(NamedTuple):
 
 class LearnerState(NamedTuple):
     """Everything the learner owns. `updates` [] counts gradient updates; `first_bad_update` [] is the first one whose
-    loss or gradient was not finite, or -1. From that update on the learner keeps its last finite values."""
+    loss, gradient or step was not finite, or -1. From that update on the learner keeps its last finite values."""
 
     params: PyTree
     target_params: PyTree

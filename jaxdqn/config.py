@@ -50,8 +50,9 @@ class HParams(NamedTuple):
     """Where the Huber loss becomes linear; unused by the squared loss."""
     reward_scale: float = 1.0
     """Factor on every reward the learner sees; reported returns are unscaled."""
-    optimizer_epsilon: float = 1e-8
-    """Denominator constant of Adam, AdamW, RMSProp and RAdam."""
+    optimizer_epsilon: float = 0.0
+    """Denominator constant; 0 takes the optimizer's usual one: 1e-8, and .01 of RMSProp, whose constant is added to the
+    variance (Mnih et al., 2015)."""
     value_weight: float = 0.5
     """Weight of the squared value error of actor-critic agents."""
     entropy_weight: float = 0.01
@@ -311,7 +312,7 @@ _RANGES: dict[str, tuple[str, Any]] = {
     "max_grad_norm": ("above 0", lambda x: x > 0),
     "huber_delta": ("above 0 and finite", lambda x: 0 < x < math.inf),
     "reward_scale": ("finite", lambda x: abs(x) < math.inf),
-    "optimizer_epsilon": ("above 0 and finite", lambda x: 0 < x < math.inf),
+    "optimizer_epsilon": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
     "value_weight": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
     "entropy_weight": ("finite", lambda x: abs(x) < math.inf),
     "weight_decay": ("at least 0 and finite", lambda x: 0 <= x < math.inf),

@@ -46,15 +46,49 @@ def update(
     return learner, output._replace(loss=loss), gradient_norm
 
 
+def centred_rmsprop(learning_rate: Array, epsilon: Array, decay: float = 0.95) -> optax.GradientTransformation:
+    """RMSProp with the variance of the gradient, g / sqrt(E[g^2] - E[g]^2 + epsilon). Mnih et al. (2015), methods.
+
+    `optax.rmsprop(centered=True)`, but for a variance that rounding makes negative: that counts as 0.
+    """
+
+    def init(params: PyTree) -> optax.ScaleByRStdDevState:
+        return optax.ScaleByRStdDevState(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def update(gradients: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, optax.ScaleByRStdDevState]:
+        del params
+        mean = optax.tree.update_moment(gradients, state.mu, decay, 1)
+        square = optax.tree.update_moment(gradients, state.nu, decay, 2)
+
+        def scaled(g: Array, m: Array, s: Array) -> Array:
+            return jax.lax.rsqrt(jnp.maximum(s - jnp.square(m), 0.0) + epsilon) * g
+
+        return jax.tree.map(scaled, gradients, mean, square), optax.ScaleByRStdDevState(mean, square)
+
+    return optax.chain(optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate))
+
+
 Optimizer = Callable[[Any], optax.GradientTransformation]
 
+
+def epsilon_or(hparams: Any, usual: float) -> Array:
+    """The optimizer's denominator constant, `usual` where none was chosen."""
+    return jnp.where(hparams.optimizer_epsilon > 0, hparams.optimizer_epsilon, jnp.float32(usual))
+
+
 OPTIMIZERS: dict[str, Optimizer] = {
-    "adam": lambda h: optax.adam(h.learning_rate, eps=h.optimizer_epsilon),
-    "adamw": lambda h: optax.adamw(h.learning_rate, eps=h.optimizer_epsilon, weight_decay=h.weight_decay),
-    "rmsprop": lambda h: optax.rmsprop(h.learning_rate, decay=0.95, eps=h.optimizer_epsilon, centered=True),
-    "radam": lambda h: optax.radam(h.learning_rate, eps=h.optimizer_epsilon),
+    "adam": lambda h: optax.adam(h.learning_rate, eps=epsilon_or(h, 1e-8)),
+    "adamw": lambda h: optax.adamw(h.learning_rate, eps=epsilon_or(h, 1e-8), weight_decay=h.weight_decay),
+    "rmsprop": lambda h: centred_rmsprop(h.learning_rate, epsilon_or(h, 0.01)),
+    "radam": lambda h: optax.radam(h.learning_rate, eps=epsilon_or(h, 1e-8)),
 }
 """Optimizers are built from `HParams` at trace time, so that their settings are traced; only their state is carried."""
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Whether every number in `tree` is finite, bool []."""
+    # 0 x is 0, but NaN where x is not finite; a sum costs less than a logical reduction.
+    return jnp.sum(jnp.array([jnp.sum(0.0 * leaf) for leaf in jax.tree.leaves(tree)])) == 0.0
 
 
 def sgd_agent(
@@ -66,8 +100,9 @@ def sgd_agent(
 ) -> Agent:
     """An agent that descends loss(params, target_params, batch, key, hparams), with a target network.
 
-    The target network moves a fraction target_tau towards the parameters every target_period updates. Where loss or
-    gradient are not finite, the learner keeps its parameters from then on and `first_bad_update` says since when.
+    The target network moves a fraction target_tau towards the parameters every target_period updates. Where the loss,
+    the gradient or what a step would make of the parameters is not finite, that step is not taken: the learner keeps
+    its parameters and target from then on, and `first_bad_update` says since when.
     """
 
     def init(key: Key, hparams: Any) -> LearnerState:
@@ -86,18 +121,20 @@ def sgd_agent(
     def apply(learner: LearnerState, gradients: PyTree, loss: Array, hparams: Any) -> tuple[LearnerState, Array]:
         updates = learner.updates + 1
         gradient_norm = optax.global_norm(gradients)
-        bad = jnp.logical_not(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
-        first_bad = jnp.where(bad & (learner.first_bad_update < 0), updates, learner.first_bad_update)
-        healthy = first_bad < 0
+        healthy = (learner.first_bad_update < 0) & jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
 
-        # A frozen learner takes steps of size 0 along a gradient of 0: one select, not one for each array it keeps.
+        # Moments are averages of gradients: with 0 for a gradient that is not finite they stay finite.
         scale = jnp.minimum(1.0, hparams.max_grad_norm / gradient_norm)
         gradients = jax.tree.map(lambda g: jnp.where(healthy, g * scale, 0.0), gradients)
         end = hparams.learning_rate * hparams.learning_rate_end
         rate = linear_schedule(hparams.learning_rate, end, hparams.learning_rate_updates, learner.updates)
         annealed = hparams._replace(learning_rate=jnp.where(healthy, rate, 0.0))
         steps, opt_state = optimizer(annealed).update(gradients, learner.opt_state, learner.params)
-        params = optax.apply_updates(learner.params, steps)
+        moved = optax.apply_updates(learner.params, steps)
+        healthy &= all_finite(moved)
+        # The target is an average of parameters: finite where they are.
+        params = jax.tree.map(lambda new, old: jnp.where(healthy, new, old), moved, learner.params)
+        first_bad = jnp.where(healthy | (learner.first_bad_update >= 0), learner.first_bad_update, updates)
 
         due = healthy & (updates.astype(jnp.float32) % hparams.target_period < 1.0)
         mix = jnp.where(due, hparams.target_tau, 0.0)

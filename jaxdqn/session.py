@@ -299,7 +299,7 @@ class Session:
         varied = "".join(f", {name} {getattr(setting, name):g}" for name in self.varying)
         others = f" and {len(members) - 1} more" if len(members) > 1 else ""
         self._say(
-            f"warning: member {members[0]} (seed {seed}{varied}){others}: loss or gradient not finite at update "
+            f"warning: member {members[0]} (seed {seed}{varied}){others}: loss, gradient or step not finite at update "
             f"{self.diverged[members[0]]}; the last finite parameters are kept. Lower hparams.learning_rate or use "
             "--loss huber."
         )

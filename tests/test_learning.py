@@ -156,7 +156,7 @@ SETTINGS = {"learning_rate": 0.05, "optimizer_epsilon": 0.01, "weight_decay": 0.
 PLAIN = {
     "adam": optax.adam(0.05, eps=0.01),
     "adamw": optax.adamw(0.05, eps=0.01, weight_decay=0.1),
-    "rmsprop": optax.rmsprop(0.05, decay=0.95, eps=0.01, centered=True),  # Mnih et al. (2015)
+    "rmsprop": optax.rmsprop(0.05, decay=0.95, eps=0.01, centered=True),
     "radam": optax.radam(0.05, eps=0.01),
 }
 GRADIENTS = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
@@ -194,6 +194,25 @@ def test_optimizer_settings_may_differ_between_members(name):
     np.testing.assert_allclose(together, [run(setting) for setting in settings], rtol=1e-5)
 
 
+@pytest.mark.parametrize("name, usual", [("adam", 1e-8), ("adamw", 1e-8), ("rmsprop", 0.01), ("radam", 1e-8)])
+def test_an_optimizer_has_its_usual_epsilon_unless_another_is_given(name, usual):
+    """Of RMSProp, the constant that Mnih et al. (2015) add to the variance."""
+    run = jax.jit(functools.partial(five_updates, name))
+    default, given, other = (run(traced(learning_rate=0.01, optimizer_epsilon=x)) for x in (0.0, usual, 10 * usual + 1))
+    np.testing.assert_array_equal(default, given)
+    assert name == "radam" or not np.array_equal(default, other)  # RAdam's first five steps have no denominator
+
+
+def test_rmsprop_takes_a_variance_below_0_as_0():
+    """Which rounding makes of a constant gradient: of 1/3 in 263 steps; the root of what is below -epsilon is NaN."""
+    hparams = traced(learning_rate=0.01, optimizer_epsilon=1e-8)
+    optimizer, gradient = OPTIMIZERS["rmsprop"](hparams), jnp.array([1 / 3, 1 / 3])
+    scaling, *rest = optimizer.init(gradient)
+    scaling = scaling._replace(mu=gradient, nu=jnp.square(gradient) - jnp.array([1e-7, 0.0]))
+    steps, _ = optimizer.update(gradient, (scaling, *rest))
+    np.testing.assert_allclose(steps, [-0.01 / 3 / 1e-4] * 2, rtol=0.01)
+
+
 # The guard against values that are not finite.
 
 
@@ -205,6 +224,42 @@ def test_an_update_that_is_not_finite_is_not_applied(loss, gradient):
     chex.assert_trees_all_equal(after[:2], before[:2])
     chex.assert_tree_all_finite(after.opt_state)
     assert (after.updates, after.first_bad_update) == (1, 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_a_step_that_leads_to_what_is_not_finite_is_not_taken(bad):
+    """Loss and gradient are finite; the optimizer makes NaN, an infinity, or a step that overflows."""
+
+    def faulty(hparams):
+        def step(gradients, state, params):
+            return jax.tree.map(lambda g: jnp.where(state == 2, bad, -g), gradients), state + 1
+
+        return optax.GradientTransformation(lambda params: jnp.int32(0), step)
+
+    start = (3e38, 2.0)
+    agent, hparams = linear_agent(faulty, start), traced(target_period=1.0, target_tau=0.5)
+    learner, seen = agent.init(KEY, hparams), []
+    for _ in range(5):
+        learner, _ = jax.jit(agent.apply)(learner, jnp.array([0.0, 1.0]), jnp.float32(0), hparams)
+        seen.append(learner)
+    np.testing.assert_array_equal([each.first_bad_update for each in seen], [-1, -1, 3, 3, 3])
+    np.testing.assert_array_equal([each.params[1] for each in seen], [1, 0, 0, 0, 0])
+    np.testing.assert_array_equal([each.target_params[1] for each in seen], [1.5, 0.75, 0.75, 0.75, 0.75])
+    np.testing.assert_array_equal([each.params[0] for each in seen], [np.float32(3e38)] * 5)
+
+
+def test_parameters_that_are_large_are_finite():
+    """Also where the sum of their squares, or of themselves, is not."""
+    for value, expected in (
+        (3e38, True),
+        (-3e38, True),
+        (0.0, True),
+        (np.inf, False),
+        (-np.inf, False),
+        (np.nan, False),
+    ):
+        tree = {"a": jnp.full((3, 2), 3e38), "b": jnp.array([1.0, value])}
+        assert jax.jit(learning.all_finite)(tree) == expected
 
 
 @pytest.fixture(scope="module")
