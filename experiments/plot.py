@@ -121,9 +121,10 @@ def differing(frame: "pd.DataFrame") -> list[str]:
     if "trial" in frame:
         return ["trial"]
     settings = [*HParams._fields, *(field.name for field in dataclasses.fields(Config))]
+    settings += [f"{name}_setting" for name in settings]  # beside a metric of its name, such as `loss`
     names = [name for name in dict.fromkeys(["env", "agent", "scheme", *settings]) if name in frame]
     curves = frame.groupby(["run", "member"], observed=True)
-    # The column `loss` is a metric, the field of that name a setting: a setting is constant along a curve.
+    # The column `loss` is a metric: a setting is constant along a curve.
     names = [name for name in names if curves[name].nunique().max() == 1 and frame[name].nunique() > 1]
     table = curves[[*names, "seed"]].first().reset_index()
     if not table.duplicated([*names, "seed"]).any():

@@ -125,6 +125,20 @@ def test_times_to_a_threshold_are_the_first_and_censored_at_the_last_point():
     assert steps.index.names == ["run", "member"]
 
 
+def test_a_curve_without_evaluations_is_censored_and_counts():
+    table = frame(m0=[(10, NAN), (20, NAN)], m1=[(10, 5.0), (20, 6.0)], m2=[(10, 1.0), (20, NAN)])
+    steps = thresholds.steps_to_threshold(table, 5.0)
+    assert steps.time.tolist() == [20, 10, 10] and steps.reached.tolist() == [False, True, False]
+    assert steps.index.tolist() == [("r", 0), ("r", 1), ("r", 2)]
+    found = thresholds.summarise(steps.time, steps.reached)
+    assert (found.n, found.reached) == (3, 1)
+    assert thresholds.steps_to_threshold(table, 5.0, by=["member"]).time.tolist() == [20, 10, 10]
+    nowhere = thresholds.seconds_to_threshold(table.assign(seconds=NAN), 5.0)
+    assert nowhere.time.tolist() == [0, 0, 0] and not nowhere.reached.any()
+    assert len(thresholds.steps_to_threshold(table.assign(member=[NAN, NAN, 1, 1, 2, 2]), 5.0)) == 3
+    assert thresholds.steps_to_threshold(table[:0], 5.0).shape == (0, 2)
+
+
 TIMES = st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=1, max_size=15)
 
 

@@ -1,6 +1,7 @@
 """What a run records: columns of a logging point, what is kept of them, and where they go."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from jaxdqn.acting import EpisodeSums
-from jaxdqn.config import HParams
+from jaxdqn.config import Config, HParams
 from jaxdqn.evaluation import Episodes
 from jaxdqn.runs import recording
 from jaxdqn.training import Metrics
@@ -59,6 +60,26 @@ def test_a_point_has_a_row_for_each_member_as_pandas_would_have_written_it():
     pd.testing.assert_frame_equal(frame[list(rows[0])], pd.DataFrame(rows))
     assert frame.loss.tolist()[::2] == [0.5, 1.5] and np.isnan(frame.loss[1]) and np.isinf(frame.loss[3])
     assert [type(x) for x in recording.rows(point(5))[0].values()][:6] == [int, int, float, int, str, int]
+
+
+def test_no_label_is_lost_to_a_metric_nor_a_metric_to_a_label():
+    """A sweep may be over any field, and its trials' values are labels."""
+    fields = [*HParams._fields, *(field.name for field in dataclasses.fields(Config))]
+    labels = [{name: f"{name} {m}" for name in fields} for m in range(4)]
+    rng = np.random.default_rng(0)
+    columns = recording.measured(sums(rng), None)
+    columns |= {
+        "iteration": 5,
+        "env_steps": 20,
+        "dead_workers": 0.0,
+        **{name: rng.normal(size=4) for name in fields[::2]},
+    }
+    frame = recording.point(recording.identity(EVERYONE, (), labels), columns).to_pandas()
+    for name in fields:
+        assert frame[f"{name}_setting" if name in columns else name].tolist() == [f"{name} {m}" for m in range(4)]
+    for name, values in columns.items():
+        np.testing.assert_array_equal(frame[name], np.broadcast_to(values, 4))
+    assert {"loss", "loss_setting"} <= set(frame)
 
 
 def test_points_that_are_on_disk_are_forgotten(tmp_path):

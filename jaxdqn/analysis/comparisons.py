@@ -35,11 +35,11 @@ def normalised_scores(
     if finals.empty:
         raise UserError("no run has a final score to compare; wait for an evaluation in the last fifth of its steps.")
     if reference is None:
-        spread = finals.groupby("env", observed=True).score.agg(["min", "max"])
+        spread = finals.groupby("env", observed=True, dropna=False).score.agg(["min", "max"])
         reference = {str(env): (low, high) for env, low, high in spread.itertuples()}
     result: dict[str, dict[str, np.ndarray]] = {}
     for name, rows in style.groups(finals, list(by)):
-        for env, part in rows.groupby("env", observed=True):
+        for env, part in rows.groupby("env", observed=True, dropna=False):
             low, high = _ends(str(env), reference)
             result.setdefault(name, {})[str(env)] = (part.score.to_numpy() - low) / (high - low)
     return result

@@ -20,18 +20,32 @@ def identity(frame: pd.DataFrame) -> list[str]:
     return [name for name in ("run", "member") if name in frame]
 
 
-def check_columns(frame: pd.DataFrame, names: Sequence[str]) -> None:
-    """Raises `UserError` for a column that the frame lacks."""
-    for name in names:
+def check_columns(frame: pd.DataFrame, names: Sequence[str], numbers: Sequence[str] = ()) -> None:
+    """Raises `UserError` for a column that the frame lacks, and for one of `numbers` that holds something else."""
+    for name in (*names, *numbers):
         if name not in frame:
             raise unknown_name("column", name, [str(column) for column in frame.columns])
+    for name in numbers:
+        try:
+            frame[name].to_numpy(float)
+        except (ValueError, TypeError):
+            raise UserError(f"column {name!r} holds something else than numbers.") from None
+
+
+def keys(frame: pd.DataFrame, by: Sequence[str] | None) -> list[str]:
+    """The columns `by`, or those of `identity`. Raises `UserError` for none, and for one that the frame lacks."""
+    by = identity(frame) if by is None else list(by)
+    if not by:
+        raise UserError("nothing tells curves apart: the frame has no column run or member, and by names none.")
+    check_columns(frame, by)
+    return by
 
 
 def each(frame: pd.DataFrame, x: str, column: str, by: Sequence[str]) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
     """Every curve: its key (a tuple of `by`), and its points x [P] and values [P], x ascending. Raises `UserError`."""
-    check_columns(frame, [x, column, *by])
+    check_columns(frame, by, [x, column])
     rows = frame[[*by, x, column]].dropna(subset=[x, column]).sort_values(x, kind="stable")
-    for key, curve in rows.groupby(list(by), observed=True):
+    for key, curve in rows.groupby(list(by), observed=True, dropna=False):
         yield key, curve[x].to_numpy(float), curve[column].to_numpy(float)
 
 
@@ -47,7 +61,7 @@ def on_grid(
     NaN before a curve's first point and after its last: nothing is extrapolated. The grid is by default that of all
     logged points, or 200 evenly spaced ones where they are more. Raises `UserError` for an unknown column.
     """
-    by = identity(frame) if by is None else list(by)
+    by = keys(frame, by)
     curves = list(each(frame, x, column, by))
     if grid is None:
         grid = np.unique(np.concatenate([points for _, points, _ in curves])) if curves else np.empty(0)
@@ -70,11 +84,11 @@ def area_under_curve(
     The first value holds before the first point. A curve that ends before the horizon has NaN; by default the horizon
     is where the shortest ends. Raises `UserError` for an unknown column, and for a horizon that is not positive.
     """
-    by = identity(frame) if by is None else list(by)
+    by = keys(frame, by)
     curves = list(each(frame, x, column, by))
     if horizon is None:
         horizon = min((points[-1] for _, points, _ in curves), default=1.0)
-    if horizon <= 0:
+    if not horizon > 0:
         raise UserError(f"horizon is {horizon}; it must be above 0.")
     return _by_key([(key, _mean_height(points, heights, horizon)) for key, points, heights in curves], by, column)
 
@@ -92,13 +106,18 @@ def final_score(frame: pd.DataFrame, column: str = "eval_return", by: Sequence[s
 
     NaN where nothing was measured there. Raises `UserError` for an unknown column.
     """
-    by = identity(frame) if by is None else list(by)
-    check_columns(frame, ["env_steps", column, *by])
-    groups = frame.groupby(list(by), observed=True, sort=True)
+    by = keys(frame, by)
+    check_columns(frame, by, ["env_steps", column])
+    groups = frame.groupby(list(by), observed=True, sort=True, dropna=False)
     late = frame.env_steps > 0.8 * groups.env_steps.transform("max")
     # Not groupby's own mean, which sums in another order: summaries are to stay the same to the last bit.
-    keys = [frame[name] for name in by]
-    return frame[column].where(late).groupby(keys, observed=True).agg(lambda values: values.dropna().mean())
+    settings = [frame[name] for name in by]
+    return (
+        frame[column]
+        .where(late)
+        .groupby(settings, observed=True, dropna=False)
+        .agg(lambda values: values.dropna().mean())
+    )
 
 
 def _by_key(found: Sequence[tuple[Any, float]], by: Sequence[str], name: str) -> pd.Series:

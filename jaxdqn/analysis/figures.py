@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from jaxdqn.analysis import style
 from jaxdqn.analysis.curves import final_score, identity, on_grid
 from jaxdqn.analysis.intervals import bootstrap_band, bootstrap_ci
+from jaxdqn.errors import UserError
 
 BAND_RESAMPLES = 2_000  # a band need not be exact to a hair, and there is one at every point
 MAX_THIN = 30  # curves of a group that are drawn one by one
@@ -121,5 +122,7 @@ def draw_interval(axis: Axes, value: float, interval: Sequence[float] | None, po
 
 
 def _environments(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The rows of each environment with its name, or all where there are none to tell apart."""
+    """The rows of each environment with its name, or all where there are none to tell apart. Raises `UserError`."""
+    if frame.empty:
+        raise UserError("nothing to draw: there are no rows.")
     yield from style.groups(frame, ["env"] if "env" in frame else [])

@@ -26,7 +26,9 @@ def main_effects(
 
     Raises `UserError` for an unknown column and for fewer than ten trials.
     """
-    check_columns(trials, [score, *names])
+    check_columns(trials, names, [score])
+    if not names:
+        raise UserError("no hyperparameter is named whose importance is asked for.")
     known = trials[np.isfinite(trials[score].to_numpy(float))]
     used = [known.dropna(subset=[name]) for name in names]
     least = min(map(len, [known, *used]))

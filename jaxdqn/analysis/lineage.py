@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxdqn.analysis import style
 from jaxdqn.analysis.curves import check_columns
+from jaxdqn.errors import UserError
 
 OWN = ("generation", "member", "parent", "score")
 
@@ -21,7 +22,9 @@ def lineage(frame: pd.DataFrame, names: Sequence[str] | None = None) -> Figure:
     (itself, or the member it copied), `score`, and hyperparameters, `names` or all other numeric columns. Raises
     `UserError` for a column that is missing.
     """
-    check_columns(frame, [*OWN, *(names or ())])
+    check_columns(frame, [], [*OWN, *(names or ())])
+    if frame.empty or frame[list(OWN[:3])].isna().any(axis=None):
+        raise UserError("a lineage needs rows, each with its generation, member and parent.")
     if names is None:
         names = [name for name in frame.select_dtypes("number").columns if name not in OWN]
     figure, axes = style.panels(1 + len(names), 4.6, 3.4)

@@ -4,13 +4,14 @@ A run that was stopped before it reached the threshold says only that its time i
 uses that; the mean over those that made it would be too short.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from jaxdqn.analysis.curves import each, identity
+from jaxdqn.analysis.curves import check_columns, keys
 from jaxdqn.analysis.intervals import Interval, percentiles
 from jaxdqn.errors import UserError
 
@@ -36,8 +37,10 @@ def steps_to_threshold(
 ) -> pd.DataFrame:
     """Environment steps at the first logging point where the column is at least `threshold`, one row a curve.
 
-    Columns: `time`, and `reached`; where that is false, `time` is the curve's last point (censored). Raises
-    `UserError` for an unknown column.
+    Columns: `time`, and `reached`; where that is false, `time` is the curve's last point (censored). A curve whose
+    column was never measured, such as one that stopped before its first evaluation, is censored at its last row: it
+    counts, as one that has not been seen to get there. Raises `UserError` for an unknown column,
+    and a threshold of NaN.
     """
     return _to_threshold(frame, threshold, column, "env_steps", by)
 
@@ -50,13 +53,18 @@ def seconds_to_threshold(
 
 
 def _to_threshold(frame: pd.DataFrame, threshold: float, column: str, x: str, by: Sequence[str] | None) -> pd.DataFrame:
-    by = identity(frame) if by is None else list(by)
-    keys, rows = [], []
-    for key, points, heights in each(frame, x, column, by):
-        hits = np.flatnonzero(heights >= threshold)
-        keys.append(key)
-        rows.append((points[hits[0]] if len(hits) else points[-1], len(hits) > 0))
-    index = pd.MultiIndex.from_tuples(keys, names=by) if keys else None
+    by = keys(frame, by)
+    if math.isnan(threshold):
+        raise UserError("threshold is nan; it must be a number.")
+    check_columns(frame, by, [x, column])
+    found, rows = [], []
+    for key, curve in frame.groupby(by, observed=True, dropna=False):
+        measured = curve[[x, column]].dropna().sort_values(x, kind="stable")
+        hits = measured[x][measured[column] >= threshold]
+        end = measured[x] if len(measured) else curve[x].dropna()
+        found.append(key)
+        rows.append((hits.iloc[0] if len(hits) else end.max() if len(end) else 0.0, len(hits) > 0))
+    index = pd.MultiIndex.from_tuples(found, names=by) if found else None
     return pd.DataFrame(rows, index=index, columns=["time", "reached"])
 
 
@@ -85,6 +93,8 @@ def summarise(
     times, reached = np.asarray(times, float), np.asarray(reached, bool)
     if not len(times):
         raise UserError("no curve to summarise times to a threshold of.")
+    if len(times) != len(reached):
+        raise UserError(f"{len(times)} times, but {len(reached)} curves that did or did not get there.")
     longest = float(times.max())
     horizon = longest if horizon is None else horizon
     if not 0 < horizon <= longest:

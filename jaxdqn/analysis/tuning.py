@@ -28,12 +28,14 @@ def scored(frame: pd.DataFrame, names: Sequence[str], score: str = "score") -> p
 
     Rows without a finite score are left out. Raises `UserError` for an unknown column, and where none has a score.
     """
+    if not names:
+        raise UserError("no column is named to see the score against.")
     if "member" in frame:
         check_columns(frame, names)
         key = identity(frame)
         settings = frame.groupby(key, observed=True)[list(names)].first()
         frame = settings.assign(**{score: final_score(frame, by=key)}).reset_index()
-    check_columns(frame, [*names, score])
+    check_columns(frame, names, [score])
     table = frame[[*names, score]]
     table = table[np.isfinite(table[score].to_numpy(float))].reset_index(drop=True)
     if table.empty:
@@ -177,7 +179,7 @@ def _height(axis: Axes, index: int, column: pd.Series, is_score: bool) -> np.nda
     else:
         codes, distinct = pd.factorize(column, sort=True)
         at = (np.arange(len(distinct)) + 0.5) / len(distinct)
-        heights, names = np.where(codes < 0, np.nan, at[codes]), [str(value) for value in distinct]
+        heights, names = np.append(at, np.nan)[codes], [str(value) for value in distinct]
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.0}
     for height, name in zip(at, names, strict=True):
         axis.text(index + 0.03, float(height), name, fontsize="x-small", va="center", bbox=box, zorder=4)

@@ -57,10 +57,14 @@ def measured(sums: Any, evaluated: Any) -> dict[str, np.ndarray]:
 
 
 def point(members: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
-    """`members` with further columns: arrays [M], or numbers that are the same for all."""
+    """`members` with further columns: arrays [M], or numbers that are the same for all.
+
+    A label of the name of a measured column, such as the field `loss`, goes by `loss_setting`: neither is lost.
+    """
     # NaN as null, as pandas writes it.
     arrays = {name: pa.array(np.broadcast_to(x, len(members)), from_pandas=True) for name, x in columns.items()}
-    return pa.table({**dict(zip(members.column_names, members.columns, strict=True)), **arrays})
+    names = [f"{name}_setting" if name in columns else name for name in members.column_names]
+    return pa.table({**dict(zip(names, members.columns, strict=True)), **arrays})
 
 
 def rows(table: pa.Table) -> list[dict[str, Any]]:
