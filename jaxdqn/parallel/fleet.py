@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxdqn import acting, agents, evaluation, replay, training
 from jaxdqn.base import Agent, Environment, PyTree, Replay
-from jaxdqn.config import Config, HParams, learns_from_latest, replay_rows
+from jaxdqn.config import Config, HParams, replay_rows
 from jaxdqn.environments import registry
 from jaxdqn.learning import shard_index
 from jaxdqn.parallel import devices as _devices
@@ -102,7 +102,7 @@ def make_parts(config: Config, shards: int = 1) -> Parts:
     environment = registry.make(config.env, config.env_params, config.env_kwargs, config.sticky_actions)
     agent = agents.make(config, environment.spec)
     example = training.transition_example(environment, agent, HParams())
-    if learns_from_latest(config):
+    if agents.learns_from_latest(config):
         memory = replay.latest(example, local.rollout_length, local.num_envs, local.n_step)
     else:
         memory = replay.uniform(example, replay_rows(local), local.num_envs, local.batch_size, local.n_step)
@@ -279,14 +279,24 @@ def gather(stacks: list[PyTree]) -> PyTree:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         # Shard by shard, where it lies in slices of its first axis: converting a sharded array as a whole is slow.
-        pieces = sorted(leaf.addressable_shards, key=lambda piece: piece.index[0].start or 0)
-        if sum(piece.data.size for piece in pieces) > leaf.size or pieces[0].data.shape[1:] != leaf.shape[1:]:
-            return np.asarray(leaf)
-        return np.concatenate([np.asarray(piece.data) for piece in pieces])
+        order = layouts.get(layout := (leaf.sharding, leaf.shape))
+        if order is None:
+            order = layouts[layout] = _slices(leaf)
+        pieces = [np.asarray(leaf.addressable_data(index)) for index in order]
+        return np.concatenate(pieces) if pieces else np.asarray(leaf)
 
+    layouts: dict[Any, list[int]] = {}  # a population has thousands of leaves of few layouts, which are slow to read
     pulled = [jax.tree.map(pull, stack) for stack in stacks]
     whole = pulled[0] if len(pulled) == 1 else jax.tree.map(lambda *x: np.concatenate(x, axis=1), *pulled)
     return hosts.gather(whole)
+
+
+def _slices(leaf: jax.Array) -> list[int]:
+    """The shards of an array in the order of their slices of its first axis; none where they are no such slices."""
+    shards = leaf.addressable_shards
+    if sum(shard.data.size for shard in shards) > leaf.size or shards[0].data.shape[1:] != leaf.shape[1:]:
+        return []
+    return sorted(range(len(shards)), key=lambda i: shards[i].index[0].start or 0)
 
 
 def scatter(templates: list[PyTree], values: PyTree) -> list[PyTree]:
