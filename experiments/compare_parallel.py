@@ -126,7 +126,7 @@ def row(args: Args, name: str) -> tuple[Any, ...]:
 
     path = folder(args, name)
     summary = documents.read_json(path / "summary.json")
-    metrics = own_seconds(pd.read_parquet(path / "metrics.parquet"))
+    metrics = pd.read_parquet(path / "metrics.parquet")
     solved = metrics[metrics.eval_return >= args.threshold].groupby("member")[["env_steps", "seconds"]].min()
     interval = summary["final_return_ci95"]
     spread = f" [{interval[0]:.0f}, {interval[1]:.0f}]" if interval else ""
@@ -146,12 +146,6 @@ def row(args: Args, name: str) -> tuple[Any, ...]:
         f"{mean('bytes_per_update'):,.0f}",
         f"{mean('lag_mean'):.2f}" if "lag_mean" in metrics else "-",
     )
-
-
-def own_seconds(metrics: Any) -> Any:
-    """Metrics whose seconds count from each member's first row, where members ran one after the other."""
-    first = metrics.groupby("member").seconds.transform("min")
-    return metrics.assign(seconds=metrics.seconds - first) if first.nunique() > 1 else metrics
 
 
 def write(args: Args) -> None:
@@ -185,7 +179,7 @@ def draw(args: Args, column: str, label: str) -> Any:
     figure = Figure(figsize=(10, 5), layout="constrained")
     axis = figure.subplots()
     for index, name in enumerate(args.presets):
-        metrics = own_seconds(pd.read_parquet(folder(args, name) / "metrics.parquet")).dropna(subset=["eval_return"])
+        metrics = pd.read_parquet(folder(args, name) / "metrics.parquet").dropna(subset=["eval_return"])
         means = metrics.groupby("env_steps")[["seconds", "eval_return"]].mean().reset_index()
         style = ("-", "--", ":")[index // 10 % 3]
         axis.plot(means[column], means.eval_return, style, color=f"C{index % 10}", label=titled(name), linewidth=1.4)

@@ -44,7 +44,7 @@ class Args:
     ray_address: str | None = None
     """Cluster of --engine ray, HOST:PORT or auto; by default Ray is started on this machine."""
     preset: str | None = None
-    """Named settings; by default those of environment and agent. Other flags change them."""
+    """Named settings; by default those of the environment. Other flags change them."""
     seed: int = 0
     """First seed."""
     num_seeds: int = 1
@@ -81,6 +81,8 @@ class Args:
     """Write a JAX profiler trace to the run directory."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    tensorboard_members: int = 8
+    """How many members, and means over the seeds of a setting, have curves in TensorBoard."""
     wandb: str | None = None
     """Also log to this Weights & Biases project (pip install wandb)."""
     quiet: bool = False
@@ -88,7 +90,7 @@ class Args:
 
 
 def parse(arguments: list[str]) -> tuple[Args, dict[str, list[float]]]:
-    """Flags over the defaults of --resume, --preset or --env and --agent, in this order; and the values of --vary."""
+    """Flags over the defaults of --resume, --preset or --env, in this order; and the values of --vary."""
     env_params, arguments = cli.take_dotted(arguments, "env-params")
     env_kwargs, arguments = cli.take_dotted(arguments, "env-kwargs")
     vary, arguments = cli.take_dotted(arguments, "vary")
@@ -99,8 +101,8 @@ def parse(arguments: list[str]) -> tuple[Args, dict[str, list[float]]]:
         spec, _ = directory.load(pathlib.Path(saved))
         config, hparams, axes = spec.config, spec.hparams, spec.axes
     else:
-        name, env, agent = (cli.flag_value(arguments, flag) for flag in ("--preset", "--env", "--agent"))
-        chosen = presets.preset(name) if name else presets.for_environment(env or Config.env, agent)
+        name, env = cli.flag_value(arguments, "--preset"), cli.flag_value(arguments, "--env")
+        chosen = presets.preset(name) if name else presets.for_environment(env or Config.env)
         parallel = preset(cli.flag_value(arguments, "--parallel") or "fused")
         config, hparams = over(parallel, chosen.config, chosen.hparams)
         axes = parallel.axes
@@ -122,7 +124,7 @@ def run(arguments: list[str]) -> int:
     if args.num_seeds > MAX_MEMBERS:
         raise UserError(f"num_seeds is {args.num_seeds}; at most {MAX_MEMBERS:,} members fit one run.")
     seeds = check_seeds(range(args.seed, args.seed + args.num_seeds))
-    for name in ("stop_at_return", "max_minutes", "checkpoint_seconds"):
+    for name in ("stop_at_return", "max_minutes", "checkpoint_seconds", "tensorboard_members"):
         value = getattr(args, name)
         if value is not None and (math.isnan(value) or (name != "stop_at_return" and value < 0)):
             raise UserError(
@@ -206,6 +208,7 @@ def settings(args: Args):  # type: ignore[no-untyped-def]
         checkpoint_seconds=args.checkpoint_seconds,
         progress=not args.quiet,
         tensorboard=args.tensorboard,
+        tensorboard_members=args.tensorboard_members,
         wandb=args.wandb,
         profile=args.profile,
         init_from=args.init_from,

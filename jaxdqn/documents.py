@@ -6,6 +6,7 @@ and a key may come once. Dates, base-60 numbers, sets and the like are no plain 
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -72,6 +73,30 @@ def parse_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def json_text(values: Any, indent: int | None = None) -> str:
+    """`values` as JSON, which has no number for infinity (here the text "inf" or "-inf") nor for NaN (null)."""
+    return json.dumps(_finite(values), indent=indent, allow_nan=False)
+
+
+def with_infinities(values: Any) -> Any:
+    """What `json_text` was given, NaN aside, from what JSON made of it."""
+    if isinstance(values, dict):
+        return {name: with_infinities(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [with_infinities(value) for value in values]
+    return float(values) if values in ("inf", "-inf") else values
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _finite(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    if isinstance(values, float) and not math.isfinite(values):
+        return None if math.isnan(values) else str(float(values))
+    return values
 
 
 def _read(path: pathlib.Path, parse: Callable[[str], Any]) -> dict[str, Any]:

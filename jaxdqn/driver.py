@@ -61,13 +61,13 @@ def drive(fleet: Fleet, at: Progressed, line: Timeline, hooks: Hooks) -> Progres
 
     while True:
         states, metrics, iteration = at
-        at_point = iteration > start and (iteration % line.log_every == 0 or iteration == line.total)
+        at_point = iteration > start and line.is_point(iteration)
         leaving = hooks.interrupted() or iteration >= line.total or (at_point and stopping)
         if at_point:
-            due = iteration % line.eval_every == 0 or iteration == line.total
-            episodes = fleet.evaluate(states) if due else None
+            episodes = fleet.evaluate(states) if line.is_evaluated(iteration) else None
             pending.append(Point(iteration, metrics, episodes, fleet.telemetry(states)))
-            at = at._replace(metrics=fleet.zero_metrics)
+            if iteration % line.log_every == 0:  # else the run ends within a window, which an extension goes on with
+                at = at._replace(metrics=fleet.zero_metrics)
         if leaving or (at_point and hooks.checkpoint_due()):
             pace.settle()
             stopping = read() or stopping

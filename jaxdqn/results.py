@@ -85,9 +85,9 @@ def watch(result: Result, member: int, seed: int) -> np.ndarray:
 
 
 def load(path: str | pathlib.Path) -> Result:
-    """The run in a directory, from its metrics and newest good checkpoints. Raises `UserError`."""
+    """The run in a directory, from its metrics, newest good checkpoints and summary. Raises `UserError`."""
     path = pathlib.Path(path)
-    spec, values = directory.load(path)
+    spec, _ = directory.load(path)
     parts = _fleet.make_parts(spec.config, spec.devices_per_agent)
     everyone = members(spec.hparams, spec.seeds, spec.vary)
     template = jax.eval_shape(lambda: parts.agent.init(jax.random.key(0), HParams()).params)
@@ -107,7 +107,8 @@ def load(path: str | pathlib.Path) -> Result:
         raise UserError(f"{path} has no readable checkpoint yet.")
     params = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
     frame = metrics.read(path / "metrics.parquet")
-    return Result(frame, params, values, spec.config, everyone, parts, varying(spec.vary), path)
+    summary = directory.summary(path)
+    return Result(frame, params, summary, spec.config, everyone, parts, varying(spec.vary), path)
 
 
 def read_params(path: pathlib.Path, member: int) -> dict[str, np.ndarray]:

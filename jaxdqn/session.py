@@ -7,7 +7,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ from jaxdqn.parallel import fleet as _fleet
 from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.progress import Progress
 from jaxdqn.results import Result, read_params
-from jaxdqn.runs import checkpoints, metrics, recording, reporting
+from jaxdqn.runs import checkpoints, metrics, recording, reporting, tensorboard, weights_and_biases
 from jaxdqn.runs.directory import RunDirectory, RunSpec
 from jaxdqn.runs.files import provenance
 
@@ -40,7 +40,8 @@ class Settings(NamedTuple):
 
     stop_at_return: stop once every member's greedy return reaches it; max_seconds: wall time of this session;
     stop_diverged: stop once no member's parameters change any more; checkpoint_seconds: at least this long between
-    checkpoints; figure: draw curves.png. on_chunk(rows) is called with each logging point's rows. engine: where
+    checkpoints; tensorboard_members: how many members, and means of settings, have curves there; figure: draw
+    curves.png. on_chunk(rows) is called with each logging point's rows. engine: where
     workers live, "local" (threads) or "ray", there on this machine or on the cluster at `ray_address`.
     """
 
@@ -50,6 +51,7 @@ class Settings(NamedTuple):
     checkpoint_seconds: float = 60.0
     progress: bool = True
     tensorboard: bool = True
+    tensorboard_members: int = 8
     figure: bool = True
     wandb: str | None = None
     profile: bool = False
@@ -90,11 +92,11 @@ class Session:
         self.recorder = recording.Recorder(run_directory.path / "metrics.parquet" if run_directory else None)
         self.scalars: reporting.Scalars | None = None
         self.status = OK
-        self.seconds = 0.0  # of the loop, over all batches and resumes
+        self.seconds = 0.0  # of training, over all batches and sessions up to the current batch
         self.compile_seconds = 0.0
         self.batch = 0
         self.diverged: dict[int, int] = {}
-        self.earlier = 0.0  # of that, in sessions before this one
+        self.earlier = 0.0  # of these, in sessions before this one
 
     # -- the whole run ------------------------------------------------------------------------------------------------
 
@@ -113,6 +115,12 @@ class Session:
             for warning in advice(self.spec.config) if start is None and self.settings.progress else ():
                 self._say(f"warning: {warning}")
             self._say(f"{len(self.everyone)} member(s) in {len(batches)} batch(es) on {self.origin['device']}")
+            limit = self.settings.tensorboard_members
+            if self.directory and self.settings.tensorboard and limit < len(self.everyone):
+                self._say(
+                    f"TensorBoard shows the first {limit} of {len(self.everyone)} members, and means over the seeds of "
+                    f"the first {limit} settings (--tensorboard-members N for more); metrics.parquet has all."
+                )
             for self.batch, batch in enumerate(batches):
                 self.status = OK
                 params.append(self._run_batch(batch, start, interrupted))
@@ -126,36 +134,55 @@ class Session:
 
     def _open(self) -> checkpoints.Checkpoint | None:
         """Prepares the directory; the checkpoint to start from, or None."""
-        start = None
+        start, ends = None, {}
         origin = provenance(self.devices)
         if self.source is not None:
             start = self._newest(self.source)
+            ends = checkpoints.ends(self.source / "checkpoints")
         if start is not None:
             self._warn_differences(start.meta, origin)
-            self.seconds = self.earlier = start.meta["seconds"]
-            self.compile_seconds = start.meta["compile_seconds"]
-        elif self.spec.continues is not None:
-            self.seconds = self.earlier = self.origins[-1].meta["seconds"]
+            self.compile_seconds = max(meta["compile_seconds"] for meta in ends.values())
+        before = ends.values() or [source.meta for source in self.origins]
+        self.seconds = self.earlier = max((meta["seconds"] for meta in before), default=0.0)
         if self.directory is not None:
             path = self.directory.path
-            metrics.drop_after(path / "metrics.parquet", checkpoints.reached(path / "checkpoints"))
             source = self.settings.init_from
             started = {
                 "init_from": source and str(pathlib.Path(source).resolve()),
                 "init_member": self.settings.init_member,
             }
+            self.directory.remove_summary()
             self.directory.write_config(self.spec, {**origin, **started})
-        tensorboard = self.directory.path / "tensorboard" if self.directory and self.settings.tensorboard else None
-        purge = start.meta["iteration"] * self.line.steps_per_iteration + 1 if start else 0
-        self.scalars = reporting.Scalars(tensorboard, purge, self.settings.wandb, self.spec.to_dict())
+            reached = {batch: meta["iteration"] for batch, meta in ends.items()}
+            metrics.drop_after(path / "metrics.parquet", reached)
+            metrics.drop_extra(path / "metrics.parquet", reached, self.line)
         self.origin = origin
+        self.scalars = reporting.Scalars(self._events(ends), self._log())
         return start
+
+    def _events(self, ends: Mapping[int, Mapping[str, Any]]) -> tensorboard.Events | None:
+        """TensorBoard's files, as far as the checkpoints at the `ends` of the batches go."""
+        if self.directory is None or not self.settings.tensorboard:
+            return None
+        limit = self.settings.tensorboard_members
+        curves = tensorboard.curves(self.spec.batches, self.everyone, self.varying, limit)
+        events = tensorboard.Events(self.directory.path / "tensorboard", curves)
+        line = self.line
+        reached = {batch: meta["iteration"] for batch, meta in ends.items()}
+        events.cut({b: i * line.steps_per_iteration - (not line.is_point(i)) for b, i in reached.items()})
+        return events
+
+    def _log(self) -> weights_and_biases.Log | None:
+        """The run at W&B, the same in all sessions of a directory."""
+        if self.settings.wandb is None:
+            return None
+        file = self.directory.path / "wandb.json" if self.directory else None
+        return weights_and_biases.Log(self.settings.wandb, self.spec.to_dict(), file)
 
     @functools.cached_property
     def origins(self) -> list[checkpoints.Checkpoint]:
         """Where members that continue those of another run come from: its last checkpoint of every batch."""
-        assert self.spec.continues is not None
-        return snapshots.last(pathlib.Path(self.spec.continues.run))
+        return snapshots.last(pathlib.Path(self.spec.continues.run)) if self.spec.continues else []
 
     def _newest(self, source: pathlib.Path) -> checkpoints.Checkpoint | None:
         """The checkpoint to start from: the same in every process."""
@@ -207,8 +234,9 @@ class Session:
         self.updates_before = self.line.updates(at.iteration, self.spec.config.updates_per_iteration)
         # The states are donated chunk by chunk: nobody else may hold them.
         del states
-        began, base = time.perf_counter(), self.seconds
-        self.clock = lambda: base + time.perf_counter() - began
+        began, before = time.perf_counter(), self.seconds
+        self.batch_before = found.meta["batch_seconds"] if found else 0.0
+        self.elapsed = lambda: time.perf_counter() - began
         self.last_save = self.last_flush = time.perf_counter()
 
         checkpoint_seconds = self.settings.checkpoint_seconds
@@ -224,7 +252,7 @@ class Session:
         except Exception:  # such as the death of every worker: what was measured until then remains
             self._flush()
             raise
-        self.seconds = self.clock()
+        self.seconds = before + self.elapsed()
         if at.iteration < self.line.total:
             self.status = self._asked_to_stop(interrupted) or self.status
         first_bad = assignment.collect(_fleet.gather([state.learner.first_bad_update for state in at.states]))[:, 0]
@@ -236,7 +264,7 @@ class Session:
     def _asked_to_stop(self, interrupted: Callable[[], bool]) -> str | None:
         """Why the session is to end before its time, whichever process was asked: INTERRUPTED, TIMEOUT or None."""
         limit = self.settings.max_seconds
-        late = limit is not None and self.clock() - self.earlier > limit
+        late = limit is not None and self.seconds + self.elapsed() - self.earlier > limit
         asked = hosts.exchange(INTERRUPTED if interrupted() else TIMEOUT if late else None)
         return next((reason for reason in (INTERRUPTED, TIMEOUT) if reason in asked), None)
 
@@ -281,7 +309,7 @@ class Session:
             "iteration": point.iteration,
             "env_steps": point.iteration * self.line.steps_per_iteration,
             "updates": self.line.updates(point.iteration, self.spec.config.updates_per_iteration),
-            "seconds": self.clock(),
+            "seconds": self.batch_before + self.elapsed(),
             **recording.measured(sums, evaluated),
             **{name: float(value) for name, value in point.telemetry.items()},
         }
@@ -308,8 +336,7 @@ class Session:
         self.last_flush = time.perf_counter()
         points = self.recorder.flush(self.batch)
         if self.scalars is not None:
-            self.scalars.write([row for table in points for row in recording.rows(table)])
-            self.scalars.flush()
+            self.scalars.write(self.batch, self.spec.batches[self.batch], points)
 
     def _save(self, fleet: Fleet, at: Progressed) -> None:
         values = snapshots.of(fleet, at)
@@ -319,7 +346,8 @@ class Session:
         meta = {
             "batch": self.batch,
             "iteration": at.iteration,
-            "seconds": self.clock(),
+            "seconds": self.seconds + self.elapsed(),
+            "batch_seconds": self.batch_before + self.elapsed(),
             "compile_seconds": self.compile_seconds,
             "device": self.origin["device"],
             "versions": self.origin["versions"],

@@ -66,7 +66,10 @@ def selected(sources: Sequence[Checkpoint], origin: Continuation, members: Seque
         return [taken[member] for member in members]
 
     arrays = {name: values[rows(name)] for name, values in whole.items()}
-    return Checkpoint(arrays, sources[-1].meta)
+    sizes = [len(next(iter(source.arrays.values()))) for source in sources]
+    batches = np.repeat(np.arange(len(sources)), sizes)[[origin.states[member] for member in members]]
+    seconds = max(sources[batch].meta["batch_seconds"] for batch in batches)
+    return Checkpoint(arrays, {**sources[-1].meta, "batch_seconds": seconds})
 
 
 def with_params(states: list[Any], source: dict[str, np.ndarray]) -> list[Any]:

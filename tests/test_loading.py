@@ -85,12 +85,6 @@ def test_a_run_that_is_found_twice_is_loaded_once(tmp_path):
     assert len(loading.load([path, tmp_path, path / ".." / "a"])) == 2
 
 
-def test_seconds_of_a_later_batch_count_from_the_end_of_the_one_before(tmp_path):
-    batches = rows(0, seconds=(1.0, 4.0)), rows(1, seconds=(5.0, 9.0)), rows(2, seconds=(9.5, 10.0))
-    frame = loading.load(write_run(tmp_path / "a", *batches))
-    assert frame.seconds.tolist() == [1.0, 4.0, 1.0, 5.0, 0.5, 1.0]
-
-
 def test_a_sweep_and_a_run_of_it_carry_its_name_and_trials(tmp_path):
     sweep = tmp_path / "my-sweep"
     for index in range(2):

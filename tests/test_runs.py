@@ -6,8 +6,6 @@ import json
 import math
 import os
 import pathlib
-import struct
-import sys
 import time
 
 import filelock
@@ -22,7 +20,7 @@ import jaxdqn
 from jaxdqn import experiment
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.runs import checkpoints, directory, files, metrics, reporting
+from jaxdqn.runs import checkpoints, directory, files, metrics
 from jaxdqn.runs.directory import Continuation, RunSpec
 
 SMALL = Config(num_envs=4, batch_size=16, hidden_sizes=(16,), replay_capacity=400, learning_starts=64, total_steps=400)
@@ -397,105 +395,3 @@ def test_a_directory_without_a_run_is_the_users_error(tmp_path):
     directory.create(tmp_path / "run").write_config(experiment.plan(SMALL, HParams(), (0,), None, 1, 1)[0], {})
     with pytest.raises(UserError, match="no readable checkpoint"):
         jaxdqn.load(tmp_path / "run")
-
-
-# -- TensorBoard ------------------------------------------------------------------------------------------------------
-
-
-def read_events(file):
-    from tensorboardX.proto.event_pb2 import Event
-
-    data, at = file.read_bytes(), 0
-    while at < len(data):
-        (length,) = struct.unpack_from("<Q", data, at)
-        body = data[at + 12 : at + 12 + length]
-        assert len(body) == length
-        at += 12 + length + 4
-        yield Event.FromString(body)
-
-
-def test_scalars_are_in_the_event_files_exactly(tmp_path):
-    scalars = reporting.Scalars(tmp_path, 0, None, {})
-    values = {
-        (0, 10): {"loss": 0.1, "eval_return": 21.5},
-        (0, 20): {"loss": 1e-20},
-        (1, 10): {"loss": -3.0, "eval_return": math.pi},
-    }
-    written = [
-        {"member": m, "seed": 5, "iteration": 1, "env_steps": s, "updates": 2, "seconds": 0.5, "bad": math.nan, **x}
-        for (m, s), x in values.items()
-    ]
-    scalars.write(written[:1])
-    scalars.flush()
-    scalars.write(written[1:])
-    scalars.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["member-0000", "member-0001"]
-    found = {}
-    for member in (0, 1):
-        (file,) = (tmp_path / f"member-{member:04d}").iterdir()
-        for event in read_events(file):
-            for value in event.summary.value:
-                found[member, value.tag, event.step] = value.simple_value
-    expected = {(m, tag, s): float(np.float32(v)) for (m, s), x in values.items() for tag, v in x.items()}
-    assert found == expected
-
-
-class RecordedWandb:
-    """Stands for the wandb module and its run; keeps what is logged by step."""
-
-    def __init__(self):
-        self.logged, self.begun, self.finished = {}, {}, False
-
-    def init(self, **options):
-        self.begun = options
-        return self
-
-    def log(self, values, step):
-        self.logged.setdefault(step, {}).update(values)
-
-    def finish(self):
-        self.finished = True
-
-
-def test_tensorboard_and_wandb_show_the_scalars_of_the_metrics(tmp_path, monkeypatch):
-    recorded = RecordedWandb()
-    monkeypatch.setitem(sys.modules, "wandb", recorded)
-    settings = jaxdqn.Settings(progress=False, wandb="my-project")
-    config = dataclasses.replace(SMALL, log_interval=20, eval_interval=20, eval_episodes=2)
-    result = jaxdqn.train(config, seeds=[0, 1], out=tmp_path / "run", settings=settings)
-    assert recorded.begun["project"] == "my-project" and recorded.begun["config"]["seeds"] == [0, 1]
-    assert recorded.finished
-    frame = metrics.read(tmp_path / "run" / "metrics.parquet")
-    scalars = [name for name in frame.select_dtypes("number") if name not in reporting.IDENTITY]
-    assert {"episodes", "episode_return", "eval_return", "loss"} <= set(scalars)
-    expected = {
-        (row["member"], row["env_steps"], name): row[name]
-        for row in frame.to_dict("records")
-        for name in scalars
-        if math.isfinite(row[name])
-    }
-    assert len(expected) > 20 and len(frame) == len(result.metrics)
-    logged = {
-        (int(name.split("/")[0].removeprefix("member-")), step, name.split("/")[1]): value
-        for step, values in recorded.logged.items()
-        for name, value in values.items()
-    }
-    assert logged == expected
-    shown = {
-        (member, event.step, value.tag): value.simple_value
-        for member in (0, 1)
-        for file in (tmp_path / "run" / "tensorboard" / f"member-{member:04d}").iterdir()
-        for event in read_events(file)
-        for value in event.summary.value
-    }
-    assert shown == {key: float(np.float32(value)) for key, value in expected.items()}
-
-
-def test_nothing_is_written_where_tensorboard_is_off(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # importing it would fail
-    scalars = reporting.Scalars(None, 0, None, {})
-    scalars.write([{"member": 0, "env_steps": 1, "loss": 1.0}])
-    scalars.flush()
-    scalars.close()
-    assert list(pathlib.Path().iterdir()) == []

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,8 +20,6 @@ Path = str | os.PathLike[str]
 
 REQUIRED = ("member", "env_steps")
 LABELS = ("run", "env", "agent", "scheme", "num_envs", "sweep")
-
-_PART = re.compile(r"part-(\d+)-\d+\.parquet")
 
 
 class _Run(NamedTuple):
@@ -195,22 +192,9 @@ def _metrics(path: pathlib.Path) -> pa.Table:
     odd = [name for name, kind in kinds.items() if kind == "other"]
     if odd:
         raise UserError(f"metrics with a column {odd[0]} of {table.schema.field(odd[0]).type}")
-    if "seconds" in table.column_names:
-        batches = [int(match[1]) if (match := _PART.fullmatch(file.name)) else 0 for file in files]
-        batch = np.repeat(batches, [part.num_rows for part in parts])
-        table = _with_own_seconds(table, batch)
     member, steps = (table.column(name).to_numpy() for name in REQUIRED)
     order = np.lexsort((steps, member))
     return table if (np.diff(order) == 1).all() else table.take(order)
-
-
-def _with_own_seconds(table: pa.Table, batch: np.ndarray) -> pa.Table:
-    """`seconds` counted from the start of each row's batch, [rows]: from the end of the batch before."""
-    seconds = table.column("seconds").to_numpy()
-    batches, index = np.unique(batch, return_inverse=True)
-    ends = [seconds[batch == earlier].max() for earlier in batches[:-1]]
-    own = seconds - np.array([0.0, *ends])[index]
-    return table.set_column(table.column_names.index("seconds"), "seconds", pa.array(own))
 
 
 def _joined(runs: Sequence[_Run]) -> pd.DataFrame:

@@ -84,10 +84,10 @@ def newest(root: pathlib.Path, batch: int | None = None) -> tuple[Checkpoint | N
     return None, warnings
 
 
-def reached(root: pathlib.Path) -> dict[int, int]:
-    """The iteration of the newest undamaged checkpoint of every batch that has one."""
-    good = [path.name.split("-") for path in listing(root) if _damage(path) is None]
-    return {int(batch): int(iteration) for batch, iteration in good}
+def ends(root: pathlib.Path) -> dict[int, dict[str, Any]]:
+    """The meta of the newest undamaged checkpoint of every batch that has one."""
+    good = {int(path.name[:4]): path for path in listing(root) if _damage(path) is None}
+    return {batch: json.loads((path / "meta.json").read_text()) for batch, path in good.items()}
 
 
 def load(path: pathlib.Path) -> Checkpoint:

@@ -1,7 +1,6 @@
 """One run's directory: who may write it, and its configuration."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
@@ -190,8 +189,12 @@ class RunDirectory:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json."""
-        text = json.dumps(summary, indent=2) + "\n"
+        text = documents.json_text(summary, indent=2) + "\n"
         write_atomically(self.path / "summary.json", lambda path: path.write_text(text))
+
+    def remove_summary(self) -> None:
+        """Removes summary.json: the run is no longer as it says."""
+        (self.path / "summary.json").unlink(missing_ok=True)
 
 
 def create(path: pathlib.Path) -> RunDirectory:
@@ -219,9 +222,15 @@ def load(path: pathlib.Path) -> tuple[RunSpec, dict[str, Any]]:
     return spec, values
 
 
-def status(path: pathlib.Path) -> str:
-    """What summary.json says of the run: "finished", "interrupted", ...; "unfinished" without one."""
+def summary(path: pathlib.Path) -> dict[str, Any]:
+    """What summary.json says of the run. Without one it is being trained, or was killed: its status is "unfinished"."""
     try:
-        return str(documents.read_json(path / "summary.json")["status"])
-    except (UserError, KeyError):
-        return "unfinished"
+        found = documents.with_infinities(documents.read_json(path / "summary.json"))
+    except UserError:
+        found = {}
+    return {"status": "unfinished", **found}
+
+
+def status(path: pathlib.Path) -> str:
+    """ "finished", "interrupted", ...; see `summary`."""
+    return str(summary(path)["status"])

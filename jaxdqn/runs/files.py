@@ -40,12 +40,15 @@ def provenance(devices: list[jax.Device]) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree this package runs from, with "+" if it has changes; None outside a repository."""
-    here = pathlib.Path(__file__).parent
+    """The commit of the source tree this package runs from, with "+" if it has changes; None where that is no
+    repository of its own: an installed package lies in somebody else's."""
+    root = pathlib.Path(__file__).resolve().parents[2]
     try:
         run = lambda *args: subprocess.run(  # noqa: E731
-            ["git", "-C", str(here), *args], capture_output=True, text=True, timeout=5, check=True
+            ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=5, check=True
         ).stdout.strip()
+        if not (root / "pyproject.toml").is_file() or not root.samefile(run("rev-parse", "--show-toplevel")):
+            return None
         return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxdqn.config import Timeline
 from jaxdqn.errors import UserError
 from jaxdqn.runs.files import write_atomically
 
@@ -51,6 +52,21 @@ def drop_after(path: pathlib.Path, reached: Mapping[int, int]) -> None:
         match = _PART.fullmatch(part.name)
         if match and int(match[2]) > reached.get(int(match[1]), -1):
             part.unlink()
+
+
+def drop_extra(path: pathlib.Path, reached: Mapping[int, int], line: Timeline) -> None:
+    """Removes what a run measured at its end, but would not have on its way to the end that it has now: the row there,
+    or its evaluation. What an extended run leaves is what the longer run leaves."""
+    for batch, iteration in reached.items():
+        part = path / f"part-{batch:04d}-{iteration:012d}.parquet"
+        if (line.is_point(iteration) and line.is_evaluated(iteration)) or not part.exists():
+            continue
+        frame = _read_part(part)
+        before = frame.iteration < iteration
+        evaluation = frame.columns[frame.columns.str.startswith("eval_")]
+        frame[evaluation] = frame[evaluation].where(before)
+        kept = frame if line.is_point(iteration) else frame[before]
+        append(path, batch, iteration, pa.Table.from_pandas(kept, preserve_index=False))
 
 
 def join_parts(path: pathlib.Path) -> None:

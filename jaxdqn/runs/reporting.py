@@ -1,12 +1,14 @@
 """What people look at: summary.json's figures, curves.png, TensorBoard events, W&B."""
 
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+from jaxdqn.runs import tensorboard, weights_and_biases
 from jaxdqn.runs.files import write_atomically
 
 if TYPE_CHECKING:
@@ -39,50 +41,31 @@ def save_figure(figure: Any, path: pathlib.Path) -> None:
 
 
 class Scalars:
-    """TensorBoard events of every member, and W&B where asked; both optional."""
+    """The numbers of every logging point, for TensorBoard and W&B where they are wanted."""
 
-    def __init__(self, path: pathlib.Path | None, purge_step: int, wandb: str | None, config: dict[str, Any]):
-        self._path, self._purge_step = path, purge_step
-        self._writers: dict[int, Any] = {}
-        self._wandb = _start_wandb(wandb, config) if wandb else None
+    def __init__(self, events: tensorboard.Events | None, log: weights_and_biases.Log | None):
+        self._events, self._log = events, log
 
-    def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Adds rows at their environment steps."""
-        for row in rows:
-            values = {k: v for k, v in row.items() if k not in IDENTITY and _is_scalar(v)}
-            if self._path is not None:
-                writer = self._writer(row["member"])
-                for name, value in values.items():
-                    writer.add_scalar(name, value, row["env_steps"], walltime=None)
-            if self._wandb is not None:
-                self._wandb.log({f"member-{row['member']}/{k}": v for k, v in values.items()}, step=row["env_steps"])
-
-    def flush(self) -> None:
-        """Writes what is buffered."""
-        for writer in self._writers.values():
-            writer.flush()
+    def write(self, batch: int, members: range, points: Sequence[pa.Table]) -> None:
+        """Adds points of a batch of members."""
+        for point in points:
+            columns, env_steps = scalars(point), point.column("env_steps")[0].as_py()
+            if self._events is not None:
+                self._events.write(batch, env_steps, columns)
+            if self._log is not None:
+                self._log.write(batch, env_steps, members, columns)
+        if self._log is not None:
+            self._log.flush()
 
     def close(self) -> None:
-        """Flushes and closes."""
-        for writer in self._writers.values():
-            writer.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-
-    def _writer(self, member: int) -> Any:
-        if member not in self._writers:
-            from tensorboardX import SummaryWriter
-
-            directory = str(self._path / f"member-{member:04d}") if self._path else None
-            self._writers[member] = SummaryWriter(directory, purge_step=self._purge_step or None)
-        return self._writers[member]
+        """Ends the session."""
+        if self._log is not None:
+            self._log.close()
 
 
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _start_wandb(project: str, config: dict[str, Any]) -> Any:
-    import wandb
-
-    return wandb.init(project=project, config=config)
+def scalars(point: pa.Table) -> dict[str, np.ndarray]:
+    """The columns [M] that are curves: numbers, but for those of IDENTITY."""
+    numbers = [
+        field.name for field in point.schema if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
+    ]
+    return {name: point.column(name).to_numpy() for name in numbers if name not in IDENTITY}
