@@ -32,7 +32,7 @@ class Axes:
     slack: int = 32
     """Actor-learner async: iterations by which actors and learner may be ahead of each other."""
     lock: Literal["global", "leaf", "none"] = "global"
-    """Parameter server: one lock, a lock for each parameter array, or none (Hogwild, emulated)."""
+    """Parameter server: one lock; one for each parameter with its target and moments; or none (Hogwild, emulated)."""
     max_lag: int = 0
     """Async: older experience (in broadcasts) or gradients (in versions) are dropped; 0 for no limit."""
     scale_by_lag: bool = False

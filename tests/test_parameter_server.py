@@ -1,17 +1,21 @@
 """The parameter server: counters under stress, every lock's promise, and one worker as the fused loop."""
 
+import contextlib
 import dataclasses
+import functools
 import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdqn.base import LearnerState
+from jaxdqn.base import LearnerState, Network, Policy
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import fleet, parameter_server, population, server_worker
+from jaxdqn.learning import OPTIMIZERS, sgd_agent
+from jaxdqn.parallel import fleet, parameter_server, population, server, server_worker
 from jaxdqn.parallel.parameter_server import Axes, Server
 
 SMALL = Config(
@@ -42,8 +46,15 @@ def run(built, states, iterations, config=SMALL, chunk=None):
     return states, metrics
 
 
-@pytest.mark.parametrize("config", [SMALL, REPLAYED, dataclasses.replace(REPLAYED, updates_per_iteration=2)])
-@pytest.mark.parametrize("lock", ["global", "none"])
+@pytest.mark.parametrize(
+    "config, lock",
+    [
+        (SMALL, "global"),
+        (REPLAYED, "none"),
+        (dataclasses.replace(REPLAYED, updates_per_iteration=2), "global"),
+        (dataclasses.replace(REPLAYED, updates_per_iteration=2), "leaf"),
+    ],
+)
 def test_one_worker_is_the_fused_loop(config, lock):
     """A3C with one worker is A2C, Gorila with one DQN, over 300 iterations."""
     built, states = fleet.build(fleet.make_parts(config), jax.devices()[:1], 1, population.assign(1, 1), [3], [H])
@@ -58,35 +69,62 @@ def test_one_worker_is_the_fused_loop(config, lock):
 # -- counters ---------------------------------------------------------------------------------------------------------
 
 
-def count_up(lock, workers, pushes, pause=0.0):
-    """Pushes of +1 into three parameters from several threads: (parameters, version, telemetry)."""
-
-    def apply(learner, gradients, loss, scale):
-        stepped = {name: value + gradients for name, value in learner.params.items()}
-        if pause:
-            time.sleep(pause)
-        return learner._replace(params=stepped), np.float32(1)
-
-    params = {name: np.zeros((), np.int64) for name in "abc"}
-    server = Server(apply, Axes(lock=lock))
-    server.begin(LearnerState(params, (), (), np.int32(0), np.int32(-1)))
-
-    def work():
-        for _ in range(pushes):
-            _, version = server.pull()
-            server.push(np.int64(1), np.float32(0), version)
-
-    threads = [threading.Thread(target=work) for _ in range(workers)]
+def together(*works):
+    """Runs functions in threads of their own."""
+    threads = [threading.Thread(target=work) for work in works]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return server.end().params, server.version, server.take()
+
+
+def stepper(step):
+    """What a server applies: step(learner, gradients, loss, scale) -> learner, or one part of that."""
+
+    def apply(learner, gradients, loss, scale, part=None):
+        stepped = step(learner, gradients, loss, scale)
+        return (stepped if part is None else server.replaced(learner, stepped, part)), np.float32(1)
+
+    return apply
+
+
+def learner_of(params, updates=0, opt_state=()):
+    return LearnerState(params, dict.fromkeys(params, np.float64(0)), opt_state, np.int32(updates), np.int32(-1))
+
+
+def counting(learner, gradients, loss, scale, period=10):
+    """+gradients into every parameter until a loss is NaN; targets are copies from every period-th update."""
+    updates = learner.updates + 1
+    bad = learner.first_bad_update
+    bad = updates if np.isnan(loss) and bad < 0 else bad
+    params = {name: value + gradients * (bad < 0) for name, value in learner.params.items()}
+    due = updates % period == 0 and bad < 0
+    return LearnerState(params, params if due else learner.target_params, learner.opt_state, updates, bad)
+
+
+def count_up(lock, workers, pushes, pause=0.0):
+    """Pushes of +1 into three parameters from several threads: (parameters, version, telemetry)."""
+
+    def step(*push):
+        if pause:
+            time.sleep(pause)
+        return counting(*push)
+
+    shared = Server(stepper(step), Axes(lock=lock))
+    shared.begin(learner_of({name: np.zeros((), np.int64) for name in "abc"}))
+
+    def work():
+        for _ in range(pushes):
+            _, version = shared.pull()
+            shared.push(np.int64(1), np.float32(0), version)
+
+    together(*[work] * workers)
+    return shared.end().params, shared.version, shared.take()
 
 
 @pytest.mark.parametrize("lock", ["global", "leaf"])
 def test_locked_pushes_sum_exactly(lock):
-    pushes = 10_000 if lock == "global" else 1_000
+    pushes = 5_000 if lock == "global" else 250
     params, version, seen = count_up(lock, 8, pushes)
     assert version == 8 * pushes and all(value == 8 * pushes for value in params.values())
     assert sum(seen[f"lag_{low}"] for low in (0, 1, 2, 4, 8, 16, 32)) == 8 * pushes
@@ -98,26 +136,139 @@ def test_unlocked_pushes_get_lost_and_are_counted():
     assert all(value == 1_600 - seen["lost"] for value in params.values())
 
 
-def test_stale_pushes_are_dropped_and_counted():
-    server = Server(lambda old, g, *_: (old._replace(params=old.params + g), 0.0), Axes(max_lag=2))
-    server.begin(LearnerState(np.zeros(()), (), (), np.int32(0), np.int32(-1)))
+@pytest.mark.parametrize("lock", ["global", "leaf"])
+def test_no_part_of_a_push_is_lost_under_a_lock(lock):
+    """2,000 pushes of one gradient by Adam, from four threads: counts and moments as one thread makes them, and the
+    target moves at every number that is due, never backwards."""
+    period, moves = 50, []
+    network = Network(lambda key: {"a": jnp.zeros(3), "b": jnp.zeros(2)}, None)
+    agent = sgd_agent(network, None, Policy(None, None), OPTIMIZERS["adam"])
+    hparams = fleet.over_members(HParams(target_period=period, learning_rate=1e-3))
+    parts = fleet.Parts(SMALL, None, agent, None)
+    apply = parameter_server.compile_apply(parts, jax.devices()[0], hparams)
+    init = fleet.on_one(jax.devices()[0], lambda _, h: agent.init(jax.random.key(0), h), 2)
+    gradients = {"a": jnp.full((1, 1, 3), 0.25), "b": jnp.full((1, 1, 2), -0.5)}
+
+    def watched(learner, *push):
+        stepped, norm = apply(learner, *push)
+        targets = [float(state.target_params["a"][0, 0, 0]) for state in (learner, stepped)]
+        if targets[0] != targets[1]:
+            moves.append(targets)
+        return stepped, norm
+
+    def pushed(lock, threads):
+        shared = Server(watched, Axes(lock=lock))
+        shared.begin(init(np.zeros((1, 1)), hparams))
+
+        def work():
+            for _ in range(2_000 // threads):
+                _, version = shared.pull()
+                shared.push(gradients, np.zeros((1, 1), np.float32), version)
+
+        together(*[work] * threads)
+        return jax.tree.map(np.asarray, shared.end())
+
+    alone = pushed("global", 1)
+    moves.clear()
+    got = pushed(lock, 4)
+    assert got.updates == 2_000 and got.first_bad_update == -1
+    jax.tree.map(np.testing.assert_array_equal, got.opt_state, alone.opt_state)
+    assert len(moves) == 2_000 // period and [old for old, _ in moves[1:]] == [new for _, new in moves[:-1]]
+    assert all(new < old for old, new in moves)
+    # A step's bias correction is by its number, which may be off by the others' under way: that matters at first only.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.01), got.params, alone.params)
+
+
+@pytest.mark.parametrize("lock", ["global", "leaf"])
+def test_two_pushes_at_once_have_two_numbers(lock):
+    """Both begin with 8 updates, of a period of 10: the target moves."""
+    meeting = threading.Barrier(2, timeout=0.2)
+
+    def step(*push):
+        with contextlib.suppress(threading.BrokenBarrierError):  # where a lock keeps them apart
+            meeting.wait()
+        return counting(*push)
+
+    shared = Server(stepper(step), Axes(lock=lock))
+    shared.begin(learner_of({"a": np.float64(8), "b": np.float64(8)}, updates=8))
+    together(*[lambda: shared.push(1.0, 0.0, 0)] * 2)
+    assert shared.learner.updates == 10 and shared.learner.params == {"a": 10, "b": 10}
+    assert all(9 <= value <= 10 for value in shared.learner.target_params.values())
+
+
+@pytest.mark.parametrize("lock", ["global", "leaf"])
+def test_a_freeze_is_not_undone(lock):
+    """By a push that was under way when the bad one came."""
+    good_began, bad_ended = threading.Event(), threading.Event()
+
+    def step(learner, gradients, loss, scale):
+        if not np.isnan(loss):
+            good_began.set()
+            bad_ended.wait(0.2)  # in vain where a lock keeps them apart
+        return counting(learner, gradients, loss, scale)
+
+    def bad():
+        good_began.wait()
+        shared.push(1.0, np.nan, 0)
+        bad_ended.set()
+
+    shared = Server(stepper(step), Axes(lock=lock))
+    shared.begin(learner_of({"a": np.float64(0), "b": np.float64(0)}))
+    together(lambda: shared.push(1.0, 0.0, 0), bad)
+    shared.push(1.0, 0.0, 0)
+    assert shared.learner.updates == 3 and shared.learner.first_bad_update == 2
+    assert shared.learner.params == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize("lock", ["global", "leaf", "none"])
+def test_workers_keep_their_own_statistics_and_steps_are_scaled_by_their_lags(lock):
+    scales, own = [], {}
+
+    def step(learner, gradients, loss, scale):
+        params = {name: value + float(scale[0, 0]) for name, value in learner.params.items()}
+        return learner._replace(params=params, opt_state=learner.opt_state + 1, updates=learner.updates + 1)
+
+    def apply(learner, gradients, loss, scale, part=None):
+        if part in (None, server.COUNTED):
+            scales.append(float(scale[0, 0]))
+        return stepper(step)(learner, gradients, loss, scale, part)
+
+    shared = Server(apply, Axes(lock=lock, scale_by_lag=True, own_statistics=True))
+    shared.begin(learner_of({"a": np.float64(0), "b": np.float64(0)}, opt_state=np.int64(-7)))
+
+    def work(index):
+        own[index] = np.int64(0)
+        for _ in range(100):
+            _, version = shared.pull()
+            time.sleep(1e-5)
+            _, own[index] = shared.push(1.0, 0.0, version, own[index])
+
+    together(*[functools.partial(work, index) for index in range(4)])
+    seen = shared.take()
+    assert own == dict.fromkeys(range(4), 100) and shared.learner.opt_state == -7
+    assert len(scales) == 400 and min(scales) < 1
+    assert seen["lag_mean"] * 400 == pytest.approx(sum(1 / scale - 1 for scale in scales))
+    assert shared.learner.updates == 400 - seen.get("lost", 0)
+    if lock != "none":
+        assert [shared.learner.params[name] for name in "ab"] == pytest.approx([sum(scales)] * 2)
+
+
+@pytest.mark.parametrize("lock", ["global", "leaf", "none"])
+def test_stale_pushes_are_dropped_and_counted(lock):
+    shared = Server(stepper(counting), Axes(max_lag=2, lock=lock))
+    shared.begin(learner_of({"a": np.zeros(())}))
     for version in (0, 0, 0, 0, 3, 0):  # lags 0, 1, 2, 3 (dropped), 0, 4 (dropped)
-        server.push(np.ones(()), np.zeros(()), version)
-    columns = server.take()
-    assert (server.learner.params, server.version, columns["dropped"], columns["lag_max"]) == (4, 4, 2, 4)
+        shared.push(np.ones(()), np.zeros(()), version)
+    columns = shared.take()
+    assert (shared.learner.params["a"], shared.version, columns["dropped"], columns["lag_max"]) == (4, 4, 2, 4)
 
 
 def test_the_learning_rate_is_scaled_by_the_lag():
     scales = []
-
-    def apply(learner, gradients, loss, scale):
-        scales.append(float(scale[0, 0]))
-        return learner, 0.0
-
-    server = Server(apply, Axes(scale_by_lag=True))
-    server.begin(LearnerState((), (), (), 0, -1))
+    shared = Server(lambda learner, *push: (learner, scales.append(float(push[2][0, 0]))), Axes(scale_by_lag=True))
+    shared.begin(learner_of({}))
     for _ in range(3):
-        server.push((), 0.0, 0)
+        shared.push((), 0.0, 0)
     np.testing.assert_allclose(scales, [1, 1 / 2, 1 / 3])
 
 

@@ -134,9 +134,9 @@ def test_a_dead_tabular_node_changes_nothing_of_what_is_learned(cluster, monkeyp
 # -- deep -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [servers.SMALL, servers.REPLAYED], ids=["a2c", "dqn"])
-def test_one_ray_worker_and_server_are_those_in_process_bitwise(cluster, config):
-    axes = parameter_server.Axes(num_workers=1)
+@pytest.mark.parametrize("config, lock", [(servers.SMALL, "global"), (servers.REPLAYED, "leaf")], ids=["a2c", "dqn"])
+def test_one_ray_worker_and_server_are_those_in_process_bitwise(cluster, config, lock):
+    axes = parameter_server.Axes(num_workers=1, lock=lock)
     (here, sums), (there, others) = (
         servers.run(*servers.build(axes, config, engine=where), 60, config, chunk=25) for where in (None, cluster)
     )

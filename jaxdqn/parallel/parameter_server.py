@@ -25,7 +25,7 @@ from jaxdqn.environments import registry
 from jaxdqn.parallel.engine import Engine, remake
 from jaxdqn.parallel.fleet import Fleet, Parts, greedy_episodes, of_scheme, on_one, over_members
 from jaxdqn.parallel.memory import tree_bytes
-from jaxdqn.parallel.server import Axes, Server, validate
+from jaxdqn.parallel.server import Axes, Server, put, take, validate
 from jaxdqn.parallel.server_worker import Node, Worker, compile_programs, first_learner, start
 from jaxdqn.parallel.survivors import ended, mended
 from jaxdqn.parallel.telemetry import Rates
@@ -83,7 +83,8 @@ def make_server(config: Config, factory: Callable[..., Any] | None, hparams: Any
 
 
 def compile_apply(parts: Parts, device: jax.Device, hparams: Any) -> Callable[..., Any]:
-    """apply(learner, gradients, loss, scale [1, 1]) -> (learner, gradient norm): a step of `scale` times the rate."""
+    """apply(learner, gradients, loss, scale [1, 1], part=None) -> (learner, gradient norm): a step of `scale` times the
+    rate, of the whole learner or of one part of it alone."""
 
     def apply(
         learner: LearnerState, gradients: Any, loss: Array, scale: Array, hparams: Any
@@ -91,8 +92,22 @@ def compile_apply(parts: Parts, device: jax.Device, hparams: Any) -> Callable[..
         scaled = hparams._replace(learning_rate=hparams.learning_rate * scale)
         return parts.agent.apply(learner, gradients, loss, scaled)
 
-    program = on_one(device, apply, 5)
-    return lambda *args: program(*args, hparams)
+    @functools.cache
+    def program(part: int | None) -> Any:
+        def step(*args: Any) -> tuple[Any, Array]:
+            stepped, norm = apply(*args)
+            # What is not returned is not computed.
+            return stepped if part is None else take(stepped, part), norm
+
+        return on_one(device, step, 5)
+
+    def run(
+        learner: LearnerState, gradients: Any, loss: Array, scale: Array, part: int | None = None
+    ) -> tuple[LearnerState, Array]:
+        stepped, norm = program(part)(learner, gradients, loss, scale, hparams)
+        return (stepped if part is None else put(learner, part, stepped)), norm
+
+    return run
 
 
 class _Scheme:

@@ -1,14 +1,17 @@
 """The server of a parameter server: a versioned learner that is pulled, and pushed gradients under a lock, or none.
 
-Locks: "global" applies one push at a time. "leaf" computes the step outside of any lock and adds it to each parameter
-under that parameter's own lock: no step is lost, but a pull may see some parameters before and some after a push.
-"none" is Hogwild's read-modify-write (Recht et al., 2011) emulated: immutable arrays have no races, so the whole
+Locks. "global" applies one push at a time. "leaf" first counts the push, under a lock for all that is counted
+(`updates`, `first_bad_update`, the optimizer's counts): that gives it a number of its own. Then it steps one parameter
+after the other, with its target and moments, from what they are now, under that parameter's own lock. No part of a push
+is lost, and the target moves at every number that is due; but a pull may see some parameters before and some after a
+push. "none" is Hogwild's read-modify-write (Recht et al., 2011) emulated: immutable arrays have no races, so the whole
 learner is read, stepped and written back without a lock, and every push that another one overwrote is counted as lost.
 """
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -46,21 +49,57 @@ def validate(axes: Axes) -> None:
         raise UserError(f"max_lag is {axes.max_lag}; it must be at least 0 (0: no limit).")
 
 
+COUNTED = -1
+"""The part of a learner that belongs to no parameter: `updates`, `first_bad_update`, and the optimizer's counts."""
+
+
+def part_of(learner: LearnerState) -> PyTree:
+    """For each array of a learner the number of the parameter it belongs to, in the order of `jax.tree.leaves`: its
+    value, its target, or a moment of the optimizer; or COUNTED."""
+    structure: Any = jax.tree.structure(learner.params)
+    numbers = jax.tree.unflatten(structure, range(structure.num_leaves))
+
+    def like_params(tree: PyTree) -> bool:
+        return bool(jax.tree.structure(tree) == structure)
+
+    return jax.tree.map(lambda x: numbers if like_params(x) else COUNTED, learner, is_leaf=like_params)
+
+
+def take(learner: LearnerState, part: int) -> list[Array]:
+    """The arrays of one part of a learner."""
+    numbered = zip(jax.tree.leaves(part_of(learner)), jax.tree.leaves(learner), strict=True)
+    return [array for number, array in numbered if number == part]
+
+
+def put(learner: LearnerState, part: int, arrays: list[Array]) -> LearnerState:
+    """`learner` with other arrays, as `take` gives them, for one part."""
+    new = iter(arrays)
+    both: LearnerState = jax.tree.map(lambda p, x: next(new) if p == part else x, part_of(learner), learner)
+    return both
+
+
+def replaced(old: LearnerState, new: LearnerState, part: int) -> LearnerState:
+    """`old` with one part of `new`."""
+    return put(old, part, take(new, part))
+
+
 class Server:
     """A versioned learner. `begin` gives it one, `pull` and `push` may come from any thread, `end` takes it back.
 
-    `apply(learner, gradients, loss, scale [1, 1]) -> (learner, gradient norm)` is the agent's.
+    `apply(learner, gradients, loss, scale [1, 1]) -> (learner, gradient norm)` is the agent's; with a fifth argument,
+    the number of a part, it steps that part alone.
     """
 
     def __init__(self, apply: Callable[..., Any], axes: Axes) -> None:
         self._apply, self._axes, self._seen = apply, axes, Seen()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of `learner` and `version`: held to read or swap them, not to compute
+        self._pushing = threading.Lock()
 
     def begin(self, learner: LearnerState) -> None:
         """Serves `learner`, as version 0."""
         self.learner, self.version = learner, 0
         self._survived = 0  # pushes that the learner holds: less than the version where some were lost
-        self._leaf_locks = [threading.Lock() for _ in jax.tree.leaves(learner.params)]
+        self._part_locks = {part: threading.Lock() for part in (COUNTED, *range(len(jax.tree.leaves(learner.params))))}
 
     def end(self) -> LearnerState:
         """The learner now."""
@@ -88,59 +127,64 @@ class Server:
             return None
         return np.full((1, 1), 1.0 / (1.0 + lag) if self._axes.scale_by_lag else 1.0, np.float32)
 
-    def _stepped(self, learner: LearnerState, gradients: PyTree, loss: Array, scale: Any, own: PyTree) -> Any:
-        shared = learner.opt_state
-        if self._axes.own_statistics:
-            learner = learner._replace(opt_state=own)
-        learner, norm = jax.block_until_ready(self._apply(learner, gradients, loss, scale))
-        if self._axes.own_statistics:
-            return learner._replace(opt_state=shared), norm, learner.opt_state
-        return learner, norm, ()
+    @contextlib.contextmanager
+    def _waiting_for(self, lock: threading.Lock) -> Iterator[None]:
+        began = time.perf_counter()
+        with lock:
+            self._seen.wait("lock_wait", time.perf_counter() - began)
+            yield
+
+    def _with(self, own: PyTree) -> LearnerState:
+        """The learner now, with the statistics of the worker that pushes if workers have their own."""
+        return self.learner._replace(opt_state=own) if self._axes.own_statistics else self.learner
+
+    def _shared(self, stepped: LearnerState) -> LearnerState:
+        """What of `stepped` all workers share, over what they share now."""
+        return stepped._replace(opt_state=self.learner.opt_state) if self._axes.own_statistics else stepped
+
+    def _own(self, stepped: LearnerState) -> PyTree:
+        return stepped.opt_state if self._axes.own_statistics else ()
 
     def _push_global(self, gradients: PyTree, loss: Array, version: int, own: PyTree) -> tuple[Any, PyTree]:
-        began = time.perf_counter()
-        with self._lock:
-            self._seen.wait("lock_wait", time.perf_counter() - began)
+        with self._waiting_for(self._pushing):
             if (scale := self._admitted(version)) is None:
                 return None, own
-            self.learner, norm, own = self._stepped(self.learner, gradients, loss, scale, own)
-            self.version += 1
-        return norm, own
+            stepped, norm = jax.block_until_ready(self._apply(self._with(own), gradients, loss, scale))
+            with self._lock:
+                self.learner, self.version = self._shared(stepped), self.version + 1
+        return norm, self._own(stepped)
 
     def _push_none(self, gradients: PyTree, loss: Array, version: int, own: PyTree) -> tuple[Any, PyTree]:
-        if (scale := self._admitted(version)) is None:
-            return None, own
         with self._lock:
-            learner, survived = self.learner, self._survived
-        stepped, norm, own = self._stepped(learner, gradients, loss, scale, own)
+            if (scale := self._admitted(version)) is None:
+                return None, own
+            learner, survived = self._with(own), self._survived
+        stepped, norm = jax.block_until_ready(self._apply(learner, gradients, loss, scale))
         with self._lock:  # the write-back is atomic; between read and write anyone may have pushed
             self._seen.count("lost", self._survived - survived)
-            self.learner, self._survived = stepped, survived + 1
+            self.learner, self._survived = self._shared(stepped), survived + 1
             self.version += 1
-        return norm, own
+        return norm, self._own(stepped)
 
     def _push_leaf(self, gradients: PyTree, loss: Array, version: int, own: PyTree) -> tuple[Any, PyTree]:
-        if (scale := self._admitted(version)) is None:
-            return None, own
-        before = self.learner
-        stepped, norm, own = self._stepped(before, gradients, loss, scale, own)
-        old, new = jax.tree.leaves(before.params), jax.tree.leaves(stepped.params)
-        structure = jax.tree.structure(before.params)
-        for index, lock in enumerate(self._leaf_locks):
-            began = time.perf_counter()
-            with lock:
-                self._seen.wait("lock_wait", time.perf_counter() - began)
-                self._add_to_leaf(index, new[index] - old[index], structure)
+        with self._waiting_for(self._part_locks[COUNTED]):
+            if (scale := self._admitted(version)) is None:
+                return None, own
+            before = self._with(own)
+            counted, norm = self._step_part(COUNTED, before, gradients, loss, scale)
+        kept = replaced(before, counted, COUNTED)
+        for part in range(len(self._part_locks) - 1):
+            with self._waiting_for(self._part_locks[part]):
+                # The counts from before this push are its own; the parameter is what others have made of it by now.
+                now = replaced(before, self._with(own), part)
+                stepped, _ = self._step_part(part, now, gradients, loss, scale)
+            kept = replaced(kept, stepped, part)
         with self._lock:
-            rest = stepped._replace(params=self.learner.params, updates=self.learner.updates + 1)
-            self.learner = rest
             self.version += 1
-        return norm, own
+        return norm, self._own(kept)
 
-    def _add_to_leaf(self, index: int, step: Array, structure: Any) -> None:
-        # The tree that holds the leaves is swapped under the server's lock; the addition is outside of it.
-        value = jax.block_until_ready(jax.tree.leaves(self.learner.params)[index] + step)
-        with self._lock:
-            leaves = jax.tree.leaves(self.learner.params)
-            leaves[index] = value
-            self.learner = self.learner._replace(params=jax.tree.unflatten(structure, leaves))
+    def _step_part(self, part: int, learner: LearnerState, *push: Any) -> tuple[LearnerState, Array]:
+        stepped, norm = jax.block_until_ready(self._apply(learner, *push, part))
+        with self._lock:  # of all parts: they lie in one tree
+            self.learner = replaced(self.learner, self._shared(stepped), part)
+        return stepped, norm
