@@ -19,17 +19,14 @@ from jaxdqn.config import Config, HParams
 from jaxdqn.environments.names import GYMNAX
 from jaxdqn.errors import UserError, unknown_name
 
-# What is changed of an environment's preset.
+# What is changed of the preset of environment and agent.
 AGENTS = {
     "dqn": {"agent": "dqn"},
     "double_dqn": {"agent": "double_dqn"},
     "dueling": {"agent": "double_dqn", "dueling": True},
-    "a2c": {},  # its preset is another
+    "a2c": {"agent": "a2c"},
     "random": {"agent": "random"},
 }
-# What is changed of A2C's preset, which was made for CartPole: with it all seeds of Acrobot stay at -500. Found on
-# seeds 100-102, among 30 settings.
-A2C = {"Acrobot-v1": {"reward_scale": 0.1, "entropy_weight": 0.05}}
 EPISODES = 100
 KEPT = ("config.yaml", "metrics.parquet", "summary.json")
 
@@ -72,13 +69,9 @@ def settings(env: str, agent: str, steps: int | None) -> tuple[Config, HParams]:
     """What an agent is trained with. Raises `UserError` for an unknown one."""
     if agent not in AGENTS:
         raise unknown_name("agent", agent, AGENTS)
-    chosen = presets.for_environment(env)
-    config, hparams = chosen.config, chosen.hparams
-    if agent == "a2c":
-        _, config, hparams = presets.preset("cartpole-a2c")
-        hparams = hparams._replace(**A2C.get(env, {}))
-    common = {"env": env, "total_steps": steps or chosen.config.total_steps, "eval_episodes": EPISODES}
-    return dataclasses.replace(config, **common, **AGENTS[agent]), hparams
+    _, config, hparams = presets.for_environment(env, AGENTS[agent]["agent"])
+    budget = steps or presets.for_environment(env).config.total_steps
+    return dataclasses.replace(config, **AGENTS[agent], total_steps=budget, eval_episodes=EPISODES), hparams
 
 
 def train(path: pathlib.Path, config: Config, hparams: HParams, num_seeds: int) -> None:

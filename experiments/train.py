@@ -44,7 +44,7 @@ class Args:
     ray_address: str | None = None
     """Cluster of --engine ray, HOST:PORT or auto; by default Ray is started on this machine."""
     preset: str | None = None
-    """Named settings; by default those of the environment. Other flags change them."""
+    """Named settings; by default those of environment and agent. Other flags change them."""
     seed: int = 0
     """First seed."""
     num_seeds: int = 1
@@ -90,7 +90,7 @@ class Args:
 
 
 def parse(arguments: list[str]) -> tuple[Args, dict[str, list[float]]]:
-    """Flags over the defaults of --resume, --preset or --env, in this order; and the values of --vary."""
+    """Flags over the defaults of --resume, --preset or --env and --agent, in this order; and the values of --vary."""
     env_params, arguments = cli.take_dotted(arguments, "env-params")
     env_kwargs, arguments = cli.take_dotted(arguments, "env-kwargs")
     vary, arguments = cli.take_dotted(arguments, "vary")
@@ -101,8 +101,8 @@ def parse(arguments: list[str]) -> tuple[Args, dict[str, list[float]]]:
         spec, _ = directory.load(pathlib.Path(saved))
         config, hparams, axes = spec.config, spec.hparams, spec.axes
     else:
-        name, env = cli.flag_value(arguments, "--preset"), cli.flag_value(arguments, "--env")
-        chosen = presets.preset(name) if name else presets.for_environment(env or Config.env)
+        name, env, agent = (cli.flag_value(arguments, flag) for flag in ("--preset", "--env", "--agent"))
+        chosen = presets.preset(name) if name else presets.for_environment(env or Config.env, agent)
         parallel = preset(cli.flag_value(arguments, "--parallel") or "fused")
         config, hparams = over(parallel, chosen.config, chosen.hparams)
         axes = parallel.axes

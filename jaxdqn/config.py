@@ -112,9 +112,9 @@ class Config:
     """What is learned from: the ring (uniform), or only the block just acted (latest: on-policy, all T * N of it at
     once, whatever batch_size says); auto takes latest for actor-critic agents."""
     n_step: int = 1
-    """Length of the returns; with the latest block, at most what is left of it."""
+    """Length of the returns; with the latest block at most rollout_length, and what is left of the block."""
     learning_starts: int = 1_000
-    """Environment steps with random actions before the first update."""
+    """Environment steps with random actions before the first update; 0 for on-policy agents, which forget them."""
     loss: Literal["squared", "huber"] = "squared"
     """Loss on the TD error."""
     optimizer: Literal["adam", "adamw", "rmsprop", "radam"] = "adam"
@@ -147,6 +147,18 @@ class Config:
         return dataclasses.replace(self, log_interval=log, eval_interval=evaluation)
 
 
+ON_POLICY = ("a2c",)
+"""Agents whose loss holds only for actions of the policy they learn: they learn from the latest block."""
+
+
+def learns_from_latest(config: Config) -> bool:
+    """Whether the agent learns from the block just acted, and keeps no other experience. Raises `UserError` where it is
+    to have a replay that is wrong for it."""
+    if config.agent in ON_POLICY and config.replay == "uniform":
+        raise UserError(f"agent {config.agent!r} is on-policy: it cannot learn from replay 'uniform'; leave it 'auto'.")
+    return config.agent in ON_POLICY or config.replay == "latest"
+
+
 class Timeline(NamedTuple):
     """When things happen, in iterations of T * N environment steps."""
 
@@ -176,10 +188,11 @@ def timeline(config: Config) -> Timeline:
     steps = config.num_envs * config.rollout_length
     log_every = max(1, round(config.log_interval / steps))
     prefill = math.ceil(config.learning_starts / steps)
+    # Sampling a ring needs n complete rows; the block just acted is there at once.
+    needed = 0 if learns_from_latest(config) else math.ceil(config.n_step / config.rollout_length)
     return Timeline(
         steps_per_iteration=steps,
-        # Sampling needs n complete rows.
-        prefill=max(1, prefill, math.ceil(config.n_step / config.rollout_length)),
+        prefill=max(prefill, needed),
         total=math.ceil(config.total_steps / steps),
         log_every=log_every,
         eval_every=log_every * max(1, round(config.eval_interval / steps / log_every)),
@@ -237,6 +250,7 @@ def validate(config: Config, num_shards: int = 1) -> None:
             f"n_step {config.n_step} needs more than the {replay_rows(config)} rows of {config.num_envs} "
             "transitions the replay holds; lower n_step or raise replay_capacity."
         )
+    _validate_latest(config)
     line = timeline(config)
     if line.prefill >= line.total:
         raise UserError(
@@ -294,6 +308,19 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     if isinstance(value, dict):
         return depth < 10 and all(isinstance(key, str) and _is_plain(item, depth + 1) for key, item in value.items())
     return value is None or type(value) in (bool, int, float, str)
+
+
+def _validate_latest(config: Config) -> None:
+    if learns_from_latest(config) and config.n_step > config.rollout_length:
+        raise UserError(
+            f"n_step {config.n_step} is longer than the block of rollout_length {config.rollout_length} that agent "
+            f"{config.agent!r} learns from; raise rollout_length or lower n_step to {config.rollout_length}."
+        )
+    if config.agent in ON_POLICY and config.learning_starts:
+        raise UserError(
+            f"learning_starts is {config.learning_starts}, but agent {config.agent!r} is on-policy and would throw "
+            "these steps away; use learning_starts 0."
+        )
 
 
 def _validate_shards(config: Config, num_shards: int) -> None:

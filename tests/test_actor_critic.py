@@ -1,5 +1,7 @@
 """The latest block as m-step returns against a plain loop, and the actor-critic loss against rlax and enumeration."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxdqn import agents
 from jaxdqn.base import Batch, Spec, Transition
-from jaxdqn.config import Config, HParams
+from jaxdqn.config import Config, HParams, timeline, validate
 from jaxdqn.errors import UserError
 from jaxdqn.networks import actor_critic
 from jaxdqn.parallel import fleet
@@ -154,6 +156,21 @@ def test_it_samples_its_policy_whatever_epsilon_is_and_is_greedy_only_when_asked
         sampled, _, _ = agent.act(params, (), observation, KEY, jnp.full(20_000, epsilon))
         frequency = np.bincount(sampled, minlength=A) / 20_000
         np.testing.assert_allclose(frequency, jax.nn.softmax(logits[0]), atol=0.02)  # 5 standard errors
+
+
+def test_returns_are_not_longer_than_the_block_they_are_taken_from():
+    for agent, replay in (("a2c", "auto"), ("dqn", "latest")):
+        config = Config(agent=agent, replay=replay, rollout_length=4, n_step=5, learning_starts=0)
+        with pytest.raises(UserError, match="n_step 5 is longer than the block of rollout_length 4"):
+            validate(config)
+        validate(dataclasses.replace(config, n_step=4))
+
+
+def test_on_policy_agents_learn_from_their_first_block():
+    with pytest.raises(UserError, match="learning_starts is 100, but agent 'a2c' is on-policy"):
+        validate(Config(agent="a2c", learning_starts=100))
+    config = Config(agent="a2c", learning_starts=0, rollout_length=8, n_step=8)
+    assert timeline(config).prefill == 0
 
 
 def test_on_policy_agents_refuse_old_experience():

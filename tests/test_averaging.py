@@ -273,12 +273,12 @@ def test_chunks_and_resume_are_bitwise(rule):
     assert_trees(fleet.gather(states), whole)
 
 
-def test_the_rule_sets_out_from_parameters_put_in_before_training():
+def test_the_rule_sets_out_from_parameters_that_are_put_in():
     built, states = build("outer")
     learner = states[0].learner
     values = jax.tree.map(lambda x: np.full(x.shape, 0.25, x.dtype), fleet.gather([learner.params]))
     states = [states[0]._replace(learner=learner._replace(params=fleet.scatter([learner.params], values)[0]))]
-    assert_trees(fleet.gather(prefilled(built, states)).kept.anchor, values)
+    assert_trees(fleet.gather(built.adopted(states)).kept.anchor, values)
 
 
 def test_exploration_falls_with_the_environment_steps_of_all_replicas():

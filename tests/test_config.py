@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxdqn import presets
 from jaxdqn.config import (
+    ON_POLICY,
     Config,
     HParams,
     advice,
@@ -245,6 +247,26 @@ def test_intervals_default_to_a_hundredth_and_a_25th():
 
 def test_prefill_covers_the_n_steps():
     assert timeline(Config(num_envs=16, learning_starts=0, n_step=5, rollout_length=2)).prefill == 3
+
+
+@pytest.mark.parametrize("env", ("CartPole-v1", "Acrobot-v1", "Catch-bsuite", "Breakout-MinAtar", "FrozenLake-misc"))
+@pytest.mark.parametrize("agent", ("dqn", "double_dqn", "ensemble_dqn", "partitioned_dqn", "a2c", "random"))
+def test_every_agent_has_settings_that_suit_it_on_every_environment(env, agent):
+    usual, (_, config, _) = presets.for_environment(env), presets.for_environment(env, agent)
+    validate(config)
+    assert (config.env, config.agent) == (env, agent)
+    if agent in ON_POLICY:
+        assert config.rollout_length == config.n_step == 8 and timeline(config).prefill == 0
+    else:
+        assert dataclasses.replace(config, agent=usual.config.agent) == usual.config
+    if (env, agent) not in presets.BY_PAIR:
+        assert config.total_steps == usual.config.total_steps
+
+
+def test_a_preset_of_environment_and_agent_goes_first():
+    assert presets.for_environment("CartPole-v1", "a2c") == presets.preset("cartpole-a2c")
+    assert presets.for_environment("Acrobot-v1", "a2c") == presets.preset("acrobot-a2c")
+    assert presets.for_environment("Acrobot-v1") == presets.preset("acrobot")
 
 
 def test_updates_begin_after_the_prefill():

@@ -1,6 +1,7 @@
 """One contract for all environments, on random rollouts; what each suite and wrapper promises beyond it."""
 
 import functools
+import math
 import subprocess
 import sys
 from typing import NamedTuple
@@ -324,6 +325,34 @@ def test_an_argument_where_none_is_taken_is_refused():
     assert_refused("CartPole-v1", "'size'", "no env_kwargs", env_kwargs={"size": 3})
 
 
+@pytest.mark.parametrize(
+    "name, argument, value, part",
+    [
+        ("Breakout-MinAtar", "use_minimal_action_set", "maybe", "True or False"),
+        ("Breakout-MinAtar", "use_minimal_action_set", 1, "True or False"),
+        ("DeepSea-bsuite", "size", 0, "from 1 to 1,000"),
+        ("DeepSea-bsuite", "size", 10**9, "from 1 to 1,000"),
+        ("DeepSea-bsuite", "size", "8", "a whole number"),
+        ("DeepSea-bsuite", "action_mapping_key", [0], "cannot be"),
+        ("Catch-bsuite", "rows", -1, "from 1 to 1,000"),
+        ("SimpleBandit-bsuite", "num_actions", 0, "from 1 to 1,000"),
+        ("UmbrellaChain-bsuite", "n_distractor", -1, "from 0 to 1,000"),
+        ("FrozenLake-misc", "success_rate", math.nan, "a float32"),
+        ("FrozenLake-misc", "map_name", "9x9", "cannot be made"),
+        ("FrozenLake-misc", "desc", 3, "cannot be"),
+        ("FourRooms-misc", "goal_fixed", "maybe", "cannot be"),
+        ("MetaMaze-misc", "maze_size", 10, "cannot be"),
+    ],
+)
+def test_arguments_that_a_constructor_cannot_take_are_refused(name, argument, value, part):
+    assert_refused(name, argument, repr(value), part, name=name, env_kwargs={argument: value})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e40, 1e-50, 10**400, "9.8", [9.8], None])
+def test_a_parameter_is_a_number_that_a_float32_holds(value):
+    assert_refused("env_params.gravity of CartPole-v1", env_params={"gravity": value})
+
+
 MINIMAL_ACTIONS = {"Asterix": 5, "Breakout": 3, "Freeway": 3, "Seaquest": 6, "SpaceInvaders": 4}
 
 
@@ -515,6 +544,60 @@ def test_a_step_that_returns_something_else_is_refused(register, step, parts):
 def test_a_reset_of_wrong_shape_is_refused(register):
     register("echo", lambda: echo()._replace(reset=lambda key: (jnp.int32(0), jnp.zeros(3))))
     assert_refused("'echo'", "reset's observation", "float32[3]", "float32[1]", name="echo")
+
+
+def raising(*_):
+    raise RuntimeError("the simulator\nis not there")
+
+
+def of_gymnax(**members):
+    """Catch, with other members."""
+    from gymnax.environments.bsuite.catch import Catch
+
+    return type("Odd", (Catch,), members)
+
+
+def of_observation(observation):
+    return of_gymnax(reset=lambda self, key, params: (observation, None))
+
+
+ODD = {
+    "no actions": (lambda: echo()._replace(spec=echo().spec._replace(num_actions=0)), "0 actions"),
+    "half an action": (lambda: echo()._replace(spec=echo().spec._replace(num_actions=1.5)), "1.5 actions"),
+    "reset raises": (lambda: echo()._replace(reset=raising), "reset fails: RuntimeError: the simulator is not there"),
+    "step raises": (lambda: echo()._replace(step=raising), "step fails on the state reset returned: RuntimeError"),
+    "the factory raises": (raising, "cannot be made with env_kwargs {}: RuntimeError"),
+    "a dict": (lambda: echo()._replace(reset=lambda key: (jnp.int32(0), {"a": jnp.zeros(1)})), "of dict; they must be"),
+    "a tuple": (lambda: echo()._replace(reset=lambda key: (jnp.int32(0), (jnp.zeros(1),))), "of tuple; they must be"),
+    "a dict of step": (lambda: broken(observation={"a": jnp.zeros(1)}), "of dict; they must be one array"),
+    "a dict in the spec": (lambda: echo()._replace(spec=echo().spec._replace(observation={"a": 1})), "of dict"),
+    "complex": (
+        lambda: echo()._replace(spec=echo().spec._replace(observation=jax.ShapeDtypeStruct((1,), complex))),
+        "observations of complex",
+    ),
+    "reset of one": (lambda: echo()._replace(reset=lambda key: jnp.zeros(1)), "reset must return (state, observation)"),
+    "step of five": (
+        lambda: echo()._replace(step=lambda key, state, action: (0,) * 5),
+        "step must return (state, Time",
+    ),
+    "gymnax's, a dict": (of_observation({"a": jnp.zeros(1)}), "of dict; they must be one array"),
+    "gymnax's, a tuple": (of_observation((jnp.zeros(1), jnp.zeros(2))), "of tuple; they must be one array"),
+    "gymnax's, reset raises": (of_gymnax(reset=raising), "cannot be used: RuntimeError"),
+    "gymnax's, step raises": (of_gymnax(step=raising), "step fails on the state reset returned: RuntimeError"),
+    "gymnax's, no actions": (
+        of_gymnax(action_space=lambda self, params: type("Space", (), {"n": 0})()),
+        "0 actions; it needs at least 1",
+    ),
+    "gymnax's, no space": (of_gymnax(action_space=raising), "cannot be used: RuntimeError"),
+    "no environment": (lambda: 3, "cannot be used: AttributeError"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_environment_that_cannot_be_learned_from_is_refused_in_one_line(register, name):
+    factory, part = ODD[name]
+    register("odd", factory)
+    assert_refused("environment 'odd'" if "gymnax" in name else "environment", part, name="odd")
 
 
 def test_probe_environments_keep_the_contract(register):

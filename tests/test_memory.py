@@ -95,6 +95,7 @@ def test_the_plan_counts_the_bytes_of_the_built_state(name, agent):
     if agent == "a2c" and axes.scheme == "actor_learner":
         pytest.skip("on-policy agents have no use for local replays")
     config = dataclasses.replace(RING, agent=agent, hidden_sizes=(8, 8), replay_capacity=1_000, eval_episodes=1)
+    config = dataclasses.replace(config, learning_starts=0 if agent == "a2c" else config.learning_starts)
     _, parts, budget = experiment.plan(config, HParams(), [0], None, None, 1, axes)
     used = schemes.choose_devices(axes, None, 1, 1)
     _, states = schemes.build(axes, parts, used, 1, population.assign(1, 1), [0], [HParams()], print)

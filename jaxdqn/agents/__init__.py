@@ -11,8 +11,8 @@ from jaxdqn.agents.ensemble import ensemble_dqn
 from jaxdqn.agents.partitioned import partitioned_dqn
 from jaxdqn.agents.random import random
 from jaxdqn.base import Agent, Spec
-from jaxdqn.config import Config
-from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.config import ON_POLICY, Config
+from jaxdqn.errors import unknown_name
 from jaxdqn.learning import OPTIMIZERS
 
 AGENTS: dict[str, Callable[..., Agent]] = {
@@ -23,8 +23,6 @@ AGENTS: dict[str, Callable[..., Agent]] = {
     "a2c": actor_critic,
     "random": random,
 }
-ON_POLICY = {"a2c"}
-"""Agents whose loss holds only for actions of the policy they learn: they learn from the latest block."""
 STACKED = {"ensemble_dqn", "partitioned_dqn"}
 """Agents of several networks, whose parameters have a leading axis."""
 
@@ -50,10 +48,3 @@ def _options(config: Config, spec: Spec) -> dict[str, Any]:
         count = config.num_partitions
         return {"owner": ownership.directions(spec, count), "num_owners": count}
     return {}
-
-
-def learns_from_latest(config: Config) -> bool:
-    """Whether the agent learns from the block just acted. Raises `UserError` where a replay would be wrong for it."""
-    if config.agent in ON_POLICY and config.replay == "uniform":
-        raise UserError(f"agent {config.agent!r} is on-policy: it cannot learn from replay 'uniform'; leave it 'auto'.")
-    return config.agent in ON_POLICY or config.replay == "latest"

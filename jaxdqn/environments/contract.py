@@ -1,23 +1,29 @@
 """The contract between an environment and the rest, checked on shapes alone before anything is compiled."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxdqn.base import Array, Environment, Key, PyTree, TimeStep
-from jaxdqn.errors import UserError
+from jaxdqn.base import Array, Environment, Key, PyTree, Spec, TimeStep
+from jaxdqn.errors import UserError, shortened, shown
 
 
 def check(environment: Environment, key: Key) -> None:
-    """Raises `UserError` where reset or step return other shapes or dtypes than the spec and the record promise."""
+    """Raises `UserError` where reset or step fail, or return other shapes or dtypes than the spec and the record
+    promise; and for a spec that no agent can act on."""
     spec = environment.spec
-    state, observation = jax.eval_shape(environment.reset, key)
+    _check_spec(spec)
+    returned = _traced(spec.name, "reset fails", environment.reset, key)
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise UserError(f"environment {spec.name!r}: reset must return (state, observation).")
+    state, observation = returned
     action = jax.ShapeDtypeStruct((), jnp.int32)
-    try:
-        next_state, step = jax.eval_shape(environment.step, key, state, action)
-    except TypeError as error:
-        raise UserError(f"environment {spec.name!r}: step fails on the state reset returned: {_line(error)}") from error
+    returned = _traced(spec.name, "step fails on the state reset returned", environment.step, key, state, action)
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise UserError(f"environment {spec.name!r}: step must return (state, TimeStep).")
+    next_state, step = returned
     if not isinstance(step, TimeStep):
         raise UserError(f"environment {spec.name!r}: step must return (state, TimeStep), not {type(step).__name__}.")
     shape = (spec.observation.shape, jnp.dtype(spec.observation.dtype))
@@ -30,7 +36,35 @@ def check(environment: Environment, key: Key) -> None:
     _expect_same_state(spec.name, state, next_state)
 
 
+def _check_spec(spec: Spec) -> None:
+    if not isinstance(spec.num_actions, int) or spec.num_actions < 1:
+        raise UserError(f"environment {spec.name!r} has {shown(spec.num_actions)} actions; it needs at least 1.")
+    dtype = one_array(spec.name, spec.observation).dtype
+    if not (
+        jnp.issubdtype(dtype, jnp.bool_) or jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+    ):
+        raise UserError(f"environment {spec.name!r} has observations of {dtype}; they must be numbers or bool.")
+
+
+def one_array(name: str, observation: Any) -> Any:
+    """The observation, or its shape and dtype. Raises `UserError` for a dict, a tuple, ..."""
+    if not (hasattr(observation, "shape") and hasattr(observation, "dtype")):
+        raise UserError(
+            f"environment {name!r} has observations of {type(observation).__name__}; they must be one array. Wrap it "
+            "to join them."
+        )
+    return observation
+
+
+def _traced(name: str, what: str, function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return jax.eval_shape(function, *args)
+    except Exception as error:  # of any kind: it is other people's code
+        raise UserError(f"environment {name!r}: {what}: {line(error)}") from error
+
+
 def _expect(name: str, what: str, value: Array, shape: tuple[int, ...], dtype: Any) -> None:
+    value = one_array(name, value)
     if value.shape != shape or value.dtype != dtype:
         raise UserError(
             f"environment {name!r}: {what} is {value.dtype}{list(value.shape)}, "
@@ -49,5 +83,6 @@ def _expect_same_state(name: str, state: PyTree, next_state: PyTree) -> None:
             )
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def line(error: Exception) -> str:
+    """An exception of other people's code, in one line."""
+    return f"{type(error).__name__}: {shortened(' '.join(str(error).split()))}"

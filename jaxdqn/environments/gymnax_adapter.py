@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdqn.base import Array, Environment, Key, PyTree, Spec, TimeStep
-from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.environments.contract import line, one_array
+from jaxdqn.errors import UserError, shown, unknown_name
 
 # Observations that hold only 0 and 1 and arrive as float32: stored as bool (tests/test_environments.py checks each).
 BINARY = {
@@ -26,23 +27,41 @@ BINARY = {
 }
 
 
+TINIEST, LARGEST = (float(end) for end in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+MOST_SIZE = 1_000  # of what a constructor makes arrays of
+
+
 def construct(name: str, factory: Callable[..., Any] | None, env_kwargs: dict[str, Any]) -> Any:
     """The registered factory's environment, or gymnax's of that name. Raises `UserError` for a wrong argument."""
+    own = factory is None
     factory = factory or gymnax.registration._builtins[name]
-    known = [p.name for p in inspect.signature(factory).parameters.values() if p.kind != p.VAR_KEYWORD]
-    for argument in env_kwargs:
-        if argument not in known and len(known) == len(inspect.signature(factory).parameters):
+    parameters = inspect.signature(factory).parameters
+    known = [p.name for p in parameters.values() if p.kind != p.VAR_KEYWORD]
+    given = {}
+    for argument, value in env_kwargs.items():
+        if argument not in known and len(known) == len(parameters):
             if not known:
                 raise UserError(f"environment {name!r} takes no env_kwargs; it got {argument!r}.")
             raise unknown_name(f"env_kwargs field of {name}", argument, known)
+        what = f"env_kwargs.{argument} of {name}"
+        given[argument] = _argument(what, value, parameters[argument].default) if own else value
     try:
-        return factory(**env_kwargs)
-    except (ValueError, TypeError, AssertionError) as error:
-        if not env_kwargs:
-            raise
-        raise UserError(
-            f"environment {name!r} does not accept env_kwargs {env_kwargs}: {error or 'refused'}."
-        ) from error
+        return factory(**given)
+    except UserError:
+        raise
+    except Exception as error:  # of any kind: it is other people's code
+        raise UserError(f"environment {name!r} cannot be made with env_kwargs {shown(given)}: {line(error)}") from error
+
+
+def _argument(what: str, value: Any, default: Any) -> Any:
+    """`value` as the type of `default`, where that is a single value; a size within reason."""
+    if not isinstance(default, (bool, int, float)):
+        return value
+    value = _like(what, value, default)
+    least = min(default, 1)
+    if type(default) is int and not least <= value <= MOST_SIZE and "seed" not in what:
+        raise UserError(f"{what} is {value}; it must be a whole number from {least} to {MOST_SIZE:,}.")
+    return value
 
 
 def adapt(name: str, env: Any, env_params: dict[str, Any]) -> Environment:
@@ -53,8 +72,8 @@ def adapt(name: str, env: Any, env_params: dict[str, Any]) -> Environment:
     params = _replace_params(name, env.default_params, env_params)
     actions = env.action_space(params)
     if not hasattr(actions, "n"):
-        raise UserError(f"environment {name!r} has no discrete action space ({actions!r}); jaxdqn needs one.")
-    raw = jax.eval_shape(lambda key: env.reset(key, params)[0], jax.random.key(0))
+        raise UserError(f"environment {name!r} has no discrete action space ({shown(actions)}); jaxdqn needs one.")
+    raw = one_array(name, jax.eval_shape(lambda key: env.reset(key, params)[0], jax.random.key(0)))
     encode = _encoder(name, raw, env.observation_space(params))
 
     def reset(key: Key) -> tuple[PyTree, Array]:
@@ -100,9 +119,14 @@ def _like(what: str, value: Any, default: Any) -> Any:
     ):
         if isinstance(default, kind):
             if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-                raise UserError(f"{what} is {value!r}; it must be {words}, as its default {default!r} is.")
+                raise UserError(f"{what} is {shown(value)}; it must be {words}, as its default {default!r} is.")
             if kind is int and abs(value) > jnp.iinfo(jnp.int32).max:
-                raise UserError(f"{what} is {value!r}; it must lie within 32 bits.")
+                raise UserError(f"{what} is {shown(value)}; it must lie within 32 bits.")
+            if kind is float and not (value == 0 or TINIEST <= abs(value) <= LARGEST):
+                raise UserError(
+                    f"{what} is {shown(value)}; it must be 0, or between {TINIEST:.2g} and "
+                    f"{LARGEST:.2g} in size, as a float32 is."
+                )
             return kind(value)
     raise UserError(f"{what} is not a single value; it cannot be changed here.")
 

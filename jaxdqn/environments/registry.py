@@ -6,9 +6,9 @@ from typing import Any
 import jax
 
 from jaxdqn.base import Environment
-from jaxdqn.environments.contract import check
+from jaxdqn.environments.contract import check, line
 from jaxdqn.environments.names import CONTINUOUS, GYMNAX
-from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.errors import UserError, shown, unknown_name
 
 _registered: dict[str, Callable[..., Any]] = {}
 
@@ -53,7 +53,13 @@ def make(
 
     environment = gymnax_adapter.construct(name, _registered.get(name), env_kwargs or {})
     if not isinstance(environment, Environment):
-        environment = gymnax_adapter.adapt(name, environment, env_params or {})
+        try:
+            environment = gymnax_adapter.adapt(name, environment, env_params or {})
+        except UserError:
+            raise
+        except Exception as error:  # of any kind: it is other people's code
+            asked = f" with env_params {shown(env_params)}" if env_params else ""
+            raise UserError(f"environment {name!r} cannot be used{asked}: {line(error)}") from error
     elif env_params:
         raise UserError(f"environment {name!r} takes no env_params; it got {', '.join(sorted(env_params))}.")
     check(environment, jax.random.key(0))

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn import agents, replay, training
+from jaxdqn import replay, training
 from jaxdqn.base import Array, Key, LearnerState, PyTree, Transition
-from jaxdqn.config import Config, HParams, replay_rows, timeline
+from jaxdqn.config import Config, HParams, learns_from_latest, replay_rows, timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import actor, couplings
@@ -102,7 +102,7 @@ def validate(config: Config, axes: Axes) -> None:
         raise UserError(
             f"num_envs {config.num_envs} cannot be divided over {axes.num_actors} actors; use {nearest}, say."
         )
-    if agents.learns_from_latest(config):
+    if learns_from_latest(config):
         raise UserError(
             f"agent {config.agent!r} with replay {config.replay!r} learns from the latest block, and actors fill a "
             "replay; use --replay uniform or, for on-policy agents, --parallel a3c."

@@ -154,8 +154,7 @@ def averaged(trainer: training.Trainer, rule: Rule, schedule: Schedule, shards: 
         state: AveragedState, metrics: Metrics, hparams: Any, start: Array, stop: Array
     ) -> tuple[AveragedState, Metrics]:
         train, metrics = collect_some(state.train, metrics, hparams, start, stop)
-        # Nothing is learned yet; but the caller may have put in parameters, from which the rule then sets out.
-        return state._replace(**train._asdict(), kept=rule.init(train.learner.params)), metrics
+        return state._replace(**train._asdict()), metrics
 
     def step(
         state: AveragedState, metrics: Metrics, hparams: Any, start: Array, stop: Array
@@ -232,16 +231,24 @@ def build(
     shards = _devices.make_shards(num_replicas, num_replicas)
     trainer = training.make_trainer(parts.environment, parts.agent, parts.replay, parts.config)
     schedule = Schedule(period, dense_updates)
-    lane = averaged(trainer, rule or mean(), schedule, shards)
+    rule = rule or mean()
+    lane = averaged(trainer, rule, schedule, shards)
     assignment = population.assign(1, 1)
     built, states = _fleet.build(parts, devices, num_replicas, assignment, seeds, settings, width=1, lane=lane)
     judged = _devices.over_devices(population.over_lanes(lane.policy), devices, num_mapped=1)
     judged = judged.lower(states[0]).compile()
 
+    set_out = _devices.over_devices(population.over_lanes(rule.init), devices, num_mapped=1)
+
+    def adopted(states: list[AveragedState]) -> list[AveragedState]:
+        """The rule sets out from the parameters that the caller has put in."""
+        return [state._replace(kept=set_out(state.learner.params)) for state in states]
+
     learner = states[0].learner
     moved = _fleet.all_reduce_bytes(tree_bytes((learner.params, learner.target_params)) / num_replicas, num_replicas)
     fleet = built._replace(
         policy=lambda states: [judged(state) for state in states],
+        adopted=adopted,
         telemetry=_telemetry(schedule, moved / parts.config.updates_per_iteration),
         compile_seconds=time.perf_counter() - began,
     )

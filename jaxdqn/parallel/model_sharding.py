@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdqn import agents, training
 from jaxdqn.base import PyTree, Replay
-from jaxdqn.config import Config, HParams
+from jaxdqn.config import ON_POLICY, Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import fleet as _fleet
 from jaxdqn.parallel import population
@@ -90,7 +90,7 @@ def check(parts: Parts, data: int, model: int) -> int:
 
 def num_heads(config: Config) -> int:
     """The dense layers that are heads: two for dueling and actor-critic networks."""
-    return 2 if config.dueling or config.agent in agents.ON_POLICY else 1
+    return 2 if config.dueling or config.agent in ON_POLICY else 1
 
 
 def parameter_spec(path: str, num_hidden: int) -> P:

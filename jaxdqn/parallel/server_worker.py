@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn import acting, agents, training
+from jaxdqn import acting, training
 from jaxdqn.acting import ActorState, EpisodeSums
 from jaxdqn.base import Array, Key, LearnerState, PyTree
-from jaxdqn.config import Config
+from jaxdqn.config import Config, learns_from_latest
 from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Parts, on_one
 
 
@@ -107,7 +107,7 @@ class Node:
 
     def __init__(self, programs: Programs, hparams: Any, config: Config) -> None:
         self._programs, self._hparams, self._num_updates = programs, hparams, config.updates_per_iteration
-        latest = agents.learns_from_latest(config)
+        latest = learns_from_latest(config)
         self._needed = 0 if latest else -(-config.n_step // config.rollout_length) - 1  # rollouts before a gradient
 
     def begin(self, worker: Worker) -> None:

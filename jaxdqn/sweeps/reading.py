@@ -79,14 +79,14 @@ def to_plain(sweep: Sweep) -> dict[str, Any]:
 
 
 def _base(values: Mapping[str, Any], space: Space) -> tuple[Config, HParams]:
-    """The fixed settings: a preset (by default the environment's), changed by config and hparams.
+    """The fixed settings: a preset (by default that of environment and agent), changed by config and hparams.
 
     What is searched without a condition has the first value of its domain: no preset's value can be in the way.
     """
     fixed = _fixed(values, space)
-    env = _text("env", fixed["config"].get("env"))
+    env, agent = (_text(field, fixed["config"].get(field)) for field in ("env", "agent"))
     name = _text("preset", values.get("preset"))
-    chosen = presets.preset(name) if name else presets.for_environment(env or Config.env)
+    chosen = presets.preset(name) if name else presets.for_environment(env or Config.env, agent)
     given = {**dataclasses.asdict(chosen.config), **fixed["config"], "env": env or chosen.config.env}
     sweep = Sweep(from_dict(given), chosen.hparams._replace(**fixed["hparams"]), space, Sampler("grid", None), Seeds(1))
     _check_first_trial(sweep)
