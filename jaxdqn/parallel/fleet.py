@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxdqn import acting, agents, evaluation, replay, training
 from jaxdqn.base import Agent, Environment, PyTree, Replay
-from jaxdqn.config import Config, HParams, replay_rows
+from jaxdqn.config import Config, HParams, learns_from_latest, replay_rows
 from jaxdqn.environments import registry
 from jaxdqn.learning import shard_index
 from jaxdqn.parallel import devices as _devices
@@ -102,7 +102,7 @@ def make_parts(config: Config, shards: int = 1) -> Parts:
     environment = registry.make(config.env, config.env_params, config.env_kwargs, config.sticky_actions)
     agent = agents.make(config, environment.spec)
     example = training.transition_example(environment, agent, HParams())
-    if agents.learns_from_latest(config):
+    if learns_from_latest(config):
         memory = replay.latest(example, local.rollout_length, local.num_envs, local.n_step)
     else:
         memory = replay.uniform(example, replay_rows(local), local.num_envs, local.batch_size, local.n_step)
