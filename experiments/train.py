@@ -24,7 +24,16 @@ import tyro
 from jaxdqn import cli, presets
 from jaxdqn.axes import Axes, over, preset
 from jaxdqn.axes import validate as validate_axes
-from jaxdqn.config import MAX_MEMBERS, Config, HParams, check_seeds, members, validate, validate_hparams
+from jaxdqn.config import (
+    MAX_MEMBERS,
+    Config,
+    HParams,
+    check_replicates,
+    check_seeds,
+    members,
+    validate,
+    validate_hparams,
+)
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import hosts
 
@@ -140,6 +149,7 @@ def run(arguments: list[str]) -> int:
     validate(args.config, args.devices_per_agent)
     validate_hparams(args.hparams, args.config.epsilon_schedule)
     everyone = members(args.hparams, seeds, vary, args.config.epsilon_schedule)
+    check_replicates(everyone)
     validate_axes(args.axes, args.num_processes or 1)
     prepare(args, len(everyone), args.num_devices, args.devices_per_agent, vary)
     from jaxdqn import experiment
@@ -255,14 +265,14 @@ def report(summary: dict, out: pathlib.Path) -> int:
     if not hosts.is_first():
         print(f"{hosts.name()}: {summary['status']}", file=sys.stderr)
         return code
-    interval = summary["final_return_ci95"]
-    spread = f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
-    mean = summary["final_return_mean"]
+    from jaxdqn.runs.summary import lines
+
     print(
         f"{summary['status']}: {summary['env_steps']:,} steps in {summary['run_seconds']:.1f} s "
         f"({summary['env_steps_per_second']:,.0f}/s; compiled in {summary['compile_seconds']:.1f} s), "
-        f"final return {'-' if mean is None else f'{mean:.1f}'}{spread}, {summary['num_members']} member(s)"
+        f"{summary['num_members']} member(s)"
     )
+    print("\n".join(lines(summary)))
     if summary["dead_workers"]:
         print(f"{summary['dead_workers']} worker(s) died on the way; see the warnings, and dead_workers in the metrics")
     print(f"curves: {out / 'curves.png'}")

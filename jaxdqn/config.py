@@ -19,6 +19,7 @@ MAX_MEMBERS = 100_000
 MOST, MOST_WIDE = 10**15, 10**6
 LARGEST, LEAST = 1e38, 1.1754944e-38  # of a float32; smaller ones are 0 on most devices
 LEAST_ITERATIONS = 2_000
+MOST_EPISODES = 1_000_000
 
 
 class HParams(NamedTuple):
@@ -129,9 +130,15 @@ class Config:
     eval_interval: int | None = None
     """Environment steps between two greedy evaluations, rounded to rows of metrics; default a 25th of total_steps."""
     eval_episodes: int = 20
-    """Greedy episodes per evaluation, on environments of their own with fixed keys."""
+    """Greedy episodes per evaluation on the curve, on environments of their own."""
+    final_episodes: int = 100
+    """Greedy episodes of the kept parameters, once at the end: what final_return is the mean of; 0 leaves them out."""
     eval_max_steps: int = 10_000
     """Bound on the length of a greedy episode, in environment steps."""
+    eval_epsilon: float = 0.0
+    """Probability of a random action at each step of an evaluation; for games in which nothing else is random."""
+    common_evaluation: bool = False
+    """Judge all seeds on the same episodes, for paired comparisons; else each seed and evaluation has its own."""
 
     def __post_init__(self) -> None:
         """NumPy's numbers become Python's, and a list of widths a tuple."""
@@ -238,6 +245,8 @@ def validate(config: Config, num_shards: int = 1) -> None:
     _validate_shards(config, num_shards)
     if not 0.0 <= config.sticky_actions < 1.0 - 1e-7:  # nearer to 1, it is 1 as a float32
         raise UserError(f"sticky_actions is {shown(config.sticky_actions)}; it is a probability in [0, 1).")
+    if not 0.0 <= config.eval_epsilon <= 1.0:
+        raise UserError(f"eval_epsilon is {shown(config.eval_epsilon)}; it is a probability in [0, 1].")
     steps = config.num_envs * config.rollout_length
     capacity = replay_rows(config) * config.num_envs
     if config.batch_size > capacity:
@@ -280,11 +289,10 @@ def _validate_sizes(config: Config) -> None:
     for name in ("ensemble_size", "num_partitions"):
         if getattr(config, name) > MOST_WIDE:
             raise UserError(f"{name} is {getattr(config, name)}; it must be at most {MOST_WIDE:,}.")
-    starts = config.learning_starts
-    if isinstance(starts, bool) or not isinstance(starts, int) or not 0 <= starts <= MOST:
-        raise UserError(
-            f"learning_starts is {shown(starts)}; it must be a whole number of at least 0, at most {MOST:,}."
-        )
+    for name, most in (("learning_starts", MOST), ("final_episodes", MOST_EPISODES)):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise UserError(f"{name} is {shown(value)}; it must be a whole number of at least 0, at most {most:,}.")
     widths = config.hidden_sizes
     whole = isinstance(widths, tuple) and all(isinstance(w, int) and not isinstance(w, bool) for w in widths)
     if not whole or not widths or not all(0 < width <= MOST_WIDE for width in widths):
@@ -463,6 +471,19 @@ def members(
     for setting in settings:
         validate_hparams(setting, epsilon_schedule)
     return [(seed, setting) for setting in settings for seed in seeds]
+
+
+def check_replicates(everyone: Sequence[tuple[int, HParams]]) -> None:
+    """Raises `UserError` for a (seed, setting) that is there twice: a replicate has a seed of its own."""
+    seen: set[tuple[Any, ...]] = set()
+    for seed, setting in everyone:
+        member = seed, *map(float, setting)
+        if member in seen:
+            raise UserError(
+                f"two members are the same run: seed {seed} with the same hyperparameters. Give each seed, and each "
+                "setting of vary, once."
+            )
+        seen.add(member)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

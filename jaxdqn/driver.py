@@ -64,7 +64,7 @@ def drive(fleet: Fleet, at: Progressed, line: Timeline, hooks: Hooks) -> Progres
         at_point = iteration > start and line.is_point(iteration)
         leaving = hooks.interrupted() or iteration >= line.total or (at_point and stopping)
         if at_point:
-            episodes = fleet.evaluate(states) if line.is_evaluated(iteration) else None
+            episodes = fleet.evaluate(states, iteration) if line.is_evaluated(iteration) else None
             pending.append(Point(iteration, metrics, episodes, fleet.telemetry(states)))
             if iteration % line.log_every == 0:  # else the run ends within a window, which an extension goes on with
                 at = at._replace(metrics=fleet.zero_metrics)

@@ -1,28 +1,63 @@
-"""Greedy episodes on environments of their own, with fixed keys."""
+"""Greedy episodes on environments of their own. Every seed, evaluation and shard has its own start states and dice."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdqn import acting
+from jaxdqn import acting, exploration, fingerprints
 from jaxdqn.acting import ActorState
 from jaxdqn.base import Agent, Array, Environment, Key, PyTree
+
+EVALUATION_SEED = 20_150_226
 
 
 class Episodes(NamedTuple):
     """Undiscounted, unscaled return and length in environment steps of each episode; [E]. An episode that was still
-    running at the bound counts with what it had reached; `finished` says which ended."""
+    running at the bound counts with what it had reached; `finished` says which ended. Episodes with the same
+    observations and rewards have the same `fingerprints`."""
 
     returns: Array
     lengths: Array
     finished: Array
+    fingerprints: Array
+
+
+def episode_key(seed: Array | int, iteration: Array | int, part: Array | int, shard: Array | int = 0) -> Key:
+    """The key of one evaluation of a member with this seed [], after `iteration` [] and by one shard [] of it.
+
+    part [] is 0 on the curve, and counts from 1 in the evaluation at the end, which has more episodes than one call.
+    """
+    key = jax.random.key(EVALUATION_SEED)
+    for number in (seed, iteration, part, shard):
+        key = jax.random.fold_in(key, number)
+    return key
+
+
+def sometimes_random(agent: Agent, num_actions: int, epsilon: float) -> Agent:
+    """`agent`, whose greedy action is replaced by a uniformly random one with probability `epsilon`."""
+
+    def greedy(params: PyTree, carry: PyTree, observation: Array, key: Key) -> tuple[Array, PyTree, PyTree]:
+        own_key, random_key = jax.random.split(key)
+        action, carry, extras = agent.greedy(params, carry, observation, own_key)
+        return exploration.epsilon_random(random_key, action, num_actions, jnp.float32(epsilon)), carry, extras
+
+    return agent._replace(greedy=greedy)
 
 
 def evaluate(
-    environment: Environment, agent: Agent, params: PyTree, key: Key, num_episodes: int, max_steps: int
+    environment: Environment,
+    agent: Agent,
+    params: PyTree,
+    key: Key,
+    num_episodes: int,
+    max_steps: int,
+    epsilon: float = 0.0,
 ) -> Episodes:
-    """One greedy episode in each of `num_episodes` environments, at most `max_steps` steps long."""
+    """One episode in each of `num_episodes` environments, at most `max_steps` steps long: greedy, but for a random
+    action with probability `epsilon`."""
+    if epsilon > 0:
+        agent = sometimes_random(agent, environment.spec.num_actions, epsilon)
     agent, zeros = acting.greedily(agent), jnp.zeros(num_episodes)
     start_key, step_key = jax.random.split(key)
 
@@ -35,13 +70,15 @@ def evaluate(
         key = jax.random.fold_in(step_key, step)
         actor, block, _ = acting.rollout(environment, agent, params, actor, key, zeros, length=1)
         alive = ~episodes.finished
+        seen = fingerprints.extend(episodes.fingerprints, block.observation[0], block.reward[0])
         episodes = Episodes(
             episodes.returns + jnp.where(alive, block.reward[0], 0.0),
             episodes.lengths + alive,
             episodes.finished | block.episode_end[0],
+            jnp.where(alive, seen, episodes.fingerprints),
         )
         return actor, episodes, step + 1
 
     actor = acting.start(environment, agent, num_episodes, start_key)
-    none = Episodes(zeros, jnp.zeros(num_episodes, jnp.int32), jnp.zeros(num_episodes, jnp.bool_))
+    none = Episodes(zeros, *(jnp.zeros(num_episodes, kind) for kind in (jnp.int32, jnp.bool_, jnp.uint32)))
     return jax.lax.while_loop(running, body, (actor, none, jnp.int32(0)))[1]

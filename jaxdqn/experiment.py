@@ -12,6 +12,7 @@ from jaxdqn.config import (
     Config,
     HParams,
     Vary,
+    check_replicates,
     check_seeds,
     members,
     plain_hparams,
@@ -107,6 +108,8 @@ def train(
     spec = dataclasses.replace(
         spec, labels=tuple(dict(label) for label in labels), continues=continues, least_lanes=least_lanes
     )
+    if not labels and continues is None:  # either tells members apart, too
+        check_replicates(members(spec.hparams, spec.seeds, spec.vary))
     settings = settings or Settings()
     settings = settings._replace(on_chunk=on_chunk or settings.on_chunk)
     if out is None or not hosts.is_first():

@@ -41,7 +41,11 @@ def epsilon_greedy(key: Key, q: Array, epsilon: Array) -> Array:
     The coin and the random action come from different random numbers of one draw.
     """
     chex.assert_rank([q, epsilon], [2, 1])
-    num_envs, num_actions = q.shape
-    coin, choice = jax.random.uniform(key, (2, num_envs))
+    return epsilon_random(key, greedy(q), q.shape[1], epsilon)
+
+
+def epsilon_random(key: Key, action: Array, num_actions: int, epsilon: Array) -> Array:
+    """`action` [N], or with probability `epsilon` (a scalar, or [N]) a uniformly random one; int32 [N]."""
+    coin, choice = jax.random.uniform(key, (2, *action.shape))
     random_action = jnp.minimum((choice * num_actions).astype(jnp.int32), num_actions - 1)
-    return jnp.where(coin < epsilon, random_action, greedy(q))
+    return jnp.where(coin < epsilon, random_action, action)

@@ -104,6 +104,8 @@ MINATAR = Config(
     learning_starts=5_000,
     loss="huber",
     total_steps=1_000_000,
+    # Without it a greedy policy plays one or two games again and again (Mnih et al., 2015, methods).
+    eval_epsilon=0.05,
 )
 MINATAR_HPARAMS = HParams(learning_rate=5e-4, target_period=500, epsilon_steps=100_000)
 

@@ -1,6 +1,7 @@
 """`Result`: what a run leaves, and what is done with it: evaluate, watch, plot; and `load` from its directory."""
 
 import dataclasses
+import functools
 import pathlib
 import sys
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from jaxdqn import acting, evaluation
-from jaxdqn.base import PyTree
+from jaxdqn.base import Agent, Environment, PyTree
 from jaxdqn.config import Config, HParams, members, varying
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import fleet as _fleet
@@ -39,9 +40,14 @@ class Result:
         title = f"{self.config.agent} on {self.config.env}"
         return reporting.plot(self.metrics, title, self.varying)
 
-    def evaluate(self, episodes: int = 100, member: int = 0, seed: int = 1) -> evaluation.Episodes:
-        """Greedy episodes of one member on fresh start states: NumPy arrays [episodes]."""
-        return evaluate_params(self.parts, member_params(self.params, member), episodes, seed)
+    def evaluate(
+        self, episodes: int = 100, member: int = 0, seed: int = 1, epsilon: float | None = None
+    ) -> evaluation.Episodes:
+        """Greedy episodes of one member on fresh start states: NumPy arrays [episodes]. Actions are random with
+        probability `epsilon`, by default the configuration's; each member has its own episodes, unless its
+        configuration says that they are common."""
+        params, own = member_params(self.params, member), 0 if self.config.common_evaluation else member
+        return evaluate_params(self.parts, params, episodes, seed, own, epsilon)
 
 
 def member_params(params: PyTree, member: int) -> PyTree:
@@ -53,17 +59,25 @@ def member_params(params: PyTree, member: int) -> PyTree:
     return jax.tree.map(lambda x: jnp.asarray(x[member]), params)
 
 
-def evaluate_params(parts: Parts, params: PyTree, episodes: int, seed: int) -> evaluation.Episodes:
-    """Greedy episodes with given parameters, as NumPy arrays [episodes]."""
+def evaluate_params(
+    parts: Parts, params: PyTree, episodes: int, seed: int, stream: int = 0, epsilon: float | None = None
+) -> evaluation.Episodes:
+    """Greedy episodes with given parameters, as NumPy arrays [episodes]; each `stream` of a seed has its own."""
+    epsilon = parts.config.eval_epsilon if epsilon is None else epsilon
     if episodes < 1:
         raise UserError(f"episodes is {episodes}; it must be at least 1.")
+    if not 0.0 <= epsilon <= 1.0:
+        raise UserError(f"epsilon is {epsilon}; it is a probability in [0, 1].")
+    run = _evaluator(parts.environment, parts.agent, episodes, parts.config.eval_max_steps, float(epsilon))
+    return jax.tree.map(np.asarray, run(params, jax.random.fold_in(jax.random.key(seed), stream)))
 
-    @jax.jit
-    def run(params: PyTree, key: Any) -> evaluation.Episodes:
-        bound = parts.config.eval_max_steps
-        return evaluation.evaluate(parts.environment, parts.agent, params, key, episodes, bound)
 
-    return jax.tree.map(np.asarray, run(params, jax.random.key(seed)))
+@functools.lru_cache(maxsize=8)  # or every call would compile anew
+def _evaluator(environment: Environment, agent: Agent, episodes: int, max_steps: int, epsilon: float) -> Any:
+    """`evaluation.evaluate` of (params, key), compiled when it is first called."""
+    return jax.jit(
+        lambda params, key: evaluation.evaluate(environment, agent, params, key, episodes, max_steps, epsilon)
+    )
 
 
 def watch(result: Result, member: int, seed: int) -> np.ndarray:
@@ -74,9 +88,9 @@ def watch(result: Result, member: int, seed: int) -> np.ndarray:
 
     @jax.jit
     def run(key: Any) -> Any:
-        actor = acting.start(parts.environment, parts.agent, 1, key)
-        agent = acting.greedily(parts.agent)
-        block = acting.rollout(parts.environment, agent, params, actor, key, jnp.zeros(1), bound)[1]
+        start_key, step_key = jax.random.split(key)
+        actor, agent = acting.start(parts.environment, parts.agent, 1, start_key), acting.greedily(parts.agent)
+        block = acting.rollout(parts.environment, agent, params, actor, step_key, jnp.zeros(1), bound)[1]
         return block.observation[:, 0], block.next_observation[:, 0], block.episode_end[:, 0]
 
     before, after, end = jax.tree.map(np.asarray, run(jax.random.key(seed)))

@@ -16,8 +16,6 @@ import pandas as pd
 import pyarrow as pa
 
 from jaxdqn import driver, snapshots
-from jaxdqn.analysis.curves import final_score
-from jaxdqn.analysis.intervals import bootstrap_ci
 from jaxdqn.base import PyTree
 from jaxdqn.config import advice, members, timeline, varying
 from jaxdqn.driver import Hooks, Point, Progressed
@@ -28,6 +26,7 @@ from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.progress import Progress
 from jaxdqn.results import Result, read_params
 from jaxdqn.runs import checkpoints, metrics, recording, reporting, tensorboard, weights_and_biases
+from jaxdqn.runs import summary as _summary
 from jaxdqn.runs.directory import RunDirectory, RunSpec
 from jaxdqn.runs.files import provenance
 
@@ -84,10 +83,14 @@ class Session:
         schemes.check_engine(spec.axes, settings.engine)
         self.source, self.directory = source, run_directory
         self.line = timeline(spec.config)
-        self.everyone = members(spec.hparams, spec.seeds, spec.vary)
+        everyone = members(spec.hparams, spec.seeds, spec.vary)
+        self.labels = spec.labels or ({},) * len(everyone)
+        # Members that go on from another run's have the seeds that they had there, which their labels say.
+        self.everyone = [
+            (label.get("seed", seed), setting) for label, (seed, setting) in zip(self.labels, everyone, strict=True)
+        ]
         self.devices = schemes.choose_devices(spec.axes, spec.num_devices, spec.devices_per_agent, len(self.everyone))
         self.varying = varying(spec.vary)
-        self.labels = spec.labels or ({},) * len(self.everyone)
         self.identity = recording.identity(self.everyone, self.varying, self.labels)
         self.recorder = recording.Recorder(run_directory.path / "metrics.parquet" if run_directory else None)
         self.scalars: reporting.Scalars | None = None
@@ -96,6 +99,8 @@ class Session:
         self.compile_seconds = 0.0
         self.batch = 0
         self.diverged: dict[int, int] = {}
+        self.finals: dict[int, _summary.Final] = {}
+        self.warned_unfinished = False
         self.earlier = 0.0  # of these, in sessions before this one
 
     # -- the whole run ------------------------------------------------------------------------------------------------
@@ -259,7 +264,17 @@ class Session:
         self.diverged |= {m: int(update) for m, update in zip(batch, first_bad, strict=True) if update >= 0}
         if all(m in self.diverged for m in batch) and self.status == OK:
             self.status = DIVERGED
+        if self.status != INTERRUPTED:
+            self._judge(fleet, batch, at)
         return jax.tree.map(lambda x: x[:, 0], snapshots.policy(fleet, at.states))
+
+    def _judge(self, fleet: Fleet, batch: range, at: Progressed) -> None:
+        """Judges the parameters that are kept, by episodes of their own."""
+        wanted, each = self.spec.config.final_episodes, self.spec.config.eval_episodes * fleet.shards
+        if wanted:
+            parts = [fleet.evaluate(at.states, at.iteration, 1 + k) for k in range(math.ceil(wanted / each))]
+            episodes = [jax.tree.map(fleet.assignment.collect, _fleet.gather(part)) for part in parts]
+            self.finals |= dict(zip(batch, _summary.finals(episodes, wanted), strict=True))
 
     def _asked_to_stop(self, interrupted: Callable[[], bool]) -> str | None:
         """Why the session is to end before its time, whichever process was asked: INTERRUPTED, TIMEOUT or None."""
@@ -305,6 +320,8 @@ class Session:
         sums = jax.tree.map(collect, _fleet.gather(point.metrics))  # [M, shards]
         evaluated = point.episodes and jax.tree.map(collect, _fleet.gather(point.episodes))  # [M, shards, E]
         self._note_diverged(dict(zip(batch, sums.first_bad_update[:, 0].tolist(), strict=True)))
+        if evaluated and not evaluated.finished.all():
+            self._warn_unfinished(int((~evaluated.finished).sum()), point.iteration)
         columns = {
             "iteration": point.iteration,
             "env_steps": point.iteration * self.line.steps_per_iteration,
@@ -319,6 +336,16 @@ class Session:
         new = {m: update for m, update in first_bad.items() if update >= 0 and m not in self.diverged}
         self.diverged |= new
         self._warn_diverged([member for member, update in new.items() if update > self.updates_before])
+
+    def _warn_unfinished(self, number: int, iteration: int) -> None:
+        if self.warned_unfinished:
+            return
+        self.warned_unfinished = True
+        self._say(
+            f"warning: {number} greedy episodes of the evaluation at step "
+            f"{iteration * self.line.steps_per_iteration:,} had not ended after eval_max_steps "
+            f"{self.spec.config.eval_max_steps:,} steps; they count with what they had reached (see eval_unfinished)."
+        )
 
     def _warn_diverged(self, members: list[int]) -> None:
         if not members:
@@ -392,7 +419,13 @@ class Session:
         return result
 
     def _summary(self, frame: pd.DataFrame) -> dict[str, Any]:
-        finals = final_score(frame, by=["member"]).tolist() if len(frame) else []
+        settings = [
+            {
+                **{name: getattr(setting, name) for name in self.varying},
+                **{k: v for k, v in label.items() if k != "seed"},
+            }
+            for label, (_, setting) in zip(self.labels, self.everyone, strict=True)
+        ]
         steps = int(frame.groupby("member").env_steps.max().sum()) if len(frame) else 0
         updates = int(frame.groupby("member").updates.max().sum()) if len(frame) else 0
         seconds = max(self.seconds, 1e-9)
@@ -409,9 +442,7 @@ class Session:
             "updates_per_second": updates / seconds,
             "compile_seconds": self.compile_seconds,
             "run_seconds": self.seconds,
-            "final_return_mean": _number(float(np.mean(finals))) if finals else None,
-            "final_return_ci95": bootstrap_ci(finals),
-            "final_return_per_member": [_number(final) for final in finals],
+            **_summary.returns(frame, settings, self.finals, self.spec.config),
             "first_bad_update_per_member": {str(member): update for member, update in self.diverged.items()},
             "replay_bytes": self.budget.replay_bytes * replays * len(self.everyone),
             "dead_workers": int(frame["dead_workers"].max()) if "dead_workers" in frame else 0,
@@ -420,11 +451,6 @@ class Session:
             "commit": self.origin["commit"],
             "versions": self.origin["versions"],
         }
-
-
-def _number(value: float) -> float | None:
-    """`value` for JSON, which has no NaN."""
-    return None if math.isnan(value) else value
 
 
 @contextlib.contextmanager

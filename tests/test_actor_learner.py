@@ -33,6 +33,7 @@ SMALL = Config(
     total_steps=16_000,
     n_step=2,
     eval_episodes=2,
+    final_episodes=4,
     env_params={"max_steps_in_episode": 100},
 )
 # A policy that matters, and that every update changes: else actors that are late would act just the same.

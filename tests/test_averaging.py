@@ -25,6 +25,7 @@ SMALL = Config(
     learning_starts=200,
     total_steps=2_400,
     eval_episodes=2,
+    final_episodes=4,
     env_params={"max_steps_in_episode": 50},
 )
 H = HParams(target_period=20, epsilon_steps=1_000)
@@ -310,7 +311,7 @@ def test_evaluation_judges_the_combined_parameters(rule):
     shared, others = fleet.build(parts, jax.devices()[:2], 2, population.assign(1, 1), [3], [H])
     learner = others[0].learner
     others = [others[0]._replace(learner=learner._replace(params=fleet.scatter([learner.params], policy)[0]))]
-    assert_trees(fleet.gather(built.evaluate(states)), fleet.gather(shared.evaluate(others)))
+    assert_trees(fleet.gather(built.evaluate(states, 60)), fleet.gather(shared.evaluate(others, 60)))
 
 
 @pytest.fixture

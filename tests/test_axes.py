@@ -18,7 +18,18 @@ from jaxdqn.parallel import schemes
 from jaxdqn.presets import for_environment
 
 ROOT = Path(__file__).parent.parent
-SMALL = ("--num-envs", "8", "--learning-starts", "600", "--replay-capacity", "4000", "--eval-episodes", "2")
+SMALL = (
+    "--num-envs",
+    "8",
+    "--learning-starts",
+    "600",
+    "--replay-capacity",
+    "4000",
+    "--eval-episodes",
+    "2",
+    "--final-episodes",
+    "4",
+)
 
 
 def train(*flags, code=0):
@@ -124,7 +135,9 @@ def test_a_scheme_trains_and_leaves_a_run(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["fused", "lockstep_dqn", "gorila", "local_sgd", "sharded"])
 def test_every_scheme_reports_the_bytes_it_moves(name):
-    config, hparams = over(preset(name), Config(num_envs=16, hidden_sizes=(8,), eval_episodes=2), HParams())
+    config, hparams = over(
+        preset(name), Config(num_envs=16, hidden_sizes=(8,), eval_episodes=2, final_episodes=4), HParams()
+    )
     options = {"devices_per_agent": 2, "num_devices": 2} if name == "fused" else {}
     axes = preset(name).axes
     config = axes_module.dataclasses.replace(config, total_steps=2_048, learning_starts=512)

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import jaxdqn
 from jaxdqn import presets
 from jaxdqn.config import (
     ON_POLICY,
     Config,
     HParams,
     advice,
+    check_replicates,
     check_seeds,
     from_dict,
     members,
@@ -54,7 +56,9 @@ POSITIVE = [
 ]
 WRONG = [
     *[({name: value}, name, repr(value)) for name in POSITIVE for value in (0, -3, 2.5, True)],
-    *[({"learning_starts": value}, "learning_starts", repr(value)) for value in (-1, 1.5)],
+    *[({name: value}, name, repr(value)) for name in ("learning_starts", "final_episodes") for value in (-1, 1.5)],
+    ({"final_episodes": 2_000_000}, "final_episodes", "1,000,000"),
+    *[({"eval_epsilon": value}, "eval_epsilon", str(value)) for value in (-0.1, 1.1, math.nan)],
     *[({"hidden_sizes": value}, "hidden_sizes", repr(value)) for value in ((), (64, 0), (64, 1.5), (True,), "64", 64)],
     ({"hidden_sizes": (10**7,)}, "hidden_sizes", "10000000", "1,000,000"),
     *[({name: 10**7}, name, "10000000") for name in ("ensemble_size", "num_partitions")],
@@ -331,6 +335,24 @@ def test_members_that_cannot_be_are_refused(seeds, vary, parts):
     with pytest.raises(UserError) as error:
         members(HParams(), seeds, vary)
     assert_one_line_with(error, *parts)
+
+
+@pytest.mark.parametrize(
+    "seeds, vary, seed",
+    [
+        ((3, 3), None, 3),
+        ((4, 5, 4), {"gamma": [0.9, 0.8]}, 4),
+        ((0,), {"gamma": [0.9, 0.9]}, 0),
+        ((0,), [{"gamma": 0.9}, {"learning_rate": 1e-3}, {"gamma": 0.9}], 0),
+        ((7,), [{}, {"gamma": HParams().gamma}], 7),  # its default, once more
+    ],
+)
+def test_a_seed_or_a_setting_given_twice_is_no_replicate(seeds, vary, seed, tmp_path):
+    with pytest.raises(UserError, match=f"two members are the same run: seed {seed} with the same hyperparameters"):
+        check_replicates(members(HParams(), seeds, vary))
+    with pytest.raises(UserError, match="the same run"):
+        jaxdqn.train(seeds=seeds, vary=vary, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_numpys_numbers_are_seeds_and_values_of_vary():

@@ -26,6 +26,7 @@ SMALL = Config(
     log_interval=200,
     eval_interval=400,
     eval_episodes=2,
+    final_episodes=4,
 )
 LONGER = dataclasses.replace(SMALL, total_steps=1_600)
 RATES = [{"learning_rate": rate} for rate in (1e-3, 3e-3, 1e-2)]

@@ -12,7 +12,7 @@ import pytest
 
 import jaxdqn
 from jaxdqn import experiment
-from jaxdqn.analysis.intervals import bootstrap_ci
+from jaxdqn.analysis.intervals import mean_interval
 from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
@@ -28,12 +28,14 @@ SMALL = Config(
     learning_starts=64,
     total_steps=2000,
     eval_episodes=2,
+    final_episodes=4,
     env_params={"max_steps_in_episode": 20},
 )
 SHORT = dataclasses.replace(SMALL, total_steps=400)
 LINE = timeline(SMALL)  # 4 steps an iteration; rows every 5 iterations, evaluations every 20
 QUIET = Settings(progress=False, tensorboard=False)
 COLUMNS = "member seed iteration env_steps updates seconds episodes episode_return episode_length epsilon eval_return"
+COLUMNS += " eval_length eval_distinct eval_unfinished"
 SUMMARY = """env agent status num_members seeds env_steps updates env_steps_per_second updates_per_second
 compile_seconds run_seconds final_return_mean final_return_ci95 final_return_per_member replay_bytes jax_version device
 commit"""
@@ -112,11 +114,13 @@ def test_summary(run):
     assert summary["updates_per_second"] == pytest.approx(4 * 484 / summary["run_seconds"])
     finals = summary["final_return_per_member"]
     assert len(finals) == 4
-    for member, final in enumerate(finals):
-        rows = result.metrics[result.metrics.member == member]
-        assert final == pytest.approx(rows[rows.env_steps > 1600].eval_return.mean())
-    assert summary["final_return_mean"] == pytest.approx(np.mean(finals))
-    assert summary["final_return_ci95"] == bootstrap_ci(finals)
+    assert summary["final_return_of"] == "4 greedy episodes of each member's kept parameters"
+    assert summary["final_return_mean"] is None and summary["final_return_ci95"] is None  # there are two settings
+    for index, (entry, rate) in enumerate(zip(summary["final_returns"], (1e-3, 4e-3), strict=True)):
+        assert entry["setting"] == {"learning_rate": rate} and entry["n"] == 2
+        assert entry["per_member"] == finals[2 * index : 2 * index + 2]
+        assert entry["mean"] == pytest.approx(np.mean(entry["per_member"]))
+        assert entry["ci95"] == mean_interval(entry["per_member"])
     # 100 rows of 4 transitions; a transition is at least its observation, action and reward.
     assert summary["replay_bytes"] >= 4 * 400 * (4 * 4 + 1 + 4)
     assert summary["jax_version"] == jax.__version__ and summary["first_bad_update_per_member"] == {}

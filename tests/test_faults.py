@@ -30,6 +30,7 @@ SMALL = Config(
     log_interval=400,
     eval_interval=4_000,
     eval_episodes=2,
+    final_episodes=4,
     env_params={"max_steps_in_episode": 50},
 )
 LINE = timeline(SMALL)

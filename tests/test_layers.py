@@ -25,6 +25,7 @@ LAYERS = {
     "learning": 2,
     "agents": 3,
     "evaluation": 4,
+    "fingerprints": 1,
     "training": 4,
     "parallel": 5,
     "tabular": 6,

@@ -157,7 +157,9 @@ def test_programs_that_nobody_uses_are_forgotten(monkeypatch):
     config = Config(
         env="Catch-bsuite", hidden_sizes=(8,), num_envs=4, batch_size=16, replay_capacity=100, total_steps=800
     )
-    config = dataclasses.replace(config, learning_starts=40, eval_episodes=2, log_interval=400, eval_interval=400)
+    config = dataclasses.replace(
+        config, learning_starts=40, eval_episodes=2, final_episodes=2, log_interval=400, eval_interval=400
+    )
 
     def regions_of_another_run():
         before = memory.mapped_regions()

@@ -24,6 +24,7 @@ WIDE = Config(
     learning_starts=200,
     total_steps=1_600,
     eval_episodes=4,
+    final_episodes=4,
     env_params={"max_steps_in_episode": 50},
 )
 H = HParams(target_period=20, epsilon_steps=1_000)
@@ -159,9 +160,9 @@ def test_gather_and_scatter_are_inverse_and_chunks_and_resume_are_bitwise(num_de
 def test_evaluation_plays_the_episodes_of_the_whole_network():
     built, states = build()
     params = jax.tree.map(lambda x: x[0, 0], fleet.gather(states).learner.params)
-    key = jax.random.fold_in(jax.random.key(fleet.EVALUATION_SEED), 0)
+    key = evaluation.episode_key(3, iteration=7, part=0)
     episodes = evaluation.evaluate(built.parts.environment, built.parts.agent, params, key, 4, 50)
-    assert_trees(jax.tree.map(lambda x: x[0, 0], fleet.gather(built.evaluate(states))), episodes)
+    assert_trees(jax.tree.map(lambda x: x[0, 0], fleet.gather(built.evaluate(states, 7))), episodes)
 
 
 def test_a_run_logs_saves_resumes_and_loads(tmp_path, monkeypatch):

@@ -40,6 +40,7 @@ SMALL = Config(
     total_steps=8_000,
     n_step=2,
     eval_episodes=2,
+    final_episodes=4,
     env_params={"max_steps_in_episode": 100},
 )
 H = HParams(target_period=50, epsilon_steps=2_000)

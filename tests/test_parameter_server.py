@@ -27,6 +27,7 @@ SMALL = Config(
     learning_starts=0,
     total_steps=16_000,
     eval_episodes=2,
+    final_episodes=4,
     env_params={"max_steps_in_episode": 100},
 )
 REPLAYED = dataclasses.replace(SMALL, agent="dqn", rollout_length=2, learning_starts=80, batch_size=16, n_step=2)

@@ -198,7 +198,9 @@ def test_a_users_environment_travels_to_the_nodes(cluster):
 @pytest.mark.slow
 def test_train_on_ray_and_resume_without(tmp_path):
     out = tmp_path / "run"
-    small = "--num-envs 4 --total-steps 4000 --eval-episodes 2 --axes.workers 2 --parallel a3c".split()
+    small = (
+        "--num-envs 4 --total-steps 4000 --eval-episodes 2 --final-episodes 4 --axes.workers 2 --parallel a3c".split()
+    )
     done = python("experiments/train.py", *small, "--engine", "ray", "--out", str(out))
     assert "finished" in done.stdout
     done = python("experiments/train.py", "--resume", str(out), "--total-steps", "6000")

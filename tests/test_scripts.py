@@ -156,6 +156,7 @@ def test_a_killed_run_resumes_to_the_same_bits(work, trained):
 ASYNCHRONOUS = {
     name: f"""--parallel {name} --num-envs 8 --hidden-sizes 16 --learning-starts 320 --replay-capacity 2000
 --batch-size 16 --total-steps {steps} --log-interval {steps // 20} --eval-interval {steps // 4} --eval-episodes 2
+--final-episodes 4
 --no-tensorboard --env-params.max-steps-in-episode 50""".split()
     for name, steps in (("parallel_dqn", 16_000), ("a3c", 32_000))
 }

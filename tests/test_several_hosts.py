@@ -27,7 +27,7 @@ LIMIT = 90  # seconds, of any process
 # Two members, each over both devices: with two processes every gradient mean is between them.
 FLAGS = """--env CartPole-v1 --agent double_dqn --num-seeds 2 --num-devices 2 --devices-per-agent 2 --hidden-sizes 32
 --total-steps 640 --num-envs 8 --batch-size 16 --replay-capacity 320 --learning-starts 64 --log-interval 64
---eval-episodes 2 --env-params.max-steps-in-episode 50 --no-tensorboard""".split()
+--eval-episodes 2 --final-episodes 4 --env-params.max-steps-in-episode 50 --no-tensorboard""".split()
 
 
 def free_port():

@@ -133,6 +133,79 @@ def test_wilsons_interval_needs_possible_counts():
             intervals.wilson_interval(successes, n)
 
 
+# -- final returns over seeds -----------------------------------------------------------------------------------------
+
+
+def covered(truth, returns):
+    """The share of simulated experiments, returns [R, seeds, episodes], whose interval covers the truth."""
+    ends = np.array([intervals.return_interval(each) for each in returns])
+    return ((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean()
+
+
+@pytest.mark.parametrize(
+    "truth, rates",
+    [
+        (0.7402, lambda rng, shape: np.full(shape, 0.7402)),  # FrozenLake's optimal policy, ten times
+        (0.74, lambda rng, shape: rng.beta(7.4, 2.6, shape)),  # seeds differ more than episodes do
+        (0.5, lambda rng, shape: rng.beta(0.5, 0.5, shape)),
+        (0.375, lambda rng, shape: np.where(rng.random(shape) < 0.5, 0.75, 0.0)),  # every second seed learns nothing
+        (0.02, lambda rng, shape: np.full(shape, 0.02)),
+    ],
+)
+def test_intervals_of_success_rates_cover_the_truth(truth, rates):
+    rng, seeds = np.random.default_rng(0), (1_000, 10)
+    returns = rng.random((*seeds, 20)) < rates(rng, seeds)[..., None]
+    assert covered(truth, returns) >= 0.88
+
+
+@pytest.mark.parametrize(
+    "truth, draw",
+    [
+        (0.0, lambda rng, shape: rng.normal(0.0, 1.0, shape)),
+        (5.0, lambda rng, shape: rng.normal(5.0, 3.0, (*shape[:2], 1)) + rng.normal(0.0, 5.0, shape)),
+        (1.0, lambda rng, shape: rng.exponential(1.0, (*shape[:2], 1)).repeat(shape[2], axis=2)),
+    ],
+)
+def test_intervals_of_other_returns_cover_the_truth(truth, draw):
+    assert covered(truth, draw(np.random.default_rng(0), (1_000, 10, 20))) >= 0.88
+
+
+def test_equal_episodes_count_once_where_all_succeed():
+    """Nine in ten seeds find the way, and walk it in every episode: of ten seeds, often all."""
+    found = np.random.default_rng(0).random((1_000, 10, 1)) < 0.9
+    ends = np.array([intervals.return_interval(each.repeat(20, axis=1), [1] * 10) for each in found])
+    assert ((ends[:, 0] <= 0.9) & (ends[:, 1] >= 0.9)).mean() >= 0.88
+
+
+def test_intervals_of_three_seeds_cover_the_truth():
+    """Of which the percentile bootstrap covers three quarters."""
+    assert covered(0.0, np.random.default_rng(0).normal(size=(1_000, 3, 20))) >= 0.92
+    rates = np.random.default_rng(1).beta(7.4, 2.6, (1_000, 3, 1))
+    assert covered(0.74, np.random.default_rng(2).random((1_000, 3, 100)) < rates) >= 0.92
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_the_mean_interval_is_scipys(level):
+    theirs = stats.ttest_1samp(SAMPLE, 0.0).confidence_interval(level)
+    np.testing.assert_allclose(intervals.mean_interval(SAMPLE, level), theirs, rtol=1e-12)
+
+
+def test_a_rate_interval_is_wilsons_where_seeds_are_equal_and_wider_where_they_differ():
+    assert intervals.rate_interval([0.75] * 4, 80) == intervals.wilson_interval(60, 80)
+    assert intervals.rate_interval([1.0] * 10, 200) == intervals.wilson_interval(200, 200)
+    assert intervals.rate_interval([0.0] * 10, 200) == intervals.wilson_interval(0, 200)
+    # p (1 - p) / variance of the mean = .25 / (.25 / 9) = 9 trials, times (1.96 / 2.262)^2.
+    size = 9 * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 9)) ** 2
+    np.testing.assert_allclose(
+        intervals.rate_interval([0.0, 1.0] * 5, 200), intervals.wilson_interval(size / 2, size), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, math.nan], [1.0, math.inf]])
+def test_no_interval_over_seeds_where_the_data_allow_none(values):
+    assert intervals.mean_interval(values) is None and intervals.rate_interval(values, 5) is None
+
+
 # -- aggregates -------------------------------------------------------------------------------------------------------
 
 MATRIX = RNG.gamma(2.0, 0.5, (10, 6))

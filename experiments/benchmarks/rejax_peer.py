@@ -136,7 +136,7 @@ def ours() -> Iterator[Any]:
         states, metrics = built.collect(states, metrics, start, middle)
         states, metrics = jax.block_until_ready(built.step(states, metrics, middle, stop))
         yield None
-    episodes = assignment.collect(fleet.gather([e.returns for e in built.evaluate(states)]))
+    episodes = assignment.collect(fleet.gather([e.returns for e in built.evaluate(states, line.total)]))
     yield episodes.reshape(AGENTS, -1).mean(axis=1).tolist()
 
 

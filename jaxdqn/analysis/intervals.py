@@ -1,4 +1,5 @@
-"""Confidence intervals: percentile bootstrap of any statistic, of whole curves, of a difference; Wilson's for rates.
+"""Confidence intervals: Student's for means over seeds, Wilson's for rates; and the percentile bootstrap of any
+statistic, of whole curves, of a difference.
 
 Each is `[low, high]`, or None where the data allow none: a single value says nothing about its spread. A statistic
 takes an array and the keyword `axis`, as NumPy's and SciPy's do.
@@ -31,8 +32,7 @@ def percentiles(resampled: np.ndarray, level: float) -> np.ndarray:
 
     Raises `UserError` for a level that is not between 0 and 1.
     """
-    if not 0.0 < level < 1.0:
-        raise UserError(f"level is {level}; it must be between 0 and 1, such as 0.95.")
+    _check_level(level)
     tail = 50.0 - 50.0 * level  # 2.5 to the last bit at 0.95
     return np.asarray(np.percentile(resampled, [tail, 100.0 - tail], axis=0))
 
@@ -99,8 +99,72 @@ def bootstrap_difference(
     return difference, [float(low), float(high)]
 
 
-def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval | None:
-    """The score interval of a success rate (Wilson, 1927); None for no trials.
+def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval | None:
+    """Student's interval of the mean of `values` [n]; None for fewer than two, and where any is not finite.
+
+    For means over few seeds, of which the percentile bootstrap covers too little: of normal values 77, 84 and 89 % with
+    3, 5 and 10 seeds, where this covers 95; of skewed ones both cover less (exponential, 10 seeds: 86 and 90 %).
+    """
+    data = np.asarray(values, float)
+    if len(data) < 2 or not np.isfinite(data).all():
+        return None
+    half = _quantile(level, len(data) - 1) * float(np.std(data, ddof=1)) / math.sqrt(len(data))
+    mean = float(np.mean(data))
+    return [mean - half, mean + half]
+
+
+def rate_interval(rates: Sequence[float] | np.ndarray, trials: float, level: float = 0.95) -> Interval | None:
+    """Wilson's interval of a success rate over seeds [n], each with a rate in [0, 1]; `trials` counts those of all.
+
+    None for fewer than two seeds. All trials count as far as seeds differ no more than trials do: their number is
+    p (1 - p) over the variance of the mean over seeds, with Student's quantile in place of the normal one as that
+    variance is an estimate (Korn and Graubard, 1998), and at most `trials`.
+    """
+    data = np.asarray(rates, float)
+    if len(data) < 2 or not np.isfinite(data).all():
+        return None
+    size, rate, variance = float(trials), float(np.mean(data)), float(np.var(data, ddof=1)) / len(data)
+    if variance > 0:
+        wider = _quantile(level, math.inf) / _quantile(level, len(data) - 1)
+        size = min(size, rate * (1 - rate) / variance * wider**2)
+    return wilson_interval(rate * size, size, level)
+
+
+def return_interval(returns: np.ndarray, distinct: Sequence[int] = (), level: float = 0.95) -> Interval | None:
+    """The interval of the mean of returns [seeds, episodes] over seeds: `rate_interval` where all are 0 or 1, else
+    `mean_interval`.
+
+    Where every episode succeeds, or none, nothing shows how much seeds differ: equal episodes then count once, if it
+    is known how many of each seed's are `distinct`.
+    """
+    returns = np.asarray(returns, float)
+    rates = returns.mean(axis=1)
+    if not is_rate(returns):
+        return mean_interval(rates, level)
+    same = returns.min() == returns.max()
+    return rate_interval(rates, sum(distinct) if same and len(distinct) else returns.size, level)
+
+
+def is_rate(returns: np.ndarray) -> bool:
+    """Whether every return is 0 or 1, so that their mean is a success rate."""
+    return bool(np.isin(returns, (0.0, 1.0)).all())
+
+
+def _quantile(level: float, freedom: float) -> float:
+    """Student's quantile that leaves (1 - level) / 2 above it. Raises `UserError` as `percentiles` does."""
+    _check_level(level)
+    return float(
+        special.stdtrit(freedom, 0.5 + 0.5 * level) if freedom < math.inf else special.ndtri(0.5 + 0.5 * level)
+    )
+
+
+def _check_level(level: float) -> None:
+    if not 0.0 < level < 1.0:
+        raise UserError(f"level is {level}; it must be between 0 and 1, such as 0.95.")
+
+
+def wilson_interval(successes: float, n: float, level: float = 0.95) -> Interval | None:
+    """The score interval of a success rate (Wilson, 1927), of whole trials or of effective ones; None for no trials.
 
     Raises `UserError` unless 0 <= successes <= n.
     """
@@ -108,7 +172,7 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval | N
         raise UserError(f"{successes} successes of {n}; they must be between 0 and their number.")
     if n == 0:
         return None
-    z = float(special.ndtri(0.5 + 0.5 * level))
+    z = _quantile(level, math.inf)
     rate, spread = successes / n, z * z / n
     centre = (rate + spread / 2) / (1 + spread)
     half = math.sqrt(rate * (1 - rate) * spread + spread * spread / 4) / (1 + spread)

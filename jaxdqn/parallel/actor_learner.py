@@ -222,7 +222,7 @@ class Scheme:
         self.acting = actor.compile_programs(parts, axes.num_actors, axes.merge_every, devices[0])
         self.programs = self._learning()
         self.program = self.programs.learn
-        self.judge = self._single(functools.partial(greedy_episodes, parts), 1)
+        self.judge = self._single(functools.partial(greedy_episodes, parts), 2, 2)
         zero = self._single(lambda _: training.zero_metrics(parts.agent, parts.replay, self.config), 1)
         self.zero_metrics = zero(self.hparams.gamma)
         self.apart = engine is not None
@@ -291,8 +291,7 @@ class Scheme:
         data, merged = self.programs.insert(state.replay, state.merged, local, np.int32(0))
         data = data._replace(episode_end=self.programs.cut(data.episode_end, merged, np.int32(0)))
         self.programs.learn(state.learner, data, metrics.learning, merged, state.key, self.hparams, np.int32(0))
-        self.programs.copy(state.broadcast[0])
-        jax.block_until_ready(self.judge(state.broadcast[0]))
+        jax.block_until_ready(self.programs.copy(state.broadcast[0]))
 
     def telemetry(self, states: list[ActorLearnerState]) -> dict[str, Any]:
         """`bytes_per_update` counts broadcasts to every actor and the experience that moves to the learner."""

@@ -24,7 +24,6 @@ from jaxdqn.parallel.memory import tree_bytes
 from jaxdqn.parallel.population import Assignment
 
 PARAMS_STREAM, EXPERIENCE_STREAM = 0, 1
-EVALUATION_SEED = 20_150_226  # fixed: every run is judged on the same start states
 
 
 class Parts(NamedTuple):
@@ -40,7 +39,8 @@ class Fleet(NamedTuple):
     """Compiled programs over stacks of lanes. A stack's arrays are [D, W, ...]; `states` and `metrics` are lists of
     stacks, and the states that `collect` and `step` are given are donated.
 
-    collect, step(states, metrics, start, stop) -> (states, metrics);  evaluate(states) -> Episodes [D, W, E] per stack
+    collect, step(states, metrics, start, stop) -> (states, metrics)
+    evaluate(states, iteration, part=0) -> Episodes [D, W, E] per stack; for `part` see `evaluation.episode_key`
     telemetry(states) -> figures of the parallel scheme at a logging point, scalars by column name
     policy(states) -> the parameters that are judged and kept for use, where an agent's shards may differ between two
     logging points; None where they may not, and it is what any shard has learned
@@ -124,11 +124,14 @@ def evaluation_bytes(parts: Parts) -> int:
     return tree_bytes(jax.eval_shape(start, jax.random.key(0)))
 
 
-def greedy_episodes(parts: Parts, params: PyTree, shard: Any = 0) -> evaluation.Episodes:
-    """The evaluation of a logging point: one shard's episodes, on start states that are the same in every run."""
-    key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), shard)
+def greedy_episodes(
+    parts: Parts, params: PyTree, seed: Any, iteration: Any, part: Any, shard: Any = 0
+) -> evaluation.Episodes:
+    """One shard's episodes in an evaluation of a member with this seed; with common evaluation, the same for all."""
     config = parts.config
-    return evaluation.evaluate(parts.environment, parts.agent, params, key, config.eval_episodes, config.eval_max_steps)
+    key = evaluation.episode_key(0 if config.common_evaluation else seed, iteration, part, shard)
+    bounds = config.eval_episodes, config.eval_max_steps
+    return evaluation.evaluate(parts.environment, parts.agent, params, key, *bounds, config.eval_epsilon)
 
 
 def over_members(hparams: HParams) -> Any:
@@ -148,7 +151,10 @@ def on_one(
 
 
 class Scheme(Protocol):
-    """One member that Python code takes through a chunk of iterations, program by program, maybe in threads."""
+    """One member that Python code takes through a chunk of iterations, program by program, maybe in threads.
+
+    judge(params, seed, iteration [], part []) -> Episodes, of [1, 1, ...] arrays
+    """
 
     parts: Parts
     zero_metrics: training.Metrics
@@ -175,14 +181,20 @@ def of_scheme(make: Callable[[], Scheme], seed: int) -> tuple[Fleet, list[Any]]:
     began = time.perf_counter()
     scheme = make()
     state = scheme.init(seed)
+    seeds = np.full((1, 1), seed, np.uint32)
+
+    def evaluate(states: list[Any], iteration: int, part: int = 0) -> list[evaluation.Episodes]:
+        return [scheme.judge(states[0].learner.params, seeds, np.int32(iteration), np.int32(part))]
+
     scheme.warm_up(state)
+    jax.block_until_ready(evaluate([state], 0))
     fleet = Fleet(
         parts=scheme.parts,
         assignment=population.assign(1, 1),
         shards=1,
         collect=functools.partial(scheme.run, learning=False),
         step=functools.partial(scheme.run, learning=True),
-        evaluate=lambda states: [scheme.judge(states[0].learner.params)],
+        evaluate=evaluate,
         zero_metrics=[scheme.zero_metrics],
         compile_seconds=time.perf_counter() - began,
         program=scheme.program,
@@ -214,11 +226,11 @@ def build(
         lane = fused(training.make_trainer(parts.environment, parts.agent, parts.replay, parts.config, shards))
 
     # Inside a mapped function: states made elsewhere would be uncommitted, and compile a second time.
-    def init_lane(seed: Any, hparams: Any) -> tuple[Any, training.Metrics, Any]:
+    def init_lane(seed: Any, hparams: Any) -> tuple[Any, training.Metrics, Any, Any]:
         key = jax.random.key(seed)
         stream = jax.random.fold_in(jax.random.fold_in(key, EXPERIENCE_STREAM), shard_index(shards))
         state = lane.init(jax.random.fold_in(key, PARAMS_STREAM), stream, hparams)
-        return state, lane.zero_metrics(), hparams
+        return state, lane.zero_metrics(), hparams, seed
 
     init = over(population.over_lanes(init_lane), devices, num_mapped=2)
     spread = jax.tree.map(
@@ -227,16 +239,22 @@ def build(
     )
     stacks = range(0, assignment.num_lanes, width)
     made = [init(*jax.tree.map(lambda x: x[:, i : i + width], spread)) for i in stacks]
-    states, metrics, hparams = (list(column) for column in zip(*made, strict=True))
+    states, metrics, hparams, own_seeds = (list(column) for column in zip(*made, strict=True))
 
     def chunk(run: Any) -> Any:
         program = over(population.over_lanes(run, num_shared=2), devices, num_mapped=3, num_shared=2, donate=(0,))
         return _devices.compiled(program, states[0], metrics[0], hparams[0], np.int32(0), np.int32(1))
 
-    def evaluate_lane(state: Any) -> evaluation.Episodes:
-        return greedy_episodes(parts, lane.policy(state), shard_index(shards))
+    def evaluate_lane(state: Any, seed: Any, iteration: Any, part: Any) -> evaluation.Episodes:
+        return greedy_episodes(parts, lane.policy(state), seed, iteration, part, shard_index(shards))
 
-    judge = _devices.compiled(over(population.over_lanes(evaluate_lane), devices, num_mapped=1), states[0])
+    over_stack = over(population.over_lanes(evaluate_lane, num_shared=2), devices, num_mapped=2, num_shared=2)
+    judge = _devices.compiled(over_stack, states[0], own_seeds[0], np.int32(0), np.int32(0))
+
+    def evaluate(states: list[Any], iteration: int, part: int = 0) -> list[evaluation.Episodes]:
+        when = np.int32(iteration), np.int32(part)
+        return [judge(state, seed, *when) for state, seed in zip(states, own_seeds, strict=True)]
+
     collect, step = chunk(lane.collect), chunk(lane.step)
     one_lane = tree_bytes(states[0].learner.params) / states[0].learner.updates.size
     moved = all_reduce_bytes(one_lane, devices_per_agent)
@@ -246,7 +264,7 @@ def build(
         shards=devices_per_agent,
         collect=_stack_by_stack(collect, hparams),
         step=_stack_by_stack(step, hparams),
-        evaluate=lambda states: [judge(state) for state in states],
+        evaluate=evaluate,
         zero_metrics=metrics,
         compile_seconds=time.perf_counter() - began,
         program=step,

@@ -129,7 +129,7 @@ class _Scheme:
         self.rollouts = [0] * axes.num_workers
         self.programs = compile_programs(parts, device, self.hparams)
         self.zero_metrics, self.program = self.programs.zeros, self.programs.gradient
-        self.judge = on_one(device, functools.partial(greedy_episodes, parts), 1)
+        self.judge = on_one(device, functools.partial(greedy_episodes, parts), 2, 2)
         workers = range(axes.num_workers)
         self.apart = engine is not None
         if engine is None:
@@ -159,7 +159,6 @@ class _Scheme:
         with ThreadPoolExecutor() as pool:
             list(pool.map(warm, self.nodes if self.apart else self.nodes[:1]))
         self.server.take()
-        jax.block_until_ready(self.judge(state.learner.params))
 
     def telemetry(self, states: list[ServerState]) -> dict[str, Any]:
         """`bytes_per_update`: a pull of parameters and target, and a push of a gradient."""

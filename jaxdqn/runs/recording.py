@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from jaxdqn.config import HParams
-from jaxdqn.runs import metrics
+from jaxdqn.runs import metrics, summary
 
 RECENT_POINTS = 5  # that the mean shown to people is over
 
@@ -41,17 +41,13 @@ def measured(sums: Any, evaluated: Any) -> dict[str, np.ndarray]:
     def mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
         return np.divide(total, count, out=np.full(len(count), np.nan, np.float32), where=count > 0)
 
-    def per_greedy_episode(x: np.ndarray) -> np.ndarray:
-        return x.reshape(len(x), -1).mean(axis=1)
-
     columns: dict[str, Any] = {
         "episodes": episodes.astype(int),
         "episode_return": mean(sums.episodes.returns.sum(axis=1), episodes),
         "episode_length": mean(sums.episodes.lengths.sum(axis=1), episodes),
         **{name: mean(x.mean(axis=1), updates) for name, x in sums.learning.items()},
         "epsilon": sums.epsilon[:, 0],
-        "eval_return": per_greedy_episode(evaluated.returns) if evaluated else nothing,
-        "eval_length": per_greedy_episode(evaluated.lengths) if evaluated else nothing,
+        **(summary.columns(evaluated) if evaluated else dict.fromkeys(summary.EVALUATED, nothing)),
     }
     return {name: x.astype(float) if x.dtype.kind == "f" else x for name, x in columns.items()}
 

@@ -87,7 +87,8 @@ def _base(values: Mapping[str, Any], space: Space) -> tuple[Config, HParams]:
     env, agent = (_text(field, fixed["config"].get(field)) for field in ("env", "agent"))
     name = _text("preset", values.get("preset"))
     chosen = presets.preset(name) if name else presets.for_environment(env or Config.env, agent)
-    given = {**dataclasses.asdict(chosen.config), **fixed["config"], "env": env or chosen.config.env}
+    given = {**dataclasses.asdict(chosen.config), "final_episodes": 0, **fixed["config"]}
+    given["env"] = env or chosen.config.env
     sweep = Sweep(from_dict(given), chosen.hparams._replace(**fixed["hparams"]), space, Sampler("grid", None), Seeds(1))
     _check_first_trial(sweep)
     first = {parameter.name: parameter.domain.at(0.0) for parameter in space.parameters if not parameter.when}
@@ -114,6 +115,8 @@ def _fixed(values: Mapping[str, Any], space: Space) -> dict[str, Mapping[str, An
             raise unknown_name("hyperparameter", name, HParams._fields)
         if isinstance(value, list):
             raise UserError(f"hparams.{name} is {value}; it must be one number. Search several in space.{name}.")
+    if fixed["config"].get("final_episodes", 0) != 0:
+        raise UserError("config.final_episodes is for single runs: a sweep scores curves. Raise config.eval_episodes.")
     if values.get("env") is not None:
         if fixed["config"].get("env", values["env"]) != values["env"]:
             raise UserError(f"env is {values['env']!r}, but config.env is {fixed['config']['env']!r}; keep one.")

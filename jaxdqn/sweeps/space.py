@@ -17,7 +17,7 @@ from jaxdqn.errors import UserError, unknown_name
 
 Values = dict[str, Any]
 STATIC = {field.name: field for field in dataclasses.fields(Config)}
-NOT_SEARCHED = ("env_params", "env_kwargs")
+NOT_SEARCHED = ("env_params", "env_kwargs", "final_episodes")
 MAX_GRID = 100_000
 
 

@@ -120,8 +120,11 @@ def prune(folder: pathlib.Path, stage: str) -> None:
 
 
 def until(config: Config, env_steps: int) -> Config:
-    """`config` with its end at `env_steps`, and all else as if it went on: rows and evaluations at the same steps."""
-    return dataclasses.replace(config.resolved(), total_steps=env_steps)
+    """`config` with its end at `env_steps`, and all else as if it went on: rows and evaluations at the same steps.
+
+    Sweeps score curves, so nothing is evaluated once more where a stage ends.
+    """
+    return dataclasses.replace(config.resolved(), total_steps=env_steps, final_episodes=0)
 
 
 def ends(config: Config, fractions: Sequence[float]) -> tuple[int, ...]:

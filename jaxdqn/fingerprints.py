@@ -1,0 +1,37 @@
+"""A number for what an episode was like, so that equal episodes can be counted: a running hash of 32 bits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdqn.base import Array
+
+_ODD = np.uint32(0x9E3779B1)  # 2^32 over the golden ratio: spreads bits upwards
+
+
+def extend(fingerprint: Array, observation: Array, reward: Array) -> Array:
+    """The fingerprints [N], uint32, of episodes that had `fingerprint` [N] and go on with observation [N, *O] and
+    reward [N]. Other values, or the same in another order, give another number but for one chance in 2^32."""
+    values = _bits(observation).reshape(len(observation), -1)
+    weights = np.random.default_rng(0).integers(0, 2**32, values.shape[1], np.uint32) | np.uint32(1)
+    seen = jnp.sum(_spread(values) * weights, axis=1, dtype=jnp.uint32)
+    return _spread(_spread(fingerprint ^ seen) + _bits(reward))
+
+
+def distinct(fingerprints: np.ndarray) -> np.ndarray:
+    """How many different ones there are in each row: int [M] of [M, E]."""
+    ordered = np.sort(fingerprints, axis=1)
+    changes = (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
+    return np.asarray(changes + (fingerprints.shape[1] > 0))
+
+
+def _bits(values: Array) -> Array:
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        return jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+    return values.astype(jnp.uint32)
+
+
+def _spread(bits: Array) -> Array:
+    """A permutation of the numbers of 32 bits. Downwards too: floats such as 1.0 have their bits at the upper end."""
+    bits = (bits ^ (bits >> 16)) * _ODD
+    return bits ^ (bits >> 15)

@@ -1,0 +1,140 @@
+"""What a run reached: greedy returns at a logging point, at its end, and in words. Nothing here trains."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+
+from jaxdqn import fingerprints
+from jaxdqn.analysis import curves, intervals
+from jaxdqn.config import Config
+from jaxdqn.evaluation import Episodes
+
+EVALUATED = ("eval_return", "eval_length", "eval_distinct", "eval_unfinished")
+
+
+class Final(NamedTuple):
+    """The episodes of one member's kept parameters after training: returns [F], and how many of them are distinct and
+    how many had not ended at eval_max_steps."""
+
+    returns: np.ndarray
+    distinct: int
+    unfinished: int
+
+
+def columns(episodes: Episodes) -> dict[str, np.ndarray]:
+    """The metrics of an evaluation, [M] each, from NumPy episodes [M, shards, E]."""
+    every = _by_member(episodes)
+    distinct, unfinished = fingerprints.distinct(every.fingerprints), (~every.finished).sum(axis=1)
+    found = every.returns.mean(axis=1), every.lengths.mean(axis=1), distinct.astype(float), unfinished.astype(float)
+    return dict(zip(EVALUATED, found, strict=True))
+
+
+def finals(evaluations: Sequence[Episodes], number: int) -> list[Final]:
+    """Each member's first `number` episodes of several evaluations, NumPy [M, shards, E]."""
+    parts = [_by_member(episodes) for episodes in evaluations]
+    every = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, :number], *parts)
+    distinct, unfinished = fingerprints.distinct(every.fingerprints), (~every.finished).sum(axis=1)
+    earned = every.returns.astype(float)
+    return [Final(*member) for member in zip(earned, distinct.tolist(), unfinished.tolist(), strict=True)]
+
+
+def _by_member(episodes: Episodes) -> Any:
+    return jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1), episodes)
+
+
+def returns(
+    frame: pd.DataFrame, settings: Sequence[Mapping[str, Any]], found: Mapping[int, Final], config: Config
+) -> dict[str, Any]:
+    """The summary's final returns. `settings` has each member's setting, its seed apart: members with equal ones are
+    replicates, and an interval is over these. A member is judged by what is `found` of it after training or, where
+    that is missing for any, each by the evaluations in the last fifth of the steps that it reached in the metrics.
+
+    mean and ci95 are None where there are several settings: `final_returns` has an entry for each.
+    """
+    reached = sorted(frame.member.unique().tolist()) if len(frame) else []
+    judged = bool(reached) and all(member in found for member in reached)
+    if judged:
+        scores = {member: float(found[member].returns.mean()) for member in reached}
+    else:
+        scores = curves.final_score(frame, by=["member"]).to_dict() if reached else {}
+    groups: dict[str, list[int]] = {}
+    for member in reached:
+        groups.setdefault(repr(settings[member]), []).append(member)
+    entries = []
+    for members in groups.values():
+        values = [scores[member] for member in members]
+        entry: dict[str, Any] = {"setting": dict(settings[members[0]]), "mean": _number(float(np.mean(values)))}
+        entry |= {"ci95": intervals.mean_interval(values), "interval": "student", "n": len(members)}
+        entry["per_member"] = [_number(value) for value in values]
+        if judged:
+            entry |= _of_episodes([found[member] for member in members], config.common_evaluation)
+        entries.append(entry)
+    alone: dict[str, Any] = entries[0] if len(entries) == 1 else {"mean": None, "ci95": None}
+    return {
+        "final_return_of": _meaning(frame, reached, judged, config),
+        "final_return_mean": alone["mean"],
+        "final_return_ci95": alone["ci95"],
+        "final_return_per_member": [_number(scores[member]) for member in reached],
+        "final_returns": entries,
+    }
+
+
+def _of_episodes(finals: Sequence[Final], common: bool) -> dict[str, Any]:
+    """What the episodes of replicates add. Common episodes are no independent trials: only their means count then."""
+    returns, distinct = np.stack([final.returns for final in finals]), [final.distinct for final in finals]
+    found: dict[str, Any] = {"episodes_per_member": returns.shape[1], "distinct_per_member": distinct}
+    found["unfinished_per_member"] = [final.unfinished for final in finals]
+    if intervals.is_rate(returns) and not common:
+        found |= {"ci95": intervals.return_interval(returns, distinct), "interval": "wilson"}
+    return found
+
+
+def _meaning(frame: pd.DataFrame, reached: Sequence[int], judged: bool, config: Config) -> str:
+    random = f", actions random with probability {config.eval_epsilon:g}" if config.eval_epsilon else ""
+    common = ", given these episodes, which are the same for all seeds" if config.common_evaluation else ""
+    if judged:
+        return f"{config.final_episodes} greedy episodes of each member's kept parameters{random}{common}"
+    steps = sorted(set(frame.groupby("member").env_steps.max().tolist())) if reached else [0]
+    span = " to ".join(f"{step:,}" for step in dict.fromkeys((steps[0], steps[-1])))
+    return f"greedy evaluations in the last fifth of the {span} steps that each member reached{random}{common}"
+
+
+def lines(summary: Mapping[str, Any]) -> list[str]:
+    """The final returns for people: a line for each setting, and what they are."""
+    found = [_line(entry) for entry in summary["final_returns"]]
+    notes = [f"final return: {summary['final_return_of']}; interval: 95 %, over seeds"]
+    distinct = [n for entry in summary["final_returns"] for n in entry.get("distinct_per_member", [])]
+    unfinished = sum(sum(entry.get("unfinished_per_member", [])) for entry in summary["final_returns"])
+    most = max((entry.get("episodes_per_member", 0) for entry in summary["final_returns"]), default=0)
+    if distinct and min(distinct) < most:
+        counts = " to ".join(str(n) for n in dict.fromkeys((min(distinct), max(distinct))))
+        notes.append(f"only {counts} of {most} episodes are distinct: see --eval-epsilon and --sticky-actions")
+    if unfinished:
+        notes.append(f"{unfinished} episodes had not ended at eval_max_steps and count as far as they came")
+    return found + notes
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    setting = ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in entry["setting"].items()
+    )
+    mean, interval = entry["mean"], entry["ci95"]
+    spread = f" [{_short(interval[0])}, {_short(interval[1])}]" if interval else ""
+    return (
+        f"{setting}{': ' if setting else ''}final return {'-' if mean is None else _short(mean)}{spread}, "
+        f"{entry['n']} seed{'s' if entry['n'] > 1 else ''}"
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def _number(value: float) -> float | None:
+    """`value` for JSON, which has no NaN."""
+    return None if math.isnan(value) else value
