@@ -21,12 +21,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxdqn import cli
-from jaxdqn.config import Config
+from jaxdqn.config import INT32_MAX, MOST, Config
 from jaxdqn.errors import UserError, unknown_name
 
 METHODS = ("q_learning", "partitioned", "distributed")
 COVERAGES = ("all", "part")
 POINTS = 50  # of the error curve
+MAX_WORKERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Args:
     coverage: str = "all"
     """distributed: a worker starts in all states, or only in its part of them."""
     gamma: float = 0.95
-    """Discount factor, in [0, 1)."""
+    """Discount factor, in [0, 1), at most 0.99999."""
     omega: float = 0.6
     """The n-th update of a pair has step size n^-omega."""
     total_steps: int = 1_000_000
@@ -70,8 +71,10 @@ class Args:
 def check(args: Args) -> None:
     """Raises `UserError` for what can be seen to be wrong before JAX is there."""
     for name in ("num_workers", "refresh", "local_steps", "total_steps", "num_devices"):
-        if getattr(args, name) < 1:
-            raise UserError(f"{name} is {getattr(args, name)}; it must be at least 1.")
+        if not 1 <= getattr(args, name) <= MOST:
+            raise UserError(f"{name} is {getattr(args, name)}; it must be at least 1, at most {MOST:,}.")
+    if args.num_workers > MAX_WORKERS:
+        raise UserError(f"num_workers is {args.num_workers}; it must be at most {MAX_WORKERS:,}.")
     if args.engine != "local" and args.num_devices > 1:
         raise UserError(
             f"num_devices {args.num_devices} is for the local engine; on {args.engine} a learner is a node."
@@ -81,6 +84,24 @@ def check(args: Args) -> None:
     for kind, value, known in (("method", args.method, METHODS), ("coverage", args.coverage, COVERAGES)):
         if value not in known:
             raise unknown_name(kind, value, known)
+
+
+def check_visits(args: Args, mdp: Any, owner: Any) -> None:
+    """Raises `UserError` where pairs would be visited more often than their clocks can count."""
+    import numpy as np
+
+    from jaxdqn.tabular.q_learning import MOST_VISITS
+
+    free = ~np.asarray(mdp.terminal)
+    pairs = int(free.sum()) * mdp.transition.shape[1]
+    if owner is not None and args.method == "distributed" and args.coverage == "part":
+        sizes = np.bincount(owner[free])  # a small part is visited as often as a large one
+        pairs = int(sizes[sizes > 0].min()) * mdp.transition.shape[1] * args.num_workers
+    if args.total_steps > MOST_VISITS * pairs:
+        raise UserError(
+            f"total_steps {args.total_steps:,} on {args.mdp}: the step sizes of its states and actions count up to "
+            f"{MOST_VISITS:,} visits of each; take at most {MOST_VISITS * pairs:,}."
+        )
 
 
 def build(args: Args, mdp: Any) -> tuple[Any, Any]:
@@ -185,6 +206,9 @@ def run(arguments: list[str]) -> int:
     mdp, cells = mdps.make(args.mdp), mdps.cells(args.mdp)
     optimal = planning.value_iteration(mdp, args.gamma)
     made, owner = build(args, mdp)
+    check_visits(args, mdp, owner)
+    if args.total_steps / int(made.load.sum()) > INT32_MAX:
+        raise UserError(f"total_steps {args.total_steps:,} are more than {INT32_MAX:,} rounds; take longer ones.")
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     out = args.out or pathlib.Path("runs") / f"{args.mdp}-{args.method}-{stamp}"
     with directory.create(out):

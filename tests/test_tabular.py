@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -660,6 +661,9 @@ def test_the_script_writes_its_run(tmp_path):
     )
 
 
+SIZES = ("num-workers", "refresh", "local-steps", "total-steps", "num-devices")
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -672,6 +676,15 @@ def test_the_script_writes_its_run(tmp_path):
         ("--method distributed --aggregate mean", "unknown aggregate"),
         ("--gamma 1", "gamma is 1.0"),
         ("--omega 0", "omega is 0.0"),
+        ("--gamma nan", "gamma is nan"),
+        ("--gamma 0.9999999", "at most 0.99999"),
+        *[(f"--{name} 1e18", f"{name.replace('-', '_')} is 1000000000000000000") for name in SIZES],
+        ("--total-steps 1e15", "count up to 8,388,608 visits of each; take at most"),
+        ("--method distributed --num-workers 20000", "num_workers is 20000"),
+        ("--method distributed --local-steps 1e7", "lower local_steps"),
+        ("--method partitioned --refresh 1e8", "lower refresh"),
+        ("--seed -1", "seed is -1"),
+        ("--seed 4294967296", "seed is 4294967296"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, words, tmp_path, monkeypatch, capsys):
@@ -685,3 +698,32 @@ def test_mistakes_end_in_one_line(flags, words, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and words in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: mdp.random_mdp(0, 10**9, 4, 5), "more than 50,000,000 probabilities"),
+        (lambda: mdp.random_mdp(0, 50, 10**18, 5), "more than 50,000,000 probabilities"),
+        (lambda: mdp.random_mdp(-1), "seed of a random MDP is -1"),
+        (lambda: mdp.random_mdp(0, 50.5), "num_states of a random MDP is 50.5"),
+        (lambda: mdp.from_arrays([["a"]], 0, 0, 0), "arrays of numbers"),
+        (lambda: dynamics.deep_sea(10**18), "size of DeepSea is 1000000000000000000"),
+        (lambda: dynamics.deep_sea("8"), "size of DeepSea is '8'"),
+        (lambda: dynamics.four_rooms(3), "goal of FourRooms is 3"),
+        (lambda: dynamics.four_rooms(("a", "b")), "goal"),
+        (lambda: dynamics.frozen_lake("9x9"), "FrozenLake-misc"),
+        (lambda: planning.value_iteration(mdp.random_mdp(), 0.9, math.inf), "tolerance is inf"),
+        (lambda: ql.q_learning(mdp.random_mdp(), 0.9, block=0), "block is 0"),
+        (lambda: ql.q_learning(mdp.random_mdp(), 0.9, block=10**18), "lower block"),
+    ],
+)
+def test_sizes_that_no_array_has_are_refused(call, words):
+    with pytest.raises(UserError) as error:
+        call()
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_float32_counts_the_visits_that_are_accepted():
+    most = np.float32(2 * ql.MOST_VISITS - 1)
+    assert most + 1 == 2**24 and np.float32(2**24) + 1 == 2**24

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxdqn.base import Array
 from jaxdqn.environments.gymnax_adapter import construct
-from jaxdqn.errors import UserError
+from jaxdqn.errors import UserError, shown
 
 FOUR_ROOMS_GOAL = (8, 9)  # gymnax's own
 MAX_DEEP_SEA = 40  # [S, A, S] floats: about 40 MB
@@ -55,6 +55,8 @@ def four_rooms(goal: tuple[int, int] = FOUR_ROOMS_GOAL) -> Dynamics:
 
     A move fails with `fail_prob` (1/3) and then is one of the three others. Raises `UserError` for a goal in a wall.
     """
+    if not isinstance(goal, tuple | list):
+        raise UserError(f"goal of FourRooms is {shown(goal)}; it must be (row, column).")
     env = construct("FourRooms-misc", None, {"goal_fixed": list(goal)})
     cells = np.asarray(env.coords)
     if list(goal) not in cells.tolist():
@@ -77,8 +79,8 @@ def deep_sea(size: int = 8) -> Dynamics:
 
     Raises `UserError` for a size outside [2, 40].
     """
-    if not 2 <= size <= MAX_DEEP_SEA:
-        raise UserError(f"size of DeepSea is {size}; it must lie in [2, {MAX_DEEP_SEA}].")
+    if isinstance(size, bool) or not isinstance(size, int) or not 2 <= size <= MAX_DEEP_SEA:
+        raise UserError(f"size of DeepSea is {shown(size)}; it must be a whole number in [2, {MAX_DEEP_SEA}].")
     env = construct("DeepSea-bsuite", None, {"size": size})
     cells = np.vstack([np.indices((size, size)).reshape(2, -1).T, [[size, 0]]])
     found = _enumerate(

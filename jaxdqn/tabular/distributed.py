@@ -22,6 +22,7 @@ from jaxdqn.tabular.q_learning import (
     Starts,
     apply_transitions,
     check_learning,
+    check_round,
     empty,
     explore,
     round_key,
@@ -96,8 +97,7 @@ def distributed(
     A worker whose region is terminal throughout idles. Raises `UserError` for what `weights` and the step sizes refuse.
     """
     check_learning(gamma, omega)
-    if num_local < 1:
-        raise UserError(f"local_steps is {num_local}; it must be at least 1.")
+    check_round("local_steps", num_local, len(regions))
     where = starts(mdp, regions)
     parts = None if owned is None else jnp.asarray(owned)
     weights(jnp.zeros((len(regions), 1, 1)), how, None if parts is None else parts[:, :1])  # refuses early

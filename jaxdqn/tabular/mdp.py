@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdqn.base import Array, Key
+from jaxdqn.config import LARGEST
 from jaxdqn.environments import dynamics
-from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.errors import UserError, shown, unknown_name
 
+MOST_NUMBERS = 50_000_000  # of an array [S, A, S]
 RANDOM_STATES, RANDOM_ACTIONS, RANDOM_BRANCHES = 50, 4, 5
 
 
@@ -42,8 +44,11 @@ def from_arrays(transition: np.ndarray, reward: np.ndarray, terminal: np.ndarray
     Raises `UserError` for shapes that do not fit, rows that do not sum to 1, terminal states that are left or paid,
     and an MDP in which every state is terminal.
     """
-    transition, reward = np.asarray(transition, np.float64), np.asarray(reward, np.float64)
-    terminal, start = np.asarray(terminal, bool), np.asarray(start, np.float64)
+    try:
+        transition, reward = np.asarray(transition, np.float64), np.asarray(reward, np.float64)
+        terminal, start = np.asarray(terminal, bool), np.asarray(start, np.float64)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"an MDP is made of arrays of numbers: {error}.") from None
     if transition.ndim != 3 or not transition.size or transition.shape[0] != transition.shape[2]:
         raise UserError(f"transition has shape {transition.shape}; it must be [states, actions, states].")
     if reward.shape not in (transition.shape, transition.shape[:2]):
@@ -61,8 +66,8 @@ def from_arrays(transition: np.ndarray, reward: np.ndarray, terminal: np.ndarray
 
 
 def _check_values(transition: np.ndarray, reward: np.ndarray, terminal: np.ndarray, start: np.ndarray) -> None:
-    if not np.isfinite(reward).all():
-        raise UserError("reward must be finite.")
+    if not (np.abs(reward) <= LARGEST).all():
+        raise UserError("reward must be finite, also as a float32.")
     for name, rows in (("transition", transition), ("start", start)):
         if not (rows >= 0).all() or not np.allclose(rows.sum(-1), 1.0, atol=1e-6):
             raise UserError(f"{name} must hold probabilities that sum to 1 over the states.")
@@ -91,12 +96,25 @@ def random_mdp(
     """A random ("Garnet") MDP: each action leads to `branches` states, with Dirichlet(1) probabilities.
 
     Rewards [S, A] are uniform in [0, 1); the last state is terminal. Archibald et al. (1995), section 2. Raises
-    `UserError` for sizes below 2 states, 1 action and 1 branch, and more branches than states.
+    `UserError` for sizes below 2 states, 1 action and 1 branch, more branches than states, and arrays too large.
     """
+    for name, value in {
+        "seed": seed,
+        "num_states": num_states,
+        "num_actions": num_actions,
+        "branches": branches,
+    }.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+            raise UserError(f"{name} of a random MDP is {shown(value)}; it must be a whole number of at least 0.")
     if num_states < 2 or num_actions < 1 or not 1 <= branches <= num_states:
         raise UserError(
             f"a random MDP needs 2 states, 1 action and 1 to {num_states} branches at least; it got {num_states} "
             f"states, {num_actions} actions, {branches} branches."
+        )
+    if int(num_states) ** 2 * int(num_actions) > MOST_NUMBERS:
+        raise UserError(
+            f"a random MDP of {num_states:,} states and {num_actions:,} actions has more than {MOST_NUMBERS:,} "
+            "probabilities; take fewer."
         )
     rng = np.random.default_rng(seed)
     transition = np.zeros((num_states, num_actions, num_states))

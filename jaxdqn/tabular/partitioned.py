@@ -22,6 +22,7 @@ from jaxdqn.tabular.q_learning import (
     View,
     apply_transitions,
     check_learning,
+    check_round,
     empty,
     explore,
     round_key,
@@ -64,13 +65,12 @@ def make_owners(mdp: MDP, owner: np.ndarray, refresh: int) -> Owners:
     """Hands out work by need: the owner with the most start states makes `refresh` updates a round, others in
     proportion (at least one; none where nothing can be learned), so that all pairs are visited alike.
 
-    owner [S]: numbers 0 .. K - 1. Raises `UserError` where it is no such array, or refresh is below 1.
+    owner [S]: numbers 0 .. K - 1. Raises `UserError` where it is no such array, and for a refresh below 1 or too long.
     """
     owner = np.asarray(owner)
     if owner.shape != mdp.terminal.shape or not np.issubdtype(owner.dtype, np.integer) or owner.min() < 0:
         raise UserError(f"owner must be {mdp.terminal.shape[0]} whole numbers of at least 0, one for each state.")
-    if refresh < 1:
-        raise UserError(f"refresh is {refresh}; it must be at least 1.")
+    check_round("refresh", refresh, int(owner.max()) + 1)
     owned = owner == np.arange(owner.max() + 1)[:, None]
     need = (owned & ~np.asarray(mdp.terminal)).sum(axis=1)
     load = np.where(need > 0, np.maximum(1, np.round(refresh * need / need.max())), 0)

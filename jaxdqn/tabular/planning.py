@@ -11,25 +11,27 @@ from jaxdqn.base import Array
 from jaxdqn.errors import UserError
 from jaxdqn.tabular.mdp import MDP
 
+MOST_GAMMA = 0.99999
+
 
 def value_iteration(mdp: MDP, gamma: float, tolerance: float = 1e-7) -> Array:
     """Q* [S, A] to within `tolerance` of the largest possible value, max |r| / (1 - gamma), but for float32's rounding.
 
     0 at terminal states. Sutton and Barto (2018), section 4.4. Stops where the change proves the error (a contraction
     by gamma), and in any case after as many sweeps as contract the first error that far: float32 may never see so
-    small a change. Raises `UserError` for gamma outside [0, 1) or a tolerance that is not positive.
+    small a change. Raises `UserError` for gamma outside [0, 0.99999] or a tolerance outside (0, 1).
     """
     check_gamma(gamma)
-    if not tolerance > 0:
-        raise UserError(f"tolerance is {tolerance}; it must be positive.")
+    if not 0 < tolerance < 1:
+        raise UserError(f"tolerance is {tolerance}; it must lie between 0 and 1.")
     sweeps = 1 if gamma == 0 else math.ceil(math.log(tolerance) / math.log(gamma)) + 1
     return _iterate(mdp, gamma, tolerance, max(1, sweeps))
 
 
 def check_gamma(gamma: float) -> None:
-    """Raises `UserError` for gamma outside [0, 1)."""
-    if not 0 <= gamma < 1:
-        raise UserError(f"gamma is {gamma}; it must lie in [0, 1).")
+    """Raises `UserError` for gamma outside [0, 0.99999]: beyond, 1 - gamma is no number that a float32 knows well."""
+    if not 0 <= gamma <= MOST_GAMMA:
+        raise UserError(f"gamma is {gamma}; it must lie in [0, 1), and be at most {MOST_GAMMA}.")
 
 
 def backup(mdp: MDP, q: Array, gamma: float | Array) -> Array:

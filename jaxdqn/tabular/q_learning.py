@@ -19,6 +19,8 @@ from jaxdqn.tabular.planning import check_gamma
 
 OMEGA = 0.6  # in (1/2, 1); 1/n would need exponentially many visits in 1/(1 - gamma): Even-Dar and Mansour (2003)
 BLOCK = 256  # transitions drawn at once
+MOST_DRAWN = 10_000_000
+MOST_VISITS = 2**23  # of a pair on average: the clock of its step size is a float32, which stops at 2^24
 
 
 class Transitions(NamedTuple):
@@ -113,15 +115,27 @@ def round_key(key: Key, worker: Array | int, number: Array | int) -> Key:
 
 
 def check_learning(gamma: float, omega: float) -> None:
-    """Raises `UserError` for gamma outside [0, 1) and omega outside (0, 1]."""
+    """Raises `UserError` for gamma outside [0, 0.99999] and omega outside (0, 1]."""
     check_gamma(gamma)
     if not 0 < omega <= 1:
         raise UserError(f"omega is {omega}; it must lie in (0, 1].")
 
 
+def check_round(name: str, num: int, num_learners: int = 1) -> None:
+    """Raises `UserError` for a round of no transitions, or of more than are drawn at once."""
+    if num < 1:
+        raise UserError(f"{name} is {num}; it must be at least 1.")
+    if num * num_learners > MOST_DRAWN:
+        raise UserError(
+            f"{name} {num:,} of {num_learners:,} learners are drawn at once; {MOST_DRAWN:,} transitions are the most: "
+            f"lower {name}."
+        )
+
+
 def q_learning(mdp: MDP, gamma: float, omega: float = OMEGA, block: int = BLOCK) -> Method:
     """Plain Q-learning, drawing its transitions in blocks."""
     check_learning(gamma, omega)
+    check_round("block", block)
     where = everywhere(mdp)
 
     def work(table: Table, k: Array, key: Key, number: Array, mdp: MDP) -> Table:
