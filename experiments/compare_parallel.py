@@ -162,7 +162,7 @@ def write(args: Args) -> None:
     seeds = f"seeds {args.seed}-{args.seed + args.num_seeds - 1}"
     lines += ["", f"{args.env}, {seeds}; {', '.join(sorted(devices))}; commit {', '.join(sorted(commits))}."]
     text = "\n".join(lines) + "\n"
-    (args.out / "table.md").write_text(text)
+    (args.out / "table.md").write_text(text, encoding="utf-8")
     print(text)
     for column, label in (("env_steps", "environment steps"), ("seconds", "seconds of training, compilation apart")):
         figure = draw(args, column, label)

@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> int:
     if not args.paths:
         raise UserError("no path; give run directories, sweep directories, or folders of them.")
     from jaxdqn.analysis import loading
-    from jaxdqn.runs.files import write_atomically
+    from jaxdqn.paths import write_atomically
 
     frame = loading.load(args.paths)
     for name in args.by:

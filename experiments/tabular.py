@@ -174,7 +174,7 @@ def write(args: Args, out: pathlib.Path, arrays: dict[str, Any], rows: list[dict
     import numpy as np
     import pandas as pd
 
-    from jaxdqn.runs.files import write_atomically
+    from jaxdqn.paths import write_atomically, write_text
     from jaxdqn.tabular import drawing
 
     frame = pd.DataFrame(rows)
@@ -185,7 +185,7 @@ def write(args: Args, out: pathlib.Path, arrays: dict[str, Any], rows: list[dict
     write_atomically(out / "table.npz", lambda path: np.savez(path, **arrays))
     write_atomically(out / "values.png", lambda path: figure.savefig(path, dpi=120))
     text = json.dumps(summary, indent=2) + "\n"
-    write_atomically(out / "summary.json", lambda path: path.write_text(text))
+    write_text(out / "summary.json", text)
 
 
 def run(arguments: list[str]) -> int:

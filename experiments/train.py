@@ -12,22 +12,25 @@
 Also: --env-params.FIELD VALUE, --env-kwargs.ARGUMENT VALUE, --vary.HPARAM VALUES.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import math
 import pathlib
+import shlex
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxdqn import cli, presets
+from jaxdqn import cli, paths, presets
 from jaxdqn.axes import Axes, over, preset
 from jaxdqn.axes import validate as validate_axes
 from jaxdqn.config import (
     MAX_MEMBERS,
     Config,
     HParams,
+    Vary,
     check_replicates,
     check_seeds,
     members,
@@ -36,6 +39,17 @@ from jaxdqn.config import (
 )
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import hosts
+from jaxdqn.progress import tell
+
+if TYPE_CHECKING:
+    from jaxdqn.runs.directory import RunSpec
+
+# With --resume these act. Of config, hparams and axes total_steps may change, the others may only be said again. The
+# rest describes a new run, and is refused.
+ACT_ON_RESUME = frozenset(
+    "resume total_steps stop_at_return max_minutes checkpoint_seconds dry_run profile tensorboard wandb quiet "
+    "tensorboard_members engine ray_address coordinator num_processes process_id connect_seconds".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +121,7 @@ def parse(arguments: list[str]) -> tuple[Args, dict[str, list[float]]]:
     if saved is not None:
         from jaxdqn.runs import directory
 
-        spec, _ = directory.load(pathlib.Path(saved))
+        spec, _ = directory.load(paths.expanded(saved))
         config, hparams, axes = spec.config, spec.hparams, spec.axes
     else:
         name, env, agent = (cli.flag_value(arguments, flag) for flag in ("--preset", "--env", "--agent"))
@@ -116,6 +130,8 @@ def parse(arguments: list[str]) -> tuple[Args, dict[str, list[float]]]:
         config, hparams = over(parallel, chosen.config, chosen.hparams)
         axes = parallel.axes
     args = cli.parse(Args, arguments, Args(config, hparams, axes), str(__doc__))
+    if args.resume is not None:
+        check_flags_of_resume(cli.given(arguments), vary)
     changes = {**cli.single(env_params, "env-params")}, {**cli.single(env_kwargs, "env-kwargs")}
     config = dataclasses.replace(
         args.config,
@@ -143,9 +159,11 @@ def run(arguments: list[str]) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1.")
+    if args.init_member and args.init_from is None:
+        raise UserError(f"--init-member {args.init_member} is of no run: say which with --init-from.")
     check_hosts(args)
     if args.resume is not None:
-        return resume(args, vary)
+        return resume(args)
     validate(args.config, args.devices_per_agent)
     validate_hparams(args.hparams, args.config.epsilon_schedule)
     everyone = members(args.hparams, seeds, vary, args.config.epsilon_schedule)
@@ -157,19 +175,23 @@ def run(arguments: list[str]) -> int:
     if args.dry_run:
         dry_run(args, seeds, vary)
         return 0
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    out = args.out or pathlib.Path("runs") / f"{args.config.env}-{args.config.agent}-{stamp}"
-    result = experiment.train(
-        args.config,
-        args.hparams,
-        seeds=seeds,
-        vary=vary,
-        out=out,
-        num_devices=args.num_devices,
-        devices_per_agent=args.devices_per_agent,
-        axes=args.axes,
-        settings=settings(args),
-    )
+    stem = pathlib.Path("runs") / f"{args.config.env}-{args.config.agent}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    with contextlib.ExitStack() as stack:
+        if args.out is not None or not hosts.is_first():
+            out = args.out or stem
+        else:
+            out = stack.enter_context(paths.fresh(stem))
+        result = experiment.train(
+            args.config,
+            args.hparams,
+            seeds=seeds,
+            vary=vary,
+            out=out,
+            num_devices=args.num_devices,
+            devices_per_agent=args.devices_per_agent,
+            axes=args.axes,
+            settings=settings(args),
+        )
     return report(result.summary, out)
 
 
@@ -181,9 +203,13 @@ def check_hosts(args: Args) -> None:
         raise UserError(f"several hosts need --coordinator, --num-processes and --process-id; {missing} not given.")
     if args.coordinator and args.dry_run:
         raise UserError("--dry-run is for one process; leave out --coordinator, --num-processes and --process-id.")
+    if not args.connect_seconds > 0:
+        raise UserError(f"connect_seconds is {args.connect_seconds}; it must be a number above 0.")
+    if args.coordinator is None and args.connect_seconds != Args.connect_seconds:
+        raise UserError("--connect-seconds is for several hosts; it needs --coordinator.")
 
 
-def prepare(args: Args, num_members: int, num_devices: int | None, per_agent: int, vary: dict) -> None:
+def prepare(args: Args, num_members: int, num_devices: int | None, per_agent: int, vary: Vary) -> None:
     """Sets up JAX, and meets the other processes where there are any."""
     cli.prepare_backend(args.config, num_members, num_devices, per_agent, args.axes, args.num_processes or 1)
     if args.coordinator is None:
@@ -228,8 +254,18 @@ def settings(args: Args):  # type: ignore[no-untyped-def]
     )
 
 
-def resume(args: Args, vary: dict[str, list[float]]) -> int:
-    """--resume: the saved configuration, of which only --total-steps may change."""
+def check_flags_of_resume(given: set[str], vary: dict[str, list[float]]) -> None:
+    """Raises `UserError` for a flag that --resume would have to pass over."""
+    for field in dataclasses.fields(Args):
+        if field.name in given - ACT_ON_RESUME:
+            flag = f"--{field.name.replace('_', '-')}"
+            raise UserError(f"{flag} is for new runs: only --total-steps may change when resuming. Leave {flag} out.")
+    if vary:
+        raise UserError("--vary is for new runs: only --total-steps may change when resuming. Leave --vary out.")
+
+
+def check_resume(args: Args) -> "RunSpec":
+    """What the run of --resume is, with the --total-steps asked for. Raises `UserError` where more is to change."""
     from jaxdqn.runs import directory
 
     assert args.resume is not None
@@ -246,13 +282,27 @@ def resume(args: Args, vary: dict[str, list[float]]) -> int:
         for (name, old), new in zip(spec.hparams._asdict().items(), args.hparams, strict=True)
         if old != new
     ]
-    if vary or differences:
-        what = "; ".join(differences) or "its population"
+    if differences:
+        what = "; ".join(differences)
         raise UserError(f"{args.resume} was trained with {what}: only --total-steps may change when resuming.")
+    validate(args.config, spec.devices_per_agent)
     validate_axes(spec.axes, args.num_processes or 1)
-    prepare(args, spec.num_devices, spec.num_devices, spec.devices_per_agent, vary)
+    return dataclasses.replace(spec, config=args.config)
+
+
+def resume(args: Args) -> int:
+    """--resume: goes on with the saved run."""
+    assert args.resume is not None
+    spec = check_resume(args)
+    prepare(args, spec.num_devices, spec.num_devices, spec.devices_per_agent, {})
     from jaxdqn import experiment
 
+    if args.dry_run:
+        done = experiment.steps_done(args.resume, spec.config)
+        print(f"# goes on with {args.resume}, where {done:,} of {spec.config.total_steps:,} steps of a member are done")
+        saved = {"num_devices": spec.num_devices, "devices_per_agent": spec.devices_per_agent}
+        dry_run(dataclasses.replace(args, **saved), spec.seeds, spec.vary)
+        return 0
     result = experiment.resume(args.resume, args.config.total_steps, settings(args))
     return report(result.summary, args.resume)
 
@@ -263,25 +313,26 @@ def report(summary: dict, out: pathlib.Path) -> int:
 
     code = {INTERRUPTED: 130, DIVERGED: 1}.get(summary["status"], 0)
     if not hosts.is_first():
-        print(f"{hosts.name()}: {summary['status']}", file=sys.stderr)
+        tell(f"{hosts.name()}: {summary['status']}")
         return code
     from jaxdqn.runs.summary import lines
 
-    print(
+    cli.say(
         f"{summary['status']}: {summary['env_steps']:,} steps in {summary['run_seconds']:.1f} s "
         f"({summary['env_steps_per_second']:,.0f}/s; compiled in {summary['compile_seconds']:.1f} s), "
         f"{summary['num_members']} member(s)"
     )
-    print("\n".join(lines(summary)))
-    if summary["dead_workers"]:
-        print(f"{summary['dead_workers']} worker(s) died on the way; see the warnings, and dead_workers in the metrics")
-    print(f"curves: {out / 'curves.png'}")
+    cli.say("\n".join(lines(summary)))
+    dead = summary["dead_workers"]
+    if dead:
+        cli.say(f"{dead} worker(s) died on the way; see the warnings, and dead_workers in the metrics")
+    cli.say(f"curves: {out / 'curves.png'}")
     if summary["status"] in (INTERRUPTED, TIMEOUT):
-        print(f"continue with: python experiments/train.py --resume {out}")
+        cli.say(f"continue with: python experiments/train.py --resume {shlex.quote(str(out))}")
     return code
 
 
-def dry_run(args: Args, seeds: tuple[int, ...], vary: dict[str, list[float]]) -> None:
+def dry_run(args: Args, seeds: tuple[int, ...], vary: Vary) -> None:
     """Prints what would run, its bytes, and its time, estimated from a second of training."""
     import time
 

@@ -1,39 +1,50 @@
 """What the scripts share: flags that tyro cannot know, one-line errors, and the backend's set-up."""
 
 import contextlib
+import dataclasses
 import io
 import math
 import os
+import pathlib
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from jaxdqn import documents
+from jaxdqn import documents, paths
 from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError, shortened, unknown_name
 from jaxdqn.parallel import hosts
+from jaxdqn.progress import stderr
 
 T = TypeVar("T")
+NOBODY_READS = 128 + signal.SIGPIPE
 LONGEST_LINE = 2_000  # letters of an error: a value may have a million
 
 
 def main(script: Callable[[], int | None]) -> NoReturn:
-    """Runs a script: a `UserError` or a failing disk ends in one line and a non-zero exit, in all of its processes."""
+    """Runs a script: a `UserError` or a failing disk ends in one line and a non-zero exit, in all of its processes.
+
+    What cannot be shown on stderr is dropped. Where nobody reads what is printed, the exit code is that of SIGPIPE,
+    unless it was printed with `say`.
+    """
     signal.signal(signal.SIGINT, _interrupted)
+    _prepare_streams()
     try:
         code = script() or 0
         hosts.leave()
+        sys.stdout.flush()
         sys.exit(code)
     except UserError as error:
         _fail(" ".join(str(error).split()), 2)
     except BrokenPipeError:  # the reader of our output (head, less) has gone
-        os._exit(0)
+        hosts.abandon("nobody reads its output.", NOBODY_READS)
+        os._exit(NOBODY_READS)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1)
     except Exception:
@@ -46,11 +57,44 @@ def main(script: Callable[[], int | None]) -> NoReturn:
         raise
 
 
+def say(line: str) -> None:
+    """Prints a line on what is done and kept in files: the exit code stays that of the work if nobody reads it."""
+    try:
+        print(line, flush=True)
+    except (OSError, ValueError):
+        _send_nowhere(sys.stdout)
+
+
+def _prepare_streams() -> None:
+    """Gives streams that are closed to the null device, before a file gets their numbers; a name that the locale cannot
+    spell is printed with escapes."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    if sys.stdout is None or sys.stderr is None:
+        null = pathlib.Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        sys.stdout, sys.stderr = sys.stdout or null, sys.stderr or null
+    sys.stderr = stderr()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _send_nowhere(stream: Any) -> None:
+    """What a broken stream holds, and will get, goes to the null device, or the exit would fail on it."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
 def _interrupted(number: int, frame: Any) -> NoReturn:
     """Ctrl-C where nothing waits for it: no KeyboardInterrupt, which in the midst of a save makes orbax's threads print
     tracebacks of their own."""
     del number, frame
-    os.write(2, b"error: interrupted.\n")
+    with contextlib.suppress(OSError):
+        os.write(2, b"error: interrupted.\n")
     hosts.abandon("interrupted.", 130)
     os._exit(130)
 
@@ -59,20 +103,33 @@ def _fail(line: str, code: int) -> NoReturn:
     line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE * 2 // 3]} ... {line[-LONGEST_LINE // 3 :]}"
     print(f"error: {line}", file=sys.stderr)
     hosts.abandon(line, code)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _send_nowhere(sys.stdout)
     sys.exit(code)
 
 
 def parse(kind: type[T], arguments: Sequence[str], default: T, description: str) -> T:
     """tyro's parsing into dataclass `kind`, its errors as one line. Raises `UserError`."""
-    arguments = [_whole(argument) for argument in arguments]
+    types = _types(kind)
+    arguments = _as_meant(arguments, types)
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(kind, args=arguments, default=default, description=description)
+            parsed: Any = tyro.cli(kind, args=arguments, default=default, description=description)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(_one_line(captured.getvalue(), arguments, kind, default)) from None
+        raise UserError(_one_line(captured.getvalue(), arguments, ["--help", *types])) from None
+    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)}
+    return dataclasses.replace(parsed, **{name: _expanded(value) for name, value in values.items()})
+
+
+def given(arguments: Sequence[str]) -> set[str]:
+    """The names of the flags among the arguments, as fields are called; --no-x is x."""
+    flags = [argument.partition("=")[0][2:] for argument in arguments if argument.startswith("--")]
+    return {flag.replace("-", "_").removeprefix("no_") for flag in flags}
 
 
 def flag_value(arguments: Sequence[str], flag: str) -> str | None:
@@ -167,16 +224,37 @@ def _yaml(text: str) -> Any:
     return value
 
 
-def _whole(argument: str) -> str:
-    """5e5 as 500000, for people who count steps that way."""
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)?[eE]\+?[0-9]+", argument) and float(argument).is_integer():
-        return str(int(float(argument)))
-    return argument
+def _as_meant(arguments: Sequence[str], types: Mapping[str, Any]) -> list[str]:
+    """Values as people mean them, by the types of their flags: 5e5 of something that is counted is 500000; a path that
+    is called None is one."""
+    meant, flag = [], ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            flag = name.replace("_", "-")
+            meant.append(f"{name}={_value(value, types.get(flag))}" if equals else argument)
+        else:
+            meant.append(_value(argument, types.get(flag)))
+            flag = flag if get_origin(types.get(flag)) is tuple else ""
+    return meant
 
 
-def _one_line(text: str, arguments: Sequence[str], kind: type, default: Any) -> str:
+def _value(text: str, kind: Any) -> str:
+    kinds = (kind, *get_args(kind))
+    if int in kinds and re.fullmatch(r"[0-9]+(\.[0-9]+)?[eE]\+?[0-9]+", text) and float(text).is_integer():
+        return str(int(float(text)))
+    return f"./{text}" if text == "None" and pathlib.Path in kinds else text
+
+
+def _expanded(value: Any) -> Any:
+    """A path, or each of several, with ~ for the home directory."""
+    if type(value) is tuple:
+        return tuple(map(_expanded, value))
+    return paths.expanded(value) if isinstance(value, pathlib.Path) else value
+
+
+def _one_line(text: str, arguments: Sequence[str], known: Sequence[str]) -> str:
     """tyro's error box as one sentence; a misspelt flag gets the nearest right one."""
-    known = _flags(kind, default)
     for argument in arguments:
         flag = argument.split("=", 1)[0]
         if flag.startswith("--") and flag.replace("_", "-").replace("--no-", "--") not in known:
@@ -186,16 +264,14 @@ def _one_line(text: str, arguments: Sequence[str], kind: type, default: Any) -> 
     return " ".join(words.split()) or "the flags could not be read; see --help."
 
 
-def _flags(kind: type, default: Any) -> list[str]:
-    import dataclasses
-
-    names = ["--help"]
-    for field in dataclasses.fields(kind):
-        value = getattr(default, field.name)
-        if isinstance(value, Config):
-            names += [f"--{inner.name}" for inner in dataclasses.fields(value)]
-        elif isinstance(value, HParams):
-            names += [f"--{field.name}.{inner}" for inner in HParams._fields]
+def _types(kind: Any, prefix: str = "--") -> dict[str, Any]:
+    """Every flag of a dataclass, and the type of its value."""
+    types: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        if hint is Config:
+            types |= _types(hint, prefix)
+        elif hint in (HParams, Axes):
+            types |= _types(hint, f"{prefix}{name}.")
         else:
-            names.append(f"--{field.name}")
-    return [name.replace("_", "-") for name in names]
+            types[f"{prefix}{name}".replace("_", "-")] = hint
+    return types

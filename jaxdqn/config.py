@@ -417,7 +417,7 @@ def _seed(given: Any) -> int:
         with contextlib.suppress(TypeError):  # a float, a text
             number = operator.index(given)
     if number is None or not 0 <= number <= UINT32_MAX:
-        raise UserError(f"seeds has {shown(given)}; a seed is a whole number from 0 to {UINT32_MAX}.")
+        raise UserError(f"seed is {shown(given)}; seeds are whole numbers from 0 to {UINT32_MAX}.")
     return number
 
 

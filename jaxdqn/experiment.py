@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxdqn import paths
 from jaxdqn.axes import THREADED, Axes
 from jaxdqn.config import (
     Config,
@@ -17,6 +18,7 @@ from jaxdqn.config import (
     members,
     plain_hparams,
     settings_of,
+    timeline,
     validate,
     validate_hparams,
 )
@@ -25,10 +27,10 @@ from jaxdqn.parallel import devices as _devices
 from jaxdqn.parallel import fleet as _fleet
 from jaxdqn.parallel import hosts, memory, schemes
 from jaxdqn.parallel.fleet import Parts
-from jaxdqn.results import Result, read_params
-from jaxdqn.runs import directory
-from jaxdqn.runs.directory import Continuation, RunSpec
-from jaxdqn.session import Session, Settings
+from jaxdqn.results import Result, load, read_params
+from jaxdqn.runs import checkpoints, directory
+from jaxdqn.runs.directory import Continuation, RunDirectory, RunSpec
+from jaxdqn.session import OK, Session, Settings
 
 
 def plan(
@@ -112,13 +114,32 @@ def train(
         check_replicates(members(spec.hparams, spec.seeds, spec.vary))
     settings = settings or Settings()
     settings = settings._replace(on_chunk=on_chunk or settings.on_chunk)
+    if settings.init_member and not settings.init_from:
+        raise UserError(f"init_member is {settings.init_member}, but there is no init_from whose member it is.")
     if out is None or not hosts.is_first():
         return Session(spec, parts, budget, settings).execute()
     if settings.init_from:
-        read_params(pathlib.Path(str(settings.init_from)), settings.init_member)  # its errors come before a directory
-    with directory.create(pathlib.Path(out)) as run_directory:
+        read_params(paths.expanded(settings.init_from), settings.init_member)  # its errors come before a directory
+    with directory.create(paths.expanded(out)) as run_directory:
         run_directory.check_unused()
         return Session(spec, parts, budget, settings, run_directory=run_directory).execute()
+
+
+def steps_done(path: pathlib.Path, config: Config) -> int:
+    """Environment steps of each member at the newest checkpoint of the run in `path`."""
+    names = [checkpoint.name for checkpoint in checkpoints.listing(path / "checkpoints")]
+    return max((int(name.split("-")[1]) for name in names), default=0) * timeline(config).steps_per_iteration
+
+
+def _finished(path: pathlib.Path, spec: RunSpec) -> Result | None:
+    """The run in `path`, where it has nothing left to do."""
+    total = timeline(spec.config).total
+    if steps_done(path, spec.config) < total or directory.status(path) != OK:
+        return None
+    ends = checkpoints.ends(path / "checkpoints")
+    if {batch: meta["iteration"] for batch, meta in ends.items()} != dict.fromkeys(range(len(spec.batches)), total):
+        return None
+    return load(path)
 
 
 def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Settings | None = None) -> Result:
@@ -126,13 +147,20 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
 
     On several hosts every process reads `out`: it must be on a file system that they share.
     """
-    path = pathlib.Path(out)
+    path = paths.expanded(out)
     spec, values = directory.load(path)
     settings = (settings or Settings())._replace(
         init_from=values.get("init_from"), init_member=values.get("init_member", 0)
     )
     if total_steps is not None:
         spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, total_steps=total_steps))
+        validate(spec.config, spec.devices_per_agent)
+        done = steps_done(path, spec.config)
+        if timeline(spec.config).total * timeline(spec.config).steps_per_iteration < done:
+            raise UserError(f"total_steps is {total_steps}, and {path} has done {done} steps: it cannot be less.")
+    finished = _finished(path, spec)
+    if finished is not None:
+        return finished
     per_agent = spec.devices_per_agent
     available = max(per_agent, jax.process_count() * len(jax.local_devices()) // per_agent * per_agent)
     spec = dataclasses.replace(spec, num_devices=min(spec.num_devices, available))
@@ -146,5 +174,5 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
         )
     if not hosts.is_first():
         return Session(spec, parts, budget, settings, source=path).execute()
-    with directory.create(path) as run_directory:
+    with RunDirectory(path) as run_directory:
         return Session(spec, parts, budget, settings, source=path, run_directory=run_directory).execute()

@@ -9,7 +9,7 @@ from jax import export
 
 from jaxdqn import results
 from jaxdqn.base import Array
-from jaxdqn.runs.files import write_atomically
+from jaxdqn.paths import write_atomically
 
 NUM_CHECKED = 256
 

@@ -1,11 +1,48 @@
 """Progress for people: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from types import TracebackType
 from typing import Any
 
 PLAIN_EVERY = 5.0  # seconds between plain lines
+
+
+class Dropping:
+    """A stream that drops what cannot be written: its terminal or reader has gone, its disk is full. No reason to end
+    what is being done."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        try:
+            return bool(self._stream.isatty())
+        except ValueError:  # closed
+            return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def stderr() -> Any:
+    """The present stderr, which drops what cannot be written."""
+    return Dropping(sys.stderr)
+
+
+def tell(line: str) -> None:
+    """A line on stderr, where it can be written."""
+    print(line, file=stderr(), flush=True)
 
 
 class Progress:
@@ -34,7 +71,7 @@ class Progress:
         self._start: tuple[float, int] | None = None
 
     def __enter__(self) -> "Progress":
-        if self._enabled and sys.stderr.isatty():
+        if self._enabled and stderr().isatty():
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -45,7 +82,7 @@ class Progress:
                 TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(),
             )
-            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._bar = Bar(*columns, console=Console(file=stderr()))
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=self._total * self._parts, text="compiling")
         return self
@@ -82,4 +119,4 @@ class Progress:
         if self._bar:
             self._bar.console.print(line, highlight=False, markup=False)
         else:
-            print(line, file=sys.stderr, flush=True)
+            tell(line)

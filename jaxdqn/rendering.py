@@ -3,7 +3,6 @@
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from jaxdqn.base import Spec
 from jaxdqn.errors import UserError
+from jaxdqn.paths import expanded, write_atomically
 
 SUPPORTED = (
     "CartPole-v1, FrozenLake-misc, FourRooms-misc (not its visual observations), and 0/1 grids stored as bool "
@@ -74,13 +74,15 @@ def save_gif(path: str | os.PathLike[str], frames: np.ndarray, fps: int = 30) ->
     Thinned to `MAX_FRAMES`. Equal successive frames become one, shown longer. A GIF counts in hundredths of a second,
     and viewers slow down what is shown for less than two of them: 50 frames a second at most.
     """
-    target, images = pathlib.Path(path), [Image.fromarray(frame) for frame in thin(frames)]
+    images = [Image.fromarray(frame) for frame in thin(frames)]
     duration = 10 * max(2, round(100 / fps))
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".gif-") as directory:
-        whole = pathlib.Path(directory) / "whole.gif"
+
+    def write(whole: pathlib.Path) -> None:
         # Pillow gives each frame its own few colours, and stores only what differs from the frame before.
-        images[0].save(whole, save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=True)
-        os.replace(whole, target)
+        options = {"duration": duration, "loop": 0, "optimize": True}
+        images[0].save(whole, format="GIF", save_all=True, append_images=images[1:], **options)
+
+    write_atomically(expanded(path), write)
 
 
 def _grid(observation: np.ndarray) -> Image.Image:

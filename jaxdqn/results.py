@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxdqn import acting, evaluation
+from jaxdqn import acting, evaluation, paths
 from jaxdqn.base import Agent, Environment, PyTree
 from jaxdqn.config import Config, HParams, members, varying
 from jaxdqn.errors import UserError
@@ -24,9 +25,12 @@ MAX_WATCHED = 2_500  # steps of an episode that is drawn
 
 @dataclasses.dataclass
 class Result:
-    """A run: `metrics` has one row per member and logging point, `params` leaves have a leading axis [M]."""
+    """A run: `metrics` has one row per member and logging point, `params` leaves have a leading axis [M].
 
-    metrics: pd.DataFrame
+    `read_metrics` is called when they are first wanted: what needs only parameters does not depend on them.
+    """
+
+    read_metrics: Callable[[], pd.DataFrame]
     params: PyTree
     summary: dict[str, Any]
     config: Config
@@ -34,6 +38,10 @@ class Result:
     parts: Parts
     varying: tuple[str, ...] = ()
     path: pathlib.Path | None = None
+
+    @functools.cached_property
+    def metrics(self) -> pd.DataFrame:
+        return self.read_metrics()
 
     def plot(self) -> Any:
         """Learning curves, as a matplotlib figure."""
@@ -99,8 +107,9 @@ def watch(result: Result, member: int, seed: int) -> np.ndarray:
 
 
 def load(path: str | pathlib.Path) -> Result:
-    """The run in a directory, from its metrics, newest good checkpoints and summary. Raises `UserError`."""
-    path = pathlib.Path(path)
+    """The run in a directory, from its newest good checkpoints and summary; its metrics are read once they are asked
+    for. Raises `UserError`."""
+    path = paths.expanded(path)
     spec, _ = directory.load(path)
     parts = _fleet.make_parts(spec.config, spec.devices_per_agent)
     everyone = members(spec.hparams, spec.seeds, spec.vary)
@@ -120,9 +129,9 @@ def load(path: str | pathlib.Path) -> Result:
     if not pieces:
         raise UserError(f"{path} has no readable checkpoint yet.")
     params = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
-    frame = metrics.read(path / "metrics.parquet")
+    read_metrics = functools.partial(metrics.read, path / "metrics.parquet")
     summary = directory.summary(path)
-    return Result(frame, params, summary, spec.config, everyone, parts, varying(spec.vary), path)
+    return Result(read_metrics, params, summary, spec.config, everyone, parts, varying(spec.vary), path)
 
 
 def read_params(path: pathlib.Path, member: int) -> dict[str, np.ndarray]:

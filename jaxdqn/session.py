@@ -5,9 +5,8 @@ import functools
 import math
 import pathlib
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from jaxdqn import driver, snapshots
+from jaxdqn import driver, paths, snapshots
 from jaxdqn.base import PyTree
 from jaxdqn.config import advice, members, timeline, varying
 from jaxdqn.driver import Hooks, Point, Progressed
@@ -23,9 +22,9 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import engine, hosts, memory, population, schemes
 from jaxdqn.parallel import fleet as _fleet
 from jaxdqn.parallel.fleet import Fleet, Parts
-from jaxdqn.progress import Progress
+from jaxdqn.progress import Progress, tell
 from jaxdqn.results import Result, read_params
-from jaxdqn.runs import checkpoints, metrics, recording, reporting, tensorboard, weights_and_biases
+from jaxdqn.runs import checkpoints, metrics, recording, reporting, resuming, tensorboard, weights_and_biases
 from jaxdqn.runs import summary as _summary
 from jaxdqn.runs.directory import RunDirectory, RunSpec
 from jaxdqn.runs.files import provenance
@@ -94,6 +93,8 @@ class Session:
         self.identity = recording.identity(self.everyone, self.varying, self.labels)
         self.recorder = recording.Recorder(run_directory.path / "metrics.parquet" if run_directory else None)
         self.scalars: reporting.Scalars | None = None
+        self.reached: dict[int, int] = {}  # by batches, before this session
+        self.begun = False
         self.status = OK
         self.seconds = 0.0  # of training, over all batches and sessions up to the current batch
         self.compile_seconds = 0.0
@@ -149,33 +150,40 @@ class Session:
             self.compile_seconds = max(meta["compile_seconds"] for meta in ends.values())
         before = ends.values() or [source.meta for source in self.origins]
         self.seconds = self.earlier = max((meta["seconds"] for meta in before), default=0.0)
-        if self.directory is not None:
-            path = self.directory.path
-            source = self.settings.init_from
-            started = {
-                "init_from": source and str(pathlib.Path(source).resolve()),
-                "init_member": self.settings.init_member,
-            }
-            self.directory.remove_summary()
-            self.directory.write_config(self.spec, {**origin, **started})
-            reached = {batch: meta["iteration"] for batch, meta in ends.items()}
-            metrics.drop_after(path / "metrics.parquet", reached)
-            metrics.drop_extra(path / "metrics.parquet", reached, self.line)
+        self.reached = {batch: meta["iteration"] for batch, meta in ends.items()}
+        if self.source is not None and self.directory is not None:
+            resuming.check(self.directory.path, self.reached, self.line.log_every, self.spec.continues is None)
         self.origin = origin
-        self.scalars = reporting.Scalars(self._events(ends), self._log())
+        self.events = self._events()
+        self.scalars = reporting.Scalars(self.events, self._log())
         return start
 
-    def _events(self, ends: Mapping[int, Mapping[str, Any]]) -> tensorboard.Events | None:
-        """TensorBoard's files, as far as the checkpoints at the `ends` of the batches go."""
+    def _begin(self) -> None:
+        """Makes the directory this session's, once it is certain to train: until then nothing in it has changed."""
+        if self.directory is None or self.begun:
+            return
+        self.begun = True
+        path, source, line = self.directory.path, self.settings.init_from, self.line
+        started = {
+            "init_from": source and str(paths.expanded(source).resolve()),
+            "init_member": self.settings.init_member,
+        }
+        self.directory.remove_summary()
+        self.directory.write_config(self.spec, {**self.origin, **started})
+        (path / "checkpoints").mkdir(exist_ok=True)
+        metrics.drop_after(path / "metrics.parquet", self.reached)
+        metrics.drop_extra(path / "metrics.parquet", self.reached, line)
+        if self.events is not None:
+            last = {b: i * line.steps_per_iteration - (not line.is_point(i)) for b, i in self.reached.items()}
+            self.events.cut(last)
+
+    def _events(self) -> tensorboard.Events | None:
+        """TensorBoard's files."""
         if self.directory is None or not self.settings.tensorboard:
             return None
         limit = self.settings.tensorboard_members
         curves = tensorboard.curves(self.spec.batches, self.everyone, self.varying, limit)
-        events = tensorboard.Events(self.directory.path / "tensorboard", curves)
-        line = self.line
-        reached = {batch: meta["iteration"] for batch, meta in ends.items()}
-        events.cut({b: i * line.steps_per_iteration - (not line.is_point(i)) for b, i in reached.items()})
-        return events
+        return tensorboard.Events(self.directory.path / "tensorboard", curves)
 
     def _log(self) -> weights_and_biases.Log | None:
         """The run at W&B, the same in all sessions of a directory."""
@@ -193,7 +201,7 @@ class Session:
         """The checkpoint to start from: the same in every process."""
         start, warnings = checkpoints.newest(source / "checkpoints")
         if checkpoints.listing(source / "checkpoints") and start is None:
-            raise UserError(f"every checkpoint in {source} is damaged; remove it to start again.")
+            raise UserError(f"every checkpoint in {source / 'checkpoints'} is damaged. {resuming.ADVICE}")
         for warning in warnings:
             self._say(f"warning: {warning}")
         found = hosts.exchange(start and [start.meta["batch"], start.meta["iteration"], start.meta["seconds"]])
@@ -234,11 +242,12 @@ class Session:
         if found is not None:
             at = snapshots.restored(at, found, assignment, self.devices)
         elif self.settings.init_from:
-            source = read_params(pathlib.Path(str(self.settings.init_from)), self.settings.init_member)
+            source = read_params(paths.expanded(self.settings.init_from), self.settings.init_member)
             at = at._replace(states=fleet.adopted(snapshots.with_params(states, source)))
         self.updates_before = self.line.updates(at.iteration, self.spec.config.updates_per_iteration)
         # The states are donated chunk by chunk: nobody else may hold them.
         del states
+        self._begin()
         began, before = time.perf_counter(), self.seconds
         self.batch_before = found.meta["batch_seconds"] if found else 0.0
         self.elapsed = lambda: time.perf_counter() - began
@@ -393,7 +402,7 @@ class Session:
         if hasattr(self, "bar"):
             self.bar.say(line)
         else:
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -403,7 +412,7 @@ class Session:
         frame = self.recorder.frame()
         summary = self._summary(frame)
         result = Result(
-            frame,
+            lambda: frame,
             params,
             summary,
             self.spec.config,
@@ -455,19 +464,20 @@ class Session:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGINT or SIGTERM into a flag; a second one acts as it always does."""
+    """Turns the first SIGINT, SIGTERM and SIGHUP into a flag; a second of its kind acts as it always does. What is
+    ignored (SIGHUP under nohup) stays so."""
     caught: list[int] = []
     previous: dict[int, Any] = {}
 
     def handler(number: int, frame: Any) -> None:
         del frame
         caught.append(number)
-        for known, old in previous.items():
-            signal.signal(known, old)
+        signal.signal(number, previous[number])
 
     with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handler)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                previous[number] = signal.signal(number, handler)
     try:
         yield lambda: bool(caught)
     finally:

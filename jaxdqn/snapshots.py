@@ -51,8 +51,8 @@ def last(path: pathlib.Path) -> list[Checkpoint]:
     complete = [checkpoint for checkpoint in found if checkpoint is not None]
     if len(complete) < len(found) or len({checkpoint.meta["iteration"] for checkpoint in complete}) > 1:
         raise UserError(
-            f"{path} cannot be continued from: a checkpoint is missing or damaged. Remove it, and the runs "
-            "that went on from it, to have them trained again."
+            f"{path} cannot be continued from: a checkpoint is missing or damaged. Bring it back from a copy, or move "
+            "that run and those that went on from it away to have them trained again."
         )
     return complete
 

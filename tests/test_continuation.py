@@ -75,6 +75,7 @@ def test_a_continuation_resumes_before_and_after_its_first_checkpoint(halves, tm
     for checkpoint in checkpoints.listing(tmp_path / "run" / "checkpoints"):
         (checkpoint / "manifest.json").unlink()
         checkpoint.rename(checkpoint.with_name(f".writing-{checkpoint.name}"))
+    (tmp_path / "run" / "summary.json").unlink()  # a run that was killed so early has none
     resumed = jaxdqn.resume(tmp_path / "run", settings=QUIET)
     assert_trees(resumed.params, whole.params)
     assert list(resumed.metrics.env_steps.unique()) == [1_000, 1_200, 1_400, 1_600]

@@ -13,6 +13,7 @@ ROOT = pathlib.Path(jaxdqn.__file__).parent
 LAYERS = {
     "base": 0,
     "errors": 0,
+    "paths": 0,
     "documents": 0,
     "td": 0,
     "exploration": 0,

@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 import jaxdqn
-from jaxdqn import experiment
+from jaxdqn import experiment, paths
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.runs import checkpoints, directory, files, metrics
+from jaxdqn.runs import checkpoints, directory, metrics
 from jaxdqn.runs.directory import Continuation, RunSpec
 
 SMALL = Config(num_envs=4, batch_size=16, hidden_sizes=(16,), replay_capacity=400, learning_starts=64, total_steps=400)
@@ -232,7 +232,7 @@ def test_the_parts_of_each_batch_are_joined_and_their_rows_kept(tmp_path):
 def test_an_atomic_write_replaces_the_file(tmp_path):
     target = tmp_path / "file.txt"
     target.write_text("old")
-    files.write_atomically(target, lambda path: path.write_text("new"))
+    paths.write_atomically(target, lambda path: path.write_text("new"))
     assert target.read_text() == "new" and list(tmp_path.iterdir()) == [target]
     assert target.stat().st_mode & 0o400 and target.stat().st_mode & 0o044 == (~_umask() & 0o044)
 
@@ -252,7 +252,7 @@ def test_a_failing_write_leaves_the_old_file_and_no_temporary(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        files.write_atomically(target, half)
+        paths.write_atomically(target, half)
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 

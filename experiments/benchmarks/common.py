@@ -91,7 +91,8 @@ def write_result(name: str, numbers: Mapping[str, Any]) -> Path:
     """Writes results/<name>.json: `numbers`, and where, when and with what they were measured."""
     path = HERE / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"benchmark": name, "measured": _circumstances(), **numbers}, indent=2) + "\n")
+    text = json.dumps({"benchmark": name, "measured": _circumstances(), **numbers}, indent=2) + "\n"
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -125,7 +126,7 @@ def _commit() -> str:
 
 def _cpu_model() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -42,8 +42,8 @@ def write_run(path: pathlib.Path, rows: int, parts: int) -> None:
     import yaml
 
     (path / "metrics.parquet").mkdir(parents=True)
-    (path / "config.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
-    (path / "summary.json").write_text('{"status": "finished"}')
+    (path / "config.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False), encoding="utf-8")
+    (path / "summary.json").write_text('{"status": "finished"}', encoding="utf-8")
     point, rng = np.arange(rows) // MEMBERS, np.random.default_rng(0)
     frame = pd.DataFrame(
         {"member": np.arange(rows) % MEMBERS, "seed": np.arange(rows) % MEMBERS, "learning_rate": 1e-3}

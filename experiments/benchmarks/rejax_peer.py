@@ -66,10 +66,10 @@ def peer_python(folder: Path) -> str:
     """The interpreter of rejax's virtual environment, which is made and filled if it is not there."""
     python = folder / "bin" / "python"
     marker = folder / "installed.json"
-    if not marker.exists() or json.loads(marker.read_text()) != list(PINS):
+    if not marker.exists() or json.loads(marker.read_text(encoding="utf-8")) != list(PINS):
         subprocess.run(["python3.11", "-m", "venv", "--clear", str(folder)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PINS], check=True)
-        marker.write_text(json.dumps(list(PINS)))
+        marker.write_text(json.dumps(list(PINS)), encoding="utf-8")
     return str(python)
 
 

@@ -37,7 +37,7 @@ def on_point(self, *args):
     return original(self, *args)
 session.Session._on_point = on_point
 train.run(["--quiet", "--total-steps", "50000", "--out", sys.argv[1]])
-summary = json.load(open(sys.argv[1] + "/summary.json"))
+summary = json.load(open(sys.argv[1] + "/summary.json", encoding="utf-8"))
 print(json.dumps({"compile": summary["compile_seconds"], "first_metrics": first[0] - began}))
 """
 

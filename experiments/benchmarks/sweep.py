@@ -26,16 +26,16 @@ def population(folder: Path, trials: int) -> dict:
     """Seconds of sweep.py in whole, and of its training alone."""
     import yaml
 
-    values = yaml.safe_load(SWEEP.read_text())
+    values = yaml.safe_load(SWEEP.read_text(encoding="utf-8"))
     values["sampler"]["trials"] = trials
     values["winners"] = {"trials": 0}
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(values))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     command = [sys.executable, str(ROOT / "experiments" / "sweep.py"), str(folder / "sweep.yaml"), "--quiet"]
     began = time.perf_counter()
     subprocess.run([*command, "--out", str(folder / "sweep")], check=True, capture_output=True)
     seconds = time.perf_counter() - began
     runs = list((folder / "sweep" / "runs").iterdir())
-    summary = json.loads((runs[0] / "summary.json").read_text())
+    summary = json.loads((runs[0] / "summary.json").read_text(encoding="utf-8"))
     return {"seconds": seconds, "training": summary["run_seconds"], "groups": len(runs)}
 
 
@@ -67,7 +67,7 @@ def processes(folder: Path, count: int) -> dict:
         time.sleep(0.01)
     seconds = time.perf_counter() - began
     for index in range(count):
-        busy += json.loads((folder / f"run-{index}" / "summary.json").read_text())["run_seconds"]
+        busy += json.loads((folder / f"run-{index}" / "summary.json").read_text(encoding="utf-8"))["run_seconds"]
     return {"seconds": seconds, "count": count, "training_share": busy / (CORES * seconds)}
 
 

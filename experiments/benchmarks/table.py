@@ -15,7 +15,8 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 def rows() -> list[tuple[str, str, str, str]]:
     """(what, measured, target, commit) of every result there is."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
+    paths = sorted((HERE / "results").glob("*.json"))
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     table: list[tuple[str, str, str, str]] = []
 
     def add(name: str, what: str, measured: str, target: str) -> None:
@@ -76,7 +77,7 @@ def markdown() -> str:
     """The table, and on what it was measured."""
     lines = ["| what | measured | target | commit |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows()]
-    result = json.loads(next((HERE / "results").glob("*.json")).read_text())["measured"]
+    result = json.loads(next((HERE / "results").glob("*.json")).read_text(encoding="utf-8"))["measured"]
     versions = ", ".join(f"{name} {result['versions'][name]}" for name in ("jax", "flax", "gymnax"))
     return "\n".join([*lines, "", f"{result['device']}, {result['cpu_count']} cores; {versions}."])
 
@@ -86,9 +87,9 @@ def main() -> None:
     if "--readme" not in sys.argv:
         print(text)
         return
-    before, rest = README.read_text().split(BEGIN)
+    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

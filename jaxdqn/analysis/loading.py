@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from jaxdqn import documents
 from jaxdqn.errors import UserError, shortened, shown
+from jaxdqn.paths import expanded
 
 Path = str | os.PathLike[str]
 
@@ -60,7 +61,7 @@ def load(paths: Path | Iterable[Path]) -> pd.DataFrame:
 
 def trials(path: Path) -> pd.DataFrame:
     """The table of a sweep's trials, trials.parquet in its directory. Raises `UserError` where there is none."""
-    file = pathlib.Path(path) / "trials.parquet"
+    file = expanded(path) / "trials.parquet"
     if not file.is_file():
         raise UserError(f"{path} holds no sweep with trials: there is no trials.parquet in it.")
     try:
@@ -71,7 +72,7 @@ def trials(path: Path) -> pd.DataFrame:
 
 def is_sweep(path: Path) -> bool:
     """Whether `path` is a sweep's directory."""
-    return (pathlib.Path(path) / "space.yaml").is_file()
+    return (expanded(path) / "space.yaml").is_file()
 
 
 def sweeps(paths: Path | Iterable[Path]) -> list[pathlib.Path]:
@@ -90,9 +91,9 @@ def _find(paths: Path | Iterable[Path]) -> tuple[list[pathlib.Path], list[str]]:
     found: dict[pathlib.Path, None] = {}
     unseen: dict[str, None] = {}
     for path in paths:
-        below, errors = _search(pathlib.Path(path))
+        below, errors = _search(expanded(path))
         if not below and not errors:
-            missing = not pathlib.Path(path).exists()
+            missing = not expanded(path).exists()
             raise UserError(f"{path} does not exist." if missing else f"{path} holds no run (no config.yaml below it).")
         found.update(dict.fromkeys(below))
         unseen.update(dict.fromkeys(f"{error.filename} ({_line(error)})" for error in errors))

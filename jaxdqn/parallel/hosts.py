@@ -181,6 +181,7 @@ def _abandon(star: _Star, reason: str, code: int) -> NoReturn:
         star.tell(f"process {star.process} stopped: {reason}")
     if star.process == 0:
         time.sleep(1.0)  # JAX aborts the others when process 0 has gone: let them end first
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)  # not sys.exit: JAX would wait for the others at exit

@@ -35,7 +35,7 @@ def available_bytes(devices: list[jax.Device]) -> int:
 def mapped_regions() -> int:
     """Memory regions that this process has mapped; 0 where the system does not tell."""
     try:
-        with open("/proc/self/maps") as file:
+        with open("/proc/self/maps", encoding="utf-8") as file:
             return sum(1 for _ in file)
     except OSError:
         return 0

@@ -3,6 +3,7 @@
 checkpoints/<batch>-<iteration>/  state/ (orbax)   meta.json   manifest.json (size and CRC-32 of every file)
 """
 
+import contextlib
 import errno
 import json
 import logging
@@ -10,7 +11,9 @@ import os
 import pathlib
 import re
 import shutil
+import tempfile
 import zlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -50,9 +53,10 @@ def save(root: pathlib.Path, tree: PyTree, meta: dict[str, Any], keep: int) -> p
         shutil.rmtree(abandoned, ignore_errors=True)
     temporary.mkdir()
     try:
-        _checkpointer().save((temporary / "state").absolute(), _nested(tree))
-        (temporary / "meta.json").write_text(json.dumps(meta))
-        (temporary / "manifest.json").write_text(json.dumps(_checksums(temporary)))
+        with _plainly_named(temporary) as folder:
+            _checkpointer().save(folder / "state", _nested(tree))
+        (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        (temporary / "manifest.json").write_text(json.dumps(_checksums(temporary)), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
     except ValueError as error:  # orbax's name for it
@@ -67,8 +71,14 @@ def save(root: pathlib.Path, tree: PyTree, meta: dict[str, Any], keep: int) -> p
 
 
 def listing(root: pathlib.Path) -> list[pathlib.Path]:
-    """All complete-looking checkpoints, oldest first."""
-    return sorted(path for path in root.glob("*") if _NAME.fullmatch(path.name)) if root.is_dir() else []
+    """All complete-looking checkpoints, oldest first. Raises `UserError` where `root` is there and cannot be read."""
+    try:
+        names = os.listdir(root)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoints in {root}: {error.strerror}.") from None
+    return [root / name for name in sorted(names) if _NAME.fullmatch(name)]
 
 
 def newest(root: pathlib.Path, batch: int | None = None) -> tuple[Checkpoint | None, list[str]]:
@@ -87,12 +97,13 @@ def newest(root: pathlib.Path, batch: int | None = None) -> tuple[Checkpoint | N
 def ends(root: pathlib.Path) -> dict[int, dict[str, Any]]:
     """The meta of the newest undamaged checkpoint of every batch that has one."""
     good = {int(path.name[:4]): path for path in listing(root) if _damage(path) is None}
-    return {batch: json.loads((path / "meta.json").read_text()) for batch, path in good.items()}
+    return {batch: documents.read_json(path / "meta.json") for batch, path in good.items()}
 
 
 def load(path: pathlib.Path) -> Checkpoint:
     """Reads one checkpoint."""
-    nested = _checkpointer().restore((path / "state").absolute())
+    with _plainly_named(path) as folder:
+        nested = _checkpointer().restore(folder / "state")
     arrays = {jax.tree_util.keystr(key, simple=True, separator="/"): leaf for key, leaf in _leaves(nested)}
     return Checkpoint(arrays, documents.read_json(path / "meta.json"))
 
@@ -105,6 +116,8 @@ def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "") -> P
 
     def pick(path: Any, leaf: Any) -> np.ndarray:
         name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
+        if name not in arrays and leaf.size == 0:
+            return np.zeros(leaf.shape, leaf.dtype)
         if name not in arrays:
             raise UserError(
                 f"the checkpoint has no {name}: it was written by another version or with another configuration."
@@ -127,12 +140,28 @@ def _leaves(tree: PyTree) -> list[tuple[Any, Any]]:
 def _nested(tree: PyTree) -> dict[str, Any]:
     root: dict[str, Any] = {}
     for path, leaf in _leaves(tree):
+        if leaf.size == 0:  # orbax cannot save it; `fill` knows it from the template
+            continue
         *parents, name = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         node = root
         for parent in parents:
             node = node.setdefault(parent, {})
         node[name] = np.asarray(leaf)
     return root
+
+
+@contextlib.contextmanager
+def _plainly_named(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """`folder` by a path that orbax and what it builds on take as it stands: they read [a] as a pattern, \\ as / and
+    gs: as the beginning of a URL."""
+    folder = folder.absolute()
+    if re.fullmatch(r"[\w ./+=,@-]*", str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxdqn-") as place:
+        link = pathlib.Path(place) / "checkpoint"
+        link.symlink_to(folder)
+        yield link
 
 
 def _checkpointer() -> Any:
@@ -160,18 +189,25 @@ def _crc32(file: pathlib.Path) -> int:
 
 
 def _damage(path: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """What is wrong with a checkpoint, or None. Raises `UserError` where it may not be read: nothing is wrong with it
+    then, and an older one must not take its place."""
+    for file in [path, *path.rglob("*")]:
+        if file.exists() and not os.access(file, os.R_OK):
+            raise UserError(f"cannot read {file}: no permission.")
     try:
         expected = documents.read_json(path / "manifest.json")
         meta = documents.read_json(path / "meta.json")
     except UserError as error:
         return str(error).rstrip(".")
-    for name, known in expected.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if [file.stat().st_size, _crc32(file)] != known:
-            return f"{name} has changed"
+    try:
+        for name, known in expected.items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if [file.stat().st_size, _crc32(file)] != known:
+                return f"{name} has changed"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
     return next((f"meta.json has no {name}" for name, kind in _META.items() if not _is(meta.get(name), kind)), None)
 
 

@@ -1,19 +1,24 @@
 """One run's directory: who may write it, and its configuration."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import filelock
 import yaml
 
-from jaxdqn import documents
+from jaxdqn import documents, paths
 from jaxdqn.axes import Axes
 from jaxdqn.axes import validate as validate_axes
 from jaxdqn.config import Config, HParams, from_dict, members, to_dict, validate
 from jaxdqn.errors import UserError, shown, unknown_name
-from jaxdqn.runs.files import write_atomically
+from jaxdqn.paths import write_text
+
+LOCK = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,30 +153,41 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 class RunDirectory:
-    """A locked run directory. Use as a context manager; the lock goes with the process at the latest."""
+    """A locked run directory. Use as a context manager; the lock goes with the process at the latest.
 
-    def __init__(self, path: pathlib.Path):
-        self.path = path
-        self._lock = filelock.FileLock(path / ".lock")
+    Where nothing came to be in it, the lock goes, and so do the directories that were `made` for it.
+    """
+
+    def __init__(self, path: pathlib.Path, made: Sequence[pathlib.Path] = ()):
+        self.path, self._made = path, made
+        self._before: set[str] = set()
+        self._lock = filelock.FileLock(path / LOCK)
 
     def __enter__(self) -> "RunDirectory":
         try:
+            self._before = set(os.listdir(self.path))
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise UserError(f"{self.path} is in use by another process; wait for it or choose another --out.") from None
         except OSError as error:
             raise UserError(f"cannot write in {self.path}: {error.strerror or error}.") from error
+        for folder in (self.path, self.path / "metrics.parquet"):
+            paths.remove_half_written(folder)
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # not empty
+            if set(os.listdir(self.path)) - {LOCK} == self._before:
+                (self.path / LOCK).unlink()
+        paths.remove_empty(self._made)
         self._lock.release()
 
     def check_unused(self) -> None:
         """Raises `UserError` where the directory already holds a run, or anything else."""
         if (self.path / "config.yaml").exists():
             raise UserError(
-                f"{self.path} already holds a run ({status(self.path)}); continue it with --resume {self.path}, or "
-                "choose another --out."
+                f"{self.path} already holds a run ({status(self.path)}); continue it with --resume "
+                f"{shlex.quote(str(self.path))}, or choose another --out."
             )
         foreign = sorted(item.name for item in self.path.iterdir() if not item.name.startswith("."))
         if foreign:
@@ -185,12 +201,12 @@ class RunDirectory:
                 pathlib.Path(spec.continues.run).resolve(), self.path.resolve()
             )
         text = yaml.safe_dump(values, sort_keys=False)
-        write_atomically(self.path / "config.yaml", lambda path: path.write_text(text))
+        write_text(self.path / "config.yaml", text)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json."""
         text = documents.json_text(summary, indent=2) + "\n"
-        write_atomically(self.path / "summary.json", lambda path: path.write_text(text))
+        write_text(self.path / "summary.json", text)
 
     def remove_summary(self) -> None:
         """Removes summary.json: the run is no longer as it says."""
@@ -199,11 +215,13 @@ class RunDirectory:
 
 def create(path: pathlib.Path) -> RunDirectory:
     """The directory `path`, made where it does not exist. Raises `UserError` where it cannot be."""
+    length = len(os.fsencode(path.absolute()))
+    if length > paths.LONGEST:
+        raise UserError(f"the path of the run directory has {length} bytes; at most {paths.LONGEST} work.")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        return RunDirectory(path, paths.make(path))
     except OSError as error:
         raise UserError(f"cannot make the run directory {path}: {error.strerror or error}.") from error
-    return RunDirectory(path)
 
 
 def load(path: pathlib.Path) -> tuple[RunSpec, dict[str, Any]]:

@@ -1,32 +1,14 @@
-"""Small file helpers: atomic writes, and what a run must say about where it came from."""
+"""What a run must say about where it came from."""
 
 import importlib.metadata
-import os
 import pathlib
 import platform
 import subprocess
-import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
 PACKAGES = ("jaxdqn", "jax", "jaxlib", "flax", "optax", "gymnax", "chex", "orbax-checkpoint", "numpy")
-
-
-def write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
-    """Calls write(temporary path) and moves the result to `path`: readers see the old file or the new one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = pathlib.Path(name)
-    umask = os.umask(0)
-    os.umask(umask)
-    try:
-        temporary.chmod(0o666 & ~umask)  # mkstemp's are private
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def provenance(devices: list[jax.Device]) -> dict[str, Any]:

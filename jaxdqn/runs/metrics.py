@@ -1,5 +1,6 @@
 """metrics.parquet: a folder of parts, one row per member and logging point; `pandas.read_parquet` reads it whole."""
 
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 
 from jaxdqn.config import Timeline
 from jaxdqn.errors import UserError
-from jaxdqn.runs.files import write_atomically
+from jaxdqn.paths import write_atomically
 
 _PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
 
@@ -24,21 +25,49 @@ def append(path: pathlib.Path, batch: int, iteration: int, table: pa.Table) -> N
 
 def read(path: pathlib.Path) -> pd.DataFrame:
     """All rows, by member and environment steps; empty where there are none yet. Raises `UserError` for damage."""
-    parts = sorted(path.glob("part-*.parquet")) if path.is_dir() else []
-    if not parts:
+    found = parts(path)
+    if not found:
         return pd.DataFrame()
-    frame = pd.concat([_read_part(part) for part in parts], ignore_index=True)
+    frame = pd.concat([_read_part(part) for part in found], ignore_index=True)
     return tidy(frame)
+
+
+def parts(path: pathlib.Path, batch: int | None = None, until: int | None = None) -> list[pathlib.Path]:
+    """The parts (of one batch, with rows until that iteration), in their order. Raises `UserError` where they cannot be
+    listed."""
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read the metrics in {path}: {error.strerror}.") from None
+    matches = [match for match in map(_PART.fullmatch, sorted(names)) if match]
+    matches = [match for match in matches if batch is None or int(match[1]) == batch]
+    return [path / match[0] for match in matches if until is None or int(match[2]) <= until]
+
+
+def span(part: pathlib.Path) -> tuple[int, int]:
+    """The first and last iteration that `part` has rows of; all of it is read. Raises `UserError` for damage."""
+    frame = _read_part(part)
+    if "iteration" not in frame or not len(frame):
+        raise _damaged(part, "no iterations in it")
+    return int(frame.iteration.min()), int(frame.iteration.max())
 
 
 def _read_part(part: pathlib.Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(part)
+        # By a path that cannot be taken for one below a home directory.
+        return pd.read_parquet(part.absolute())
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(
-            f"{part} is damaged ({reason}). Bring it back, or remove {part.parent.parent} to train that run again."
-        ) from None
+        raise _damaged(part, str(error)) from None
+
+
+def _damaged(part: pathlib.Path, reason: str) -> UserError:
+    reason = " ".join(reason.split()).rstrip(".")
+    run = part.parent.parent
+    return UserError(
+        f"{part} is damaged ({reason}). Bring it back from a copy, or move {run} away to have that run trained again."
+    )
 
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
@@ -48,9 +77,9 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
 
 def drop_after(path: pathlib.Path, reached: Mapping[int, int]) -> None:
     """Removes what lies after the checkpoints: parts of a batch beyond the iteration that it has `reached`."""
-    for part in path.glob("part-*.parquet") if path.is_dir() else []:
-        match = _PART.fullmatch(part.name)
-        if match and int(match[2]) > reached.get(int(match[1]), -1):
+    for part in parts(path):
+        _, batch, iteration = part.stem.split("-")
+        if int(iteration) > reached.get(int(batch), -1):
             part.unlink()
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from jaxdqn.paths import write_atomically
 from jaxdqn.runs import tensorboard, weights_and_biases
-from jaxdqn.runs.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdqn.runs.files import write_atomically
+from jaxdqn.paths import write_text
 
 
 class Log:
@@ -43,8 +43,7 @@ class Log:
     def flush(self) -> None:
         """Notes what was sent."""
         if self._file is not None:
-            text = json.dumps(self._sent)
-            write_atomically(self._file, lambda path: path.write_text(text, encoding="utf-8"))
+            write_text(self._file, json.dumps(self._sent))
 
     def close(self) -> None:
         """Ends the session."""

@@ -1,10 +1,10 @@
 """What people watch while a sweep runs: the stage, and the best trials so far. Lines where there is no terminal."""
 
-import sys
 import time
 from types import TracebackType
 from typing import Any
 
+from jaxdqn.progress import stderr, tell
 from jaxdqn.sweeps.sweep import Sweep
 
 PLAIN_EVERY, REDRAWN_EVERY, SHOWN = 10.0, 0.5, 8
@@ -20,11 +20,11 @@ class Board:
         self._live: Any = None
 
     def __enter__(self) -> "Board":
-        if self._enabled and sys.stderr.isatty():
+        if self._enabled and stderr().isatty():
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(stderr=True), auto_refresh=False)
+            self._live = Live(console=Console(file=stderr()), auto_refresh=False)
             self._live.start()
         return self
 
@@ -54,7 +54,7 @@ class Board:
         if self._live:
             self._live.console.print(line, highlight=False, markup=False)
         elif self._enabled or line.startswith("warning"):
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
 
     def line(self, row: dict[str, Any]) -> str:
         """Where the sweep stands, in one line."""

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from jaxdqn.errors import UserError
+from jaxdqn.paths import write_atomically, write_text
 from jaxdqn.runs import metrics
 from jaxdqn.runs.directory import RunDirectory
 from jaxdqn.runs.directory import create as _create
-from jaxdqn.runs.files import write_atomically
 from jaxdqn.sweeps import reading
 from jaxdqn.sweeps.stage import RUNS, Stage, path_of
 from jaxdqn.sweeps.sweep import Sweep
@@ -34,7 +34,7 @@ def create(folder: pathlib.Path, sweep: Sweep) -> RunDirectory:
     with locked:
         locked.check_unused()
         text = yaml.safe_dump(reading.to_plain(sweep), sort_keys=False)
-        write_atomically(folder / SPACE, lambda path: path.write_text(text))
+        write_text(folder / SPACE, text)
         (folder / RUNS).mkdir()
     return locked
 

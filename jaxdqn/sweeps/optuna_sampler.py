@@ -8,6 +8,7 @@ trials that they were asked for, and would begin anew; for them the earlier roun
 import importlib
 import os
 import re
+import sqlite3
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -129,7 +130,9 @@ def _storage(text: str, directory: str) -> Any:
     if text.startswith("journal:"):
         path = os.path.join(directory, text.removeprefix("journal:"))
         return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
-    return f"sqlite:///{os.path.join(directory, text.removeprefix('sqlite:///'))}"
+    path = os.path.abspath(os.path.join(directory, text.removeprefix("sqlite:///")))
+    # Opened here: in a URL a ? begins options, and which other letters are escapes depends on the version.
+    return optuna.storages.RDBStorage("sqlite://", {"creator": lambda: sqlite3.connect(path)})
 
 
 def _distributions(space: Space) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from jaxdqn.analysis import loading
+from jaxdqn.paths import write_text
 from jaxdqn.runs import directory as run_directory
-from jaxdqn.runs.files import write_atomically
 from jaxdqn.sweeps import documents, report_figures
 from jaxdqn.sweeps.documents import Block
 from jaxdqn.sweeps.report_figures import unit
@@ -30,8 +30,8 @@ def write(folder: pathlib.Path, sweep: Sweep) -> None:
     blocks = [*_results(sweep, trials), *_setup(folder, sweep, trials), *shown]
     title = f"{folder.resolve().name}: {sweep.config.agent} on {sweep.config.env}"
     markdown, page = documents.markdown(title, blocks), documents.page(folder, title, blocks)
-    write_atomically(folder / "report.md", lambda path: path.write_text(markdown))
-    write_atomically(folder / "report.html", lambda path: path.write_text(page))
+    write_text(folder / "report.md", markdown)
+    write_text(folder / "report.html", page)
 
 
 def winners(trials: pd.DataFrame) -> pd.DataFrame:

@@ -1,12 +1,13 @@
 """`run` and `resume`: a sweep from its file or values to its table and report."""
 
 import pathlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from jaxdqn import paths
+from jaxdqn.progress import tell
 from jaxdqn.runs.directory import RunDirectory
 from jaxdqn.session import catch_signals
 from jaxdqn.sweeps import directory, engines, planning, reading, report, search
@@ -34,12 +35,12 @@ def run(sweep: Sweep | Mapping[str, Any] | str | pathlib.Path, out: str | pathli
     Raises `UserError`, and `engines.Stopped` after Ctrl-C.
     """
     sweep = as_sweep(sweep)
-    return train(sweep, pathlib.Path(out), Options(**options), lambda folder: directory.create(folder, sweep))
+    return train(sweep, paths.expanded(out), Options(**options), lambda folder: directory.create(folder, sweep))
 
 
 def resume(out: str | pathlib.Path, **options: Any) -> pd.DataFrame:
     """Goes on with the sweep in `out` to its end; as `run`."""
-    folder = pathlib.Path(out)
+    folder = paths.expanded(out)
     return train(directory.load(folder), folder, Options(**options), RunDirectory)
 
 
@@ -47,7 +48,7 @@ def as_sweep(given: Sweep | Mapping[str, Any] | str | pathlib.Path) -> Sweep:
     """The records of a sweep. Raises `UserError`."""
     if isinstance(given, Sweep):
         return given
-    return reading.parse(given) if isinstance(given, Mapping) else reading.load(pathlib.Path(given))
+    return reading.parse(given) if isinstance(given, Mapping) else reading.load(paths.expanded(given))
 
 
 def plan(sweep: Sweep, options: Options) -> planning.Plan:
@@ -62,7 +63,7 @@ def train(
     with engines.running(options.engine, options.ray_address, options.num_devices) as engine:
         planned = plan(sweep, options)
         if options.progress:
-            print("\n".join(planning.described(planned, sweep)), file=sys.stderr, flush=True)
+            tell("\n".join(planning.described(planned, sweep)))
         with lock(folder), Board(sweep, options.progress) as board, catch_signals() as interrupted:
             around = engines.Run(folder, options.checkpoint_seconds, board.update, board.say, interrupted)
             record = search.execute(sweep, folder, engine, around)
