@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 from jaxdqn import cli, presets
-from jaxdqn.config import Config, HParams
+from jaxdqn.config import MAX_MEMBERS, Config, HParams, check_whole
 from jaxdqn.environments.names import GYMNAX
 from jaxdqn.errors import UserError, unknown_name
 
@@ -50,8 +50,9 @@ class Args:
 def run(arguments: list[str]) -> int:
     """The script; returns its exit code."""
     args = cli.parse(Args, arguments, Args(), str(__doc__))
-    if args.num_seeds < 1:
-        raise UserError(f"num_seeds is {args.num_seeds}; it must be at least 1.")
+    check_whole("num_seeds", args.num_seeds, most=MAX_MEMBERS)
+    if args.steps is not None:
+        check_whole("steps", args.steps)
     for env in args.envs:
         if env not in GYMNAX:
             raise unknown_name("environment", env, GYMNAX, "`python experiments/list.py` shows all.")
@@ -70,7 +71,7 @@ def settings(env: str, agent: str, steps: int | None) -> tuple[Config, HParams]:
     if agent not in AGENTS:
         raise unknown_name("agent", agent, AGENTS)
     _, config, hparams = presets.for_environment(env, AGENTS[agent]["agent"])
-    budget = steps or presets.for_environment(env).config.total_steps
+    budget = presets.for_environment(env).config.total_steps if steps is None else steps
     return dataclasses.replace(config, **AGENTS[agent], total_steps=budget, eval_episodes=EPISODES), hparams
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from jaxdqn import cli, documents
 from jaxdqn.axes import preset
+from jaxdqn.config import MAX_MEMBERS, UINT32_MAX, check_number, check_whole
 from jaxdqn.errors import UserError
 
 TRAIN = pathlib.Path(__file__).parent / "train.py"
@@ -77,9 +78,11 @@ class Args:
 def run(arguments: list[str]) -> int:
     """The script; returns its exit code."""
     args = cli.parse(Args, arguments, Args(), str(__doc__))
-    for name in ("num_seeds", "steps", "on_policy_steps"):
-        if getattr(args, name) < 1:
-            raise UserError(f"{name} is {getattr(args, name)}; it must be at least 1.")
+    check_whole("num_seeds", args.num_seeds, most=MAX_MEMBERS)
+    check_whole("seed", args.seed, 0, UINT32_MAX + 1 - args.num_seeds)
+    for name in ("steps", "on_policy_steps"):
+        check_whole(name, getattr(args, name))
+    check_number("threshold", args.threshold)
     for name in args.presets:
         preset(name.split()[0])
     for name in args.presets:

@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from jaxdqn import cli
+from jaxdqn.config import MOST_EPISODES, UINT32_MAX, check_whole
 from jaxdqn.errors import UserError
 
 
@@ -42,8 +43,9 @@ def run(arguments: list[str]) -> int:
     from jaxdqn.runs import directory
 
     spec, _ = directory.load(args.run)
-    if args.episodes < 1:
-        raise UserError(f"episodes is {args.episodes}; it must be at least 1.")
+    check_whole("episodes", args.episodes, most=MOST_EPISODES)
+    check_whole("member", args.member, 0)
+    check_whole("seed", args.seed, 0, UINT32_MAX)
     cli.prepare_backend(spec.config, 1, 1, 1)
     from jaxdqn import rendering, results
 

@@ -15,6 +15,7 @@ from typing import Annotated
 import tyro
 
 from jaxdqn import cli
+from jaxdqn.config import check_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Args:
 def run(arguments: list[str]) -> int:
     """The script; returns its exit code."""
     args = cli.parse(Args, arguments, Args(), str(__doc__))
+    check_whole("member", args.member, 0)
     from jaxdqn.runs import directory
 
     spec, _ = directory.load(args.run)

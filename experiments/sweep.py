@@ -18,6 +18,7 @@ import sys
 import tyro
 
 from jaxdqn import cli
+from jaxdqn.config import check_number, check_whole
 from jaxdqn.errors import UserError
 from jaxdqn.sweeps import reading
 from jaxdqn.sweeps.sweep import Sweep
@@ -52,10 +53,9 @@ def run(arguments: list[str]) -> int:
     args = cli.parse(Args, arguments, Args(), str(__doc__))
     if (args.file is None) == (args.resume is None):
         raise UserError("give either a sweep file or --resume DIR.")
-    if args.num_devices is not None and args.num_devices < 1:
-        raise UserError(f"num_devices is {args.num_devices}; it must be at least 1.")
-    if not args.checkpoint_seconds >= 0:
-        raise UserError(f"checkpoint_seconds is {args.checkpoint_seconds}; it must be a number of at least 0.")
+    if args.num_devices is not None:
+        check_whole("num_devices", args.num_devices)
+    check_number("checkpoint_seconds", args.checkpoint_seconds, 0)
     if args.file is not None:
         sweep = reading.load(args.file)
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")

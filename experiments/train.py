@@ -33,6 +33,7 @@ from jaxdqn.config import (
     Vary,
     check_replicates,
     check_seeds,
+    check_whole,
     members,
     validate,
     validate_hparams,
@@ -201,6 +202,10 @@ def check_hosts(args: Args) -> None:
     missing = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value is None]
     if missing and len(missing) < len(flags):
         raise UserError(f"several hosts need --coordinator, --num-processes and --process-id; {missing} not given.")
+    if args.num_processes is not None:
+        check_whole("num_processes", args.num_processes)
+    if not 0 < args.connect_seconds < math.inf:
+        raise UserError(f"connect_seconds is {args.connect_seconds}; it must be a number above 0.")
     if args.coordinator and args.dry_run:
         raise UserError("--dry-run is for one process; leave out --coordinator, --num-processes and --process-id.")
     if not args.connect_seconds > 0:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from jaxdqn.config import Config, HParams
-from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.config import INT32_MAX, Config, HParams
+from jaxdqn.errors import UserError, shown, unknown_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +194,8 @@ def over(chosen: Parallel, config: Config, hparams: HParams) -> tuple[Config, HP
 def validate(axes: Axes, num_processes: int = 1) -> None:
     """Raises `UserError` for an unknown value, an axis that the scheme does not have, or a scheme that does not run in
     `num_processes` processes."""
+    if not isinstance(axes, Axes):
+        raise UserError(f"axes is {shown(axes)}; it must be Axes, such as Axes('averaging', workers=4).")
     plain = Axes(axes.scheme)
     if axes.scheme not in OF_SCHEME:
         raise unknown_name("scheme", axes.scheme, OF_SCHEME)
@@ -207,8 +209,10 @@ def validate(axes: Axes, num_processes: int = 1) -> None:
             raise UserError(f"axes.{field.name} is no axis of scheme {axes.scheme!r}; it has: {has}.")
         if field.type is bool and not isinstance(value, bool):
             raise UserError(f"axes.{field.name} is {value!r}; it must be True or False.")
-        if field.type is int and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise UserError(f"axes.{field.name} is {value!r}; it must be a whole number of at least 0.")
+        if field.type is int and not (type(value) is int and 0 <= value <= INT32_MAX):
+            raise UserError(
+                f"axes.{field.name} is {shown(value)}; it must be a whole number of at least 0, at most {INT32_MAX:,}."
+            )
     if axes.workers < 1:
         raise UserError(f"axes.workers is {axes.workers}; it must be at least 1.")
     if num_processes > 1 and axes.scheme != "fused":

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -328,6 +329,20 @@ def _validate_latest(config: Config) -> None:
         raise UserError(
             f"learning_starts is {config.learning_starts}, but agent {config.agent!r} is on-policy and would throw "
             "these steps away; use learning_starts 0."
+        )
+
+
+def check_whole(name: str, value: Any, least: int = 1, most: int = MOST) -> None:
+    """Raises `UserError` for what is no whole number from `least` to `most`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not least <= operator.index(value) <= most:
+        raise UserError(f"{name} is {shown(value)}; it must be at least {least}, a whole number of at most {most:,}.")
+
+
+def check_number(name: str, value: Any, least: float = -math.inf) -> None:
+    """Raises `UserError` for what is no number of at least `least`; infinity is one, NaN is none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) >= least:
+        raise UserError(
+            f"{name} is {shown(value)}; it must be a number{f' of at least {least:g}' if least > -math.inf else ''}."
         )
 
 

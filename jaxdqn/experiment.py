@@ -15,6 +15,7 @@ from jaxdqn.config import (
     Vary,
     check_replicates,
     check_seeds,
+    check_whole,
     members,
     plain_hparams,
     settings_of,
@@ -31,6 +32,7 @@ from jaxdqn.results import Result, load, read_params
 from jaxdqn.runs import checkpoints, directory
 from jaxdqn.runs.directory import Continuation, RunDirectory, RunSpec
 from jaxdqn.session import OK, Session, Settings
+from jaxdqn.session import check as check_settings
 
 
 def plan(
@@ -46,9 +48,10 @@ def plan(
 
     Raises `UserError`.
     """
-    if devices_per_agent < 1:
-        raise UserError(f"devices_per_agent is {devices_per_agent}; it must be at least 1.")
-    axes = axes or Axes()
+    check_whole("devices_per_agent", devices_per_agent)
+    if num_devices is not None:
+        check_whole("num_devices", num_devices)
+    axes = Axes() if axes is None else axes
     hparams = plain_hparams(hparams)
     validate(config, devices_per_agent)
     validate_hparams(hparams, config.epsilon_schedule)
@@ -104,15 +107,22 @@ def train(
     (`hosts.join`) all processes return the same result, and process 0 alone writes and calls `on_chunk`. For `labels`,
     `continues` and `least_lanes` see `RunSpec`. Raises `UserError`.
     """
+    settings = Settings() if settings is None else settings
+    check_settings(settings)
     spec, parts, budget = plan(
-        config or Config(), hparams or HParams(), seeds, vary, num_devices, devices_per_agent, axes
+        Config() if config is None else config,
+        HParams() if hparams is None else hparams,
+        seeds,
+        vary,
+        num_devices,
+        devices_per_agent,
+        axes,
     )
     spec = dataclasses.replace(
         spec, labels=tuple(dict(label) for label in labels), continues=continues, least_lanes=least_lanes
     )
     if not labels and continues is None:  # either tells members apart, too
         check_replicates(members(spec.hparams, spec.seeds, spec.vary))
-    settings = settings or Settings()
     settings = settings._replace(on_chunk=on_chunk or settings.on_chunk)
     if settings.init_member and not settings.init_from:
         raise UserError(f"init_member is {settings.init_member}, but there is no init_from whose member it is.")
@@ -149,9 +159,9 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
     """
     path = paths.expanded(out)
     spec, values = directory.load(path)
-    settings = (settings or Settings())._replace(
-        init_from=values.get("init_from"), init_member=values.get("init_member", 0)
-    )
+    settings = Settings() if settings is None else settings
+    check_settings(settings)
+    settings = settings._replace(init_from=values.get("init_from"), init_member=values.get("init_member", 0))
     if total_steps is not None:
         spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, total_steps=total_steps))
         validate(spec.config, spec.devices_per_agent)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from jaxdqn import acting, evaluation, paths
 from jaxdqn.base import Agent, Environment, PyTree
-from jaxdqn.config import Config, HParams, members, varying
+from jaxdqn.config import MOST_EPISODES, UINT32_MAX, Config, HParams, check_number, check_whole, members, varying
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import fleet as _fleet
 from jaxdqn.parallel.fleet import Parts
@@ -62,7 +62,8 @@ def member_params(params: PyTree, member: int) -> PyTree:
     """One member's parameters out of [M, ...]. Raises `UserError` for a member there is not."""
     leaves = jax.tree.leaves(params)
     count = len(leaves[0]) if leaves else 1
-    if not 0 <= member < count:
+    check_whole("member", member, 0)
+    if member >= count:
         raise UserError(f"member {member} does not exist; the run has members 0 to {count - 1}.")
     return jax.tree.map(lambda x: jnp.asarray(x[member]), params)
 
@@ -72,8 +73,9 @@ def evaluate_params(
 ) -> evaluation.Episodes:
     """Greedy episodes with given parameters, as NumPy arrays [episodes]; each `stream` of a seed has its own."""
     epsilon = parts.config.eval_epsilon if epsilon is None else epsilon
-    if episodes < 1:
-        raise UserError(f"episodes is {episodes}; it must be at least 1.")
+    check_whole("episodes", episodes, most=MOST_EPISODES)
+    check_whole("seed", seed, 0, UINT32_MAX)
+    check_number("epsilon", epsilon)
     if not 0.0 <= epsilon <= 1.0:
         raise UserError(f"epsilon is {epsilon}; it is a probability in [0, 1].")
     run = _evaluator(parts.environment, parts.agent, episodes, parts.config.eval_max_steps, float(epsilon))
@@ -89,7 +91,8 @@ def _evaluator(environment: Environment, agent: Agent, episodes: int, max_steps:
 
 
 def watch(result: Result, member: int, seed: int) -> np.ndarray:
-    """The observations of one greedy episode, [L, *O], as stored."""
+    """The observations of one greedy episode, [L, *O], as stored. Raises `UserError`."""
+    check_whole("seed", seed, 0, UINT32_MAX)
     parts = result.parts
     params = member_params(result.params, member)
     bound = min(parts.environment.spec.max_episode_steps or MAX_WATCHED, MAX_WATCHED)

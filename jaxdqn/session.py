@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from jaxdqn import driver, paths, snapshots
 from jaxdqn.base import PyTree
-from jaxdqn.config import advice, members, timeline, varying
+from jaxdqn.config import advice, check_number, check_whole, members, timeline, varying
 from jaxdqn.driver import Hooks, Point, Progressed
-from jaxdqn.errors import UserError
+from jaxdqn.errors import UserError, shown
 from jaxdqn.parallel import engine, hosts, memory, population, schemes
 from jaxdqn.parallel import fleet as _fleet
 from jaxdqn.parallel.fleet import Fleet, Parts
@@ -58,6 +58,19 @@ class Settings(NamedTuple):
     on_chunk: Callable[[list[dict[str, Any]]], None] | None = None
     engine: str = "local"
     ray_address: str | None = None
+
+
+def check(settings: Settings) -> None:
+    """Raises `UserError` for values that no session can have."""
+    if not isinstance(settings, Settings):
+        raise UserError(f"settings is {shown(settings)}; it must be Settings, such as Settings(max_seconds=60).")
+    if settings.stop_at_return is not None:
+        check_number("stop_at_return", settings.stop_at_return)
+    if settings.max_seconds is not None:
+        check_number("max_seconds", settings.max_seconds, 0)
+    check_number("checkpoint_seconds", settings.checkpoint_seconds, 0)
+    check_whole("tensorboard_members", settings.tensorboard_members, 0)
+    check_whole("init_member", settings.init_member, 0)
 
 
 class Session:
