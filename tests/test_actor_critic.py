@@ -32,7 +32,8 @@ def random_block(seed, length, num_envs, ends=0.3):
         observation=random.normal(size=(*shape, 2)).astype(np.float32),
         action=random.integers(A, size=shape),
         reward=random.normal(size=shape).astype(np.float32),
-        discount=np.where(end & (random.random(shape) < 0.5), 0.0, 1.0).astype(np.float32),  # else a time limit
+        # Half of the ends are time limits; a discount of 0 elsewhere is a lost life, say.
+        discount=np.where(random.random(shape) < np.where(end, 0.5, 0.1), 0.0, 1.0).astype(np.float32),
         next_observation=random.normal(size=(*shape, 2)).astype(np.float32),
         episode_end=end,
     )
@@ -47,7 +48,8 @@ def forward_view(block, n_step, gamma):
             total, k = 0.0, t
             while True:
                 total += gamma ** (k - t) * block.reward[k, env]
-                if block.episode_end[k, env] or k == length - 1 or k - t == n_step - 1:
+                over = block.episode_end[k, env] or block.discount[k, env] == 0
+                if over or k == length - 1 or k - t == n_step - 1:
                     break
                 k += 1
             factor = gamma ** (k - t + 1) * block.discount[k, env]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import gymnasium
 import gymnax
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,12 @@ import numpy as np
 import probe_environments
 import pytest
 import scipy.stats
+from flax import struct
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxdqn.base import Array, Environment, PyTree, Spec, TimeStep
-from jaxdqn.environments import registry
+from jaxdqn.environments import encoding, registry
 from jaxdqn.environments.gymnax_adapter import BINARY
 from jaxdqn.environments.registry import CONTINUOUS, GYMNAX
 from jaxdqn.environments.sticky import sticky
@@ -521,6 +525,148 @@ def broken(**changes) -> Environment:
 def test_a_step_of_wrong_shape_or_dtype_is_refused(register, changes, parts):
     register("broken", lambda: broken(**changes)._replace(spec=echo().spec._replace(name="broken")))
     assert_refused("'broken'", *parts, name="broken")
+
+
+# gymnax environments of the user: integers, actions, and what ends an episode.
+
+
+@struct.dataclass
+class Place:
+    time: int
+    position: int
+
+
+class Walk(gymnax.environments.environment.Environment):
+    """A walk on -3 ... 3, one down or up, which ends at 3; `seen` is what is observed of a position."""
+
+    first_action, merged, values = 0, False, 6
+
+    def __init__(self, seen, space, **attributes):
+        self.seen, self.space = seen, space
+        vars(self).update(attributes)
+
+    @property
+    def default_params(self):
+        return gymnax.environments.environment.EnvParams(max_steps_in_episode=20)
+
+    def action_space(self, params):
+        return gymnasium.spaces.Discrete(2, start=self.first_action)
+
+    def observation_space(self, params):
+        return self.space
+
+    def reset_env(self, key, params):
+        return self.seen(jnp.int32(0)), Place(jnp.int32(0), jnp.int32(0))
+
+    def step_env(self, key, state, action, params):
+        position = jnp.clip(state.position + jnp.where(action == self.first_action, -1, 1), -3, 3)
+        state = Place(state.time + 1, position)
+        done = position == 3
+        if self.merged:
+            done |= state.time >= params.max_steps_in_episode
+        return self.seen(position), state, jnp.float32(action), done, {}
+
+    def step(self, key, state, action, params=None):
+        observation, state, reward, terminated, truncated, info = super().step(key, state, action, params)
+        if self.values == 5:
+            return observation, state, reward, terminated | truncated, info
+        return observation, state, reward, terminated, truncated, info
+
+
+def positions(environment: Environment) -> list:
+    """What is stored at 0, -1, -2, -3."""
+    state, first = environment.reset(jax.random.key(0))
+    seen = [first]
+    for _ in range(3):
+        state, step = environment.step(jax.random.key(0), state, jnp.int32(0))
+        seen.append(step.final_observation)
+    return [np.asarray(x) for x in seen]
+
+
+BOX, GSPACES = gymnax.environments.spaces.Box, gymnasium.spaces
+SPACES = {
+    "box below 0": (BOX(-3, 3, (), jnp.int32), lambda p: p),
+    "box above 0": (BOX(7, 13, (1,), jnp.int32), lambda p: p[None] + 10),
+    "unsigned": (BOX(0, 6, (), jnp.uint8), lambda p: (p + 3).astype(jnp.uint8)),
+    "discrete with a start": (GSPACES.Discrete(7, start=-3), lambda p: p),
+    "many discrete": (GSPACES.MultiDiscrete([7], start=[-3]), lambda p: p[None]),
+}
+
+
+@pytest.mark.parametrize("case", SPACES)
+def test_integers_are_one_hot_from_their_lowest_value_on(register, case):
+    space, seen = SPACES[case]
+    register("walk", lambda: Walk(seen, space))
+    np.testing.assert_array_equal(positions(registry.make("walk")), np.eye(7, dtype=bool)[[3, 2, 1, 0]])
+
+
+@given(st.lists(st.tuples(st.integers(-50, 50), st.integers(0, 9)), min_size=1, max_size=5), st.integers(0, 2**16))
+def test_a_vector_of_integers_can_be_read_from_its_code(ranges, seed):
+    low = np.array([first for first, _ in ranges], np.int32)
+    high = low + np.array([more for _, more in ranges], np.int32)
+    encode = encoding.encoder("box", jax.ShapeDtypeStruct(low.shape, jnp.int32), BOX(low, high, low.shape, jnp.int32))
+    value = np.random.default_rng(seed).integers(low, high + 1)
+    parts = np.split(np.asarray(encode(value)), np.cumsum(high - low + 1)[:-1])
+    assert all(part.sum() == 1 for part in parts)
+    np.testing.assert_array_equal([part.argmax() for part in parts] + low, value)
+
+
+def test_bytes_stay_bytes(register):
+    register("walk", lambda: Walk(lambda p: jnp.full(128, p + 100, jnp.uint8), BOX(0, 255, (128,), jnp.uint8)))
+    environment = registry.make("walk")
+    assert (environment.spec.observation.shape, environment.spec.observation.dtype) == ((128,), jnp.uint8)
+    np.testing.assert_array_equal(positions(environment)[1], np.full(128, 99))
+
+
+@pytest.mark.parametrize(
+    "space, parts",
+    [
+        (BOX(-jnp.inf, jnp.inf, (), jnp.int32), ("-inf to inf", "small bounds")),
+        (BOX(0, jnp.inf, (), jnp.int32), ("0 to inf",)),
+        (BOX(jnp.nan, 3, (), jnp.int32), ("nan to 3",)),
+        (BOX(-3, 1e12, (), jnp.int32), ("-3 to 1e+12",)),
+        (BOX(0, 2**31 - 1, (), jnp.int32), ("2,147,483,648 values", "float32")),
+        (GSPACES.Discrete(10**6), ("1,000,000 values",)),
+        (BOX(0, 3, (), jnp.int32), ("observed -", "0 to 3")),
+        (GSPACES.Discrete(7), ("observed -", "0 to 6")),
+        (BOX(-3, 2, (), jnp.int32), ("observed 3", "-3 to 2")),
+    ],
+)
+def test_integers_without_bounds_or_outside_of_them_are_refused(register, space, parts):
+    register("walk", lambda: Walk(lambda p: p, space))
+    assert_refused("'walk'", *parts, name="walk")
+
+
+def test_actions_start_where_their_space_does(register):
+    register("walk", lambda: Walk(lambda p: p, BOX(-3, 3, (), jnp.int32), first_action=5))
+    environment = registry.make("walk")
+    state, _ = environment.reset(jax.random.key(0))
+    assert environment.spec.num_actions == 2
+    assert [float(environment.step(jax.random.key(0), state, jnp.int32(a))[1].reward) for a in (0, 1)] == [5.0, 6.0]
+
+
+def test_a_time_limit_that_is_a_termination_is_refused(register):
+    """As in gymnax 0.x; in 1.x both flags are then set, and the limit would be learned as a death."""
+    walk = functools.partial(Walk, lambda p: p.astype(jnp.float32), BOX(-3.0, 3.0, ()))
+    register("walk", lambda: walk(merged=True))
+    assert_refused("'walk'", "terminated as well as truncated", "learned as a death", name="walk")
+    register("walk", lambda: walk(values=5))
+    assert_refused("'walk'", "step returns 5 values", "learned as a death", name="walk")
+    register("walk", walk)
+    environment = registry.make("walk", {"max_steps_in_episode": 3})
+    state, _ = environment.reset(jax.random.key(0))
+    discounts = []
+    for action in (1, 1, 1, 0, 0, 0):
+        state, step = environment.step(jax.random.key(0), state, jnp.int32(action))
+        discounts.append((float(step.discount), bool(step.episode_end)))
+    assert discounts == [(1, False), (1, False), (0, True), (1, False), (1, False), (1, True)]  # 3 in 3 steps, a limit
+
+
+def test_an_end_of_every_first_step_is_no_time_limit(register):
+    from gymnax.environments.misc.bernoulli_bandit import BernoulliBandit
+
+    register("bandit", BernoulliBandit)
+    assert registry.make("bandit").spec.num_actions == 2
 
 
 def other_step(step) -> Environment:

@@ -136,7 +136,7 @@ def loop_n_step(reward, discount, end, gamma):
     for k in range(len(reward)):
         total += factor * reward[k]
         factor *= gamma
-        if end[k] or k == len(reward) - 1:
+        if end[k] or discount[k] == 0 or k == len(reward) - 1:
             return total, factor * discount[k], k
     raise AssertionError("an empty sequence has no return")
 
@@ -229,11 +229,12 @@ def test_bool_observations_come_back_decoded():
 
 @st.composite
 def outcomes(draw):
-    """(reward, discount, episode_end) of n x 4 steps; discount is 0 only where an episode ends."""
+    """(reward, discount, episode_end) of n x 4 steps."""
     shape = (draw(st.integers(1, 5)), 4)
     reward = draw(hnp.arrays(np.float32, shape, elements=st.floats(-10, 10, width=32)))
-    kind = draw(hnp.arrays(np.int8, shape, elements=st.integers(0, 3)))  # 2 terminates, 3 is a time limit
-    return reward, (kind != 2).astype(np.float32), kind >= 2
+    kind = draw(hnp.arrays(np.int8, shape, elements=st.integers(0, 4)))
+    # 2 terminates, 3 is a time limit, 4 a termination that is no episode's end, such as a lost life.
+    return reward, np.isin(kind, (2, 4), invert=True).astype(np.float32), np.isin(kind, (2, 3))
 
 
 fold = jax.jit(ring.fold_n_step)
@@ -283,6 +284,13 @@ def test_bootstrap_discount_is_gamma_to_the_realised_length(end_at, terminated, 
         end[end_at] = True
         discount[end_at] = 0.0 if terminated else 1.0
     assert tuple(float(x[0]) for x in fold(reward, discount, end, np.float32(0.5))) == expected
+
+
+def test_a_lost_life_ends_a_return_though_no_episode():
+    """Rewards 1, 1, 1, the second discount 0, gamma .9: 1.9 and 0, not 2.71 and .729."""
+    ones = np.ones((3, 1), np.float32)
+    total, bootstrap, last = fold(ones, np.float32([[1], [0], [1]]), np.zeros((3, 1), bool), np.float32(0.9))
+    assert (total, bootstrap, last) == (np.float32(1.9), 0, 1)
 
 
 def test_reward_scale_is_applied_once():

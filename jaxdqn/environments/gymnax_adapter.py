@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdqn.base import Array, Environment, Key, PyTree, Spec, TimeStep
+from jaxdqn.environments import encoding, trial
 from jaxdqn.environments.contract import line, one_array
+from jaxdqn.environments.names import GYMNAX
 from jaxdqn.errors import UserError, shown, unknown_name
 
 # Observations that hold only 0 and 1 and arrive as float32: stored as bool (tests/test_environments.py checks each).
@@ -67,7 +69,8 @@ def _argument(what: str, value: Any, default: Any) -> Any:
 def adapt(name: str, env: Any, env_params: dict[str, Any]) -> Environment:
     """A gymnax environment as our record.
 
-    Raises `UserError` for an unknown parameter, a value of another type than the default's, or continuous actions.
+    Raises `UserError` for an unknown parameter, a value of another type than the default's, continuous actions, what
+    cannot be stored, and a user's environment that does not stand a short trial.
     """
     params = _replace_params(name, env.default_params, env_params)
     actions = env.action_space(params)
@@ -75,13 +78,18 @@ def adapt(name: str, env: Any, env_params: dict[str, Any]) -> Environment:
         raise UserError(f"environment {name!r} has no discrete action space ({shown(actions)}); jaxdqn needs one.")
     raw = one_array(name, jax.eval_shape(lambda key: env.reset(key, params)[0], jax.random.key(0)))
     encode = _encoder(name, raw, env.observation_space(params))
+    first_action = int(getattr(actions, "start", 0))
+    if name not in GYMNAX:
+        _try(name, env, params, raw, (first_action, int(actions.n)))
 
     def reset(key: Key) -> tuple[PyTree, Array]:
         observation, state = env.reset(key, params)
         return _strong(state), encode(observation)
 
     def step(key: Key, state: PyTree, action: Array) -> tuple[PyTree, TimeStep]:
-        observation, next_state, reward, terminated, truncated, info = env.step(key, state, action, params)
+        observation, next_state, reward, terminated, truncated, info = env.step(
+            key, state, action + first_action, params
+        )
         # A branch of gymnax's reset select may widen a dtype; the carry of a loop must keep it.
         next_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), next_state, state)
         return next_state, TimeStep(
@@ -96,6 +104,19 @@ def adapt(name: str, env: Any, env_params: dict[str, Any]) -> Environment:
     limit = getattr(params, "max_steps_in_episode", None)
     spec = Spec(name, jax.ShapeDtypeStruct(example.shape, example.dtype), int(actions.n), limit and int(limit))
     return Environment(reset, step, spec)
+
+
+def _encoder(name: str, raw: jax.ShapeDtypeStruct, space: Any) -> Callable[[Any], Array]:
+    if name in BINARY:
+        return lambda observation: jnp.asarray(observation).astype(jnp.bool_)
+    return encoding.encoder(name, raw, space)
+
+
+def _try(name: str, env: Any, params: Any, raw: jax.ShapeDtypeStruct, actions: tuple[int, int]) -> None:
+    trial.check_values(name, env, params, actions[0])
+    trial.check_limit(name, env, params, actions)
+    if encoding.categorical(raw):
+        trial.check_bounds(name, env, params, actions, encoding.bounds(name, raw, env.observation_space(params)))
 
 
 def _replace_params(name: str, params: Any, changes: dict[str, Any]) -> Any:
@@ -134,14 +155,3 @@ def _like(what: str, value: Any, default: Any) -> Any:
 def _strong(tree: PyTree) -> PyTree:
     """Without weak types: a weakly typed reset state makes the second call of a jitted function compile again."""
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), tree)
-
-
-def _encoder(name: str, raw: jax.ShapeDtypeStruct, space: Any) -> Callable[[Any], Array]:
-    """How to store an observation: 0/1 grids as bool, small integers one-hot as bool, the rest as it is."""
-    if name in BINARY:
-        return lambda observation: jnp.asarray(observation).astype(jnp.bool_)
-    if jnp.issubdtype(raw.dtype, jnp.integer) and raw.ndim <= 1:
-        # The observation's dtype decides: gymnax declares some integer observations as float boxes.
-        size = space.n if hasattr(space, "n") else int(np.max(space.high)) + 1
-        return lambda observation: jax.nn.one_hot(observation, size, dtype=jnp.bool_).reshape(-1)
-    return lambda observation: jax.lax.convert_element_type(observation, raw.dtype)

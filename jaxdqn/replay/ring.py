@@ -81,18 +81,20 @@ def uniform_starts(ring: Layout, key: Key, count: int, written: Array, length: i
 def fold_n_step(reward: Array, discount: Array, episode_end: Array, gamma: Array) -> tuple[Array, Array, Array]:
     """Return, bootstrap discount and last index m - 1 of m-step transitions; inputs [n, B], outputs [B].
 
-    The sum stops at the first `episode_end`, after m <= n rewards: sum_{k<m} gamma^k r_k and gamma^m * discount_{m-1}.
-    So a termination bootstraps with 0 and a time limit with gamma^m. Sutton and Barto (2018), eq. 7.1.
+    The sum stops at the first `episode_end` or discount of 0, after m <= n rewards: sum_{k<m} gamma^k r_k and
+    gamma^m * discount_{m-1}. So a termination bootstraps with 0, also one that is no episode's end (a lost life), and a
+    time limit with gamma^m. Sutton and Barto (2018), eq. 7.1.
     """
     total, power = reward[0], gamma * jnp.ones_like(reward[0])
     bootstrap, last = discount[0], jnp.zeros_like(reward[0], jnp.int32)
-    alive = jnp.logical_not(episode_end[0])
+    goes_on = jnp.logical_not(episode_end) & (discount != 0.0)
+    alive = goes_on[0]
     for k in range(1, reward.shape[0]):
         total += jnp.where(alive, power * reward[k], 0.0)
         power = jnp.where(alive, gamma * power, power)
         bootstrap = jnp.where(alive, discount[k], bootstrap)
         last = jnp.where(alive, k, last)
-        alive = alive & jnp.logical_not(episode_end[k])
+        alive = alive & goes_on[k]
     return total, power * bootstrap, last
 
 

@@ -1,0 +1,87 @@
+"""A short trial of a user's gymnax environment: what its shapes do not show, and learning would never say.
+
+A time limit that counts as a termination is learned as a death; an integer outside its bounds is stored as zeros.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdqn.base import Array, Key
+from jaxdqn.environments.encoding import Bounds
+from jaxdqn.errors import UserError, shown
+
+TRIALS, STEPS = 16, 64
+NO_LIMIT = 2**30
+
+
+def check_values(name: str, env: Any, params: Any, first_action: int) -> None:
+    """Raises `UserError` where step does not return gymnax 1.x's six values."""
+
+    def step(key: Key) -> Any:
+        return env.step(key, env.reset(key, params)[1], first_action, params)
+
+    returned = jax.eval_shape(step, jax.random.key(0))
+    if len(returned) != 6:
+        raise UserError(
+            f"environment {name!r}: step returns {len(returned)} values. Those of gymnax 1.x are observation, state, "
+            "reward, terminated, truncated and info: where a time limit is not apart, it is learned as a death."
+        )
+    if not isinstance(returned[5], dict) or "final_observation" not in returned[5]:
+        raise UserError(
+            f"environment {name!r}: step's info lacks 'final_observation', the observation before the automatic reset."
+        )
+
+
+def check_limit(name: str, env: Any, params: Any, actions: tuple[int, int]) -> None:
+    """Raises `UserError` where the time limit alone also sets `terminated`, as gymnax 0.x's is_terminal did.
+
+    The same first steps are taken with a limit of one step, and without; `actions` are the lowest and their number.
+    """
+    limit = getattr(params, "max_steps_in_episode", None)
+    if limit is None:
+        return
+
+    def ends(params: Any, key: Key) -> tuple[Array, Array]:
+        reset_key, action_key, step_key = jax.random.split(key, 3)
+        action = actions[0] + jax.random.randint(action_key, (), 0, actions[1])
+        returned = env.step(step_key, env.reset(reset_key, params)[1], action, params)
+        return jnp.asarray(returned[3], bool), jnp.asarray(returned[4], bool)
+
+    run, keys = jax.jit(jax.vmap(ends, (None, 0))), jax.random.split(jax.random.key(0), TRIALS)
+    (at_limit, cut), (before, _) = (
+        run(params.replace(max_steps_in_episode=type(limit)(steps)), keys) for steps in (1, NO_LIMIT)
+    )
+    if np.any(at_limit & cut & ~before):
+        raise UserError(
+            f"environment {name!r} sets terminated as well as truncated where only its time limit is reached, as in "
+            "gymnax 0.x: it would be learned as a death. Leave the limit out of the done that step_env returns."
+        )
+
+
+def check_bounds(name: str, env: Any, params: Any, actions: tuple[int, int], bounds: Bounds) -> None:
+    """Raises `UserError` where an integer observation leaves its bounds within some random steps."""
+
+    def run(key: Key) -> Any:
+        observation, state = env.reset(key, params)
+
+        def step(state: Any, key: Key) -> tuple[Any, tuple[Array, Array]]:
+            action = actions[0] + jax.random.randint(key, (), 0, actions[1])
+            seen, after, _, _, _, info = env.step(key, state, action, params)
+            after = jax.tree.map(lambda new, old: jnp.asarray(new, jnp.asarray(old).dtype), after, state)
+            return after, (jnp.asarray(seen), jnp.asarray(info["final_observation"]))
+
+        state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), state)
+        return jnp.asarray(observation), jax.lax.scan(step, state, jax.random.split(key, STEPS))[1]
+
+    seen = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), TRIALS))
+    numbers = np.concatenate([np.asarray(x, np.int64).reshape(-1, len(bounds.low)) for x in jax.tree.leaves(seen)])
+    outside = (numbers < bounds.low) | (numbers > bounds.high)
+    if outside.any():
+        row, place = np.argwhere(outside)[0]
+        raise UserError(
+            f"environment {name!r} observed {shown(int(numbers[row, place]))} where its space has "
+            f"{bounds.low[place]} to {bounds.high[place]}; give the space the bounds that hold."
+        )
