@@ -5,7 +5,8 @@
 
 Each agent is one population of seeds on each environment, in a folder OUT/ENV-AGENT that holds config.yaml,
 metrics.parquet and summary.json, and appears when it is complete; what is there is not trained again. On one
-environment all agents take equally many steps, as its preset says, and are judged by 100 greedy episodes each time.
+environment all agents take equally many steps, as its preset says, and are judged by 100 greedy episodes each time,
+which no other seed or step shares.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ AGENTS = {
     "a2c": {"agent": "a2c"},
     "random": {"agent": "random"},
 }
-EPISODES = 100
+EPISODES = 100  # also on the curves: times to a threshold are read off them
 KEPT = ("config.yaml", "metrics.parquet", "summary.json")
 
 

@@ -29,6 +29,8 @@ class Args:
     """Greedy episodes."""
     seed: int = 1
     """Seed of the start states."""
+    epsilon: float | None = None
+    """Probability of a random action at each step; by default the run's eval_epsilon."""
     json: bool = False
     """Print one JSON object and nothing else."""
     gif: pathlib.Path | None = None
@@ -47,22 +49,28 @@ def run(arguments: list[str]) -> int:
     check_whole("member", args.member, 0)
     check_whole("seed", args.seed, 0, UINT32_MAX)
     cli.prepare_backend(spec.config, 1, 1, 1)
-    from jaxdqn import rendering, results
+    from jaxdqn import fingerprints, rendering, results
+    from jaxdqn.analysis import intervals
 
     result = results.load(args.run)
-    episodes = result.evaluate(args.episodes, args.member, args.seed)
+    episodes = result.evaluate(args.episodes, args.member, args.seed, args.epsilon)
+    distinct = int(fingerprints.distinct(episodes.fingerprints[None])[0])
     report = {
         "run": str(args.run),
         "env": spec.config.env,
         "agent": spec.config.agent,
         "member": args.member,
         "episodes": args.episodes,
+        "epsilon": spec.config.eval_epsilon if args.epsilon is None else args.epsilon,
         "return_mean": float(episodes.returns.mean()),
+        "return_ci95": intervals.return_interval(episodes.returns[:, None], [distinct]),
         "return_std": float(episodes.returns.std()),
         "return_min": float(episodes.returns.min()),
         "return_max": float(episodes.returns.max()),
         "length_mean": float(episodes.lengths.mean()),
         "finished": int(episodes.finished.sum()),
+        "unfinished": int((~episodes.finished).sum()),
+        "distinct": distinct,
         "returns": [float(value) for value in episodes.returns],
     }
     path = args.gif or args.run / f"policy-member-{args.member}.gif"
@@ -83,14 +91,31 @@ def run(arguments: list[str]) -> int:
     if args.json:
         print(json.dumps({**report, "gif": str(drawn) if drawn else None}))
         return 0
-    low, high = np.percentile(episodes.returns, [5, 95])
-    print(
-        f"{spec.config.agent} on {spec.config.env}, member {args.member}: return {report['return_mean']:.1f} "
-        f"(5 % {low:.1f}, 95 % {high:.1f}) over {args.episodes} greedy episodes of {report['length_mean']:.0f} steps"
-    )
+    print("\n".join(described(report)))
     if drawn:
         print(f"gif: {drawn}")
     return 0
+
+
+def described(report: dict) -> list[str]:
+    """The report for people."""
+    low, high = np.percentile(report["returns"], [5, 95])
+    interval = report["return_ci95"]
+    spread = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+    lines = [
+        f"{report['agent']} on {report['env']}, member {report['member']}: return {report['return_mean']:.2f}{spread} "
+        f"(5 % {low:.1f}, 95 % {high:.1f}) over {report['episodes']} greedy episodes of {report['length_mean']:.0f} "
+        "steps"
+    ]
+    if report["epsilon"]:
+        lines.append(f"a random action with probability {report['epsilon']:g}")
+    if report["distinct"] < report["episodes"]:
+        lines.append(
+            f"only {report['distinct']} of them are distinct; the interval is no better than that: see --epsilon"
+        )
+    if report["unfinished"]:
+        lines.append(f"{report['unfinished']} of them had not ended at the run's eval_max_steps")
+    return lines
 
 
 if __name__ == "__main__":

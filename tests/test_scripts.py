@@ -20,6 +20,7 @@ import pytest
 import jaxdqn
 from jaxdqn import cli
 from jaxdqn.agents import AGENTS
+from jaxdqn.analysis import intervals
 from jaxdqn.config import timeline
 from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.errors import UserError
@@ -218,6 +219,8 @@ def test_evaluate_prints_one_json_object_and_draws_the_policy(work, trained):
     returns = report["returns"]
     assert len(returns) == 10 and report["return_mean"] == pytest.approx(np.mean(returns))
     assert (report["return_min"], report["return_max"]) == (min(returns), max(returns))
+    assert report["return_ci95"] == intervals.mean_interval(returns) and report["distinct"] == 10
+    assert report["unfinished"] == 0 and report["epsilon"] == 0
     np.testing.assert_array_equal(returns, jaxdqn.load(trained[0]).evaluate(10, 1, seed=1).returns)
     gif = PIL.Image.open(report["gif"])
     assert gif.format == "GIF" and gif.n_frames > 1
@@ -241,8 +244,10 @@ def test_evaluate_in_words_and_to_a_named_gif(inside, trained, tmp_path, capsys)
     out = capsys.readouterr().out
     assert "double_dqn on CartPole-v1, member 0: return " in out and "over 3 greedy episodes" in out
     assert PIL.Image.open(tmp_path / "a.gif").format == "GIF"
-    assert inside("evaluate", trained[0], "--episodes", 3, "--no-gif", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["gif"] is None
+    assert inside("evaluate", trained[0], "--episodes", 3, "--no-gif", "--json", "--epsilon", 0.5) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["gif"] is None and report["epsilon"] == 0.5
+    assert report["returns"] == jaxdqn.load(trained[0]).evaluate(3, epsilon=0.5).returns.tolist()
 
 
 def test_export_writes_a_policy_that_chooses_as_the_run_does(inside, trained, tmp_path, capsys):
