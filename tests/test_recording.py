@@ -22,10 +22,24 @@ from jaxdqn.acting import EpisodeSums
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.evaluation import Episodes
 from jaxdqn.parallel import memory
-from jaxdqn.runs import directory, files, recording, reporting, tensorboard, weights_and_biases
+from jaxdqn.runs import directory, files, metrics, recording, reporting, tensorboard, weights_and_biases
 from jaxdqn.training import Metrics
 
 EVERYONE = [(seed, HParams(gamma=gamma)) for gamma in (0.9, 0.99) for seed in (3, 8)]
+SHORT = Config(
+    env="Catch-bsuite",
+    hidden_sizes=(8,),
+    num_envs=4,
+    batch_size=8,
+    replay_capacity=200,
+    learning_starts=40,
+    updates_per_iteration=2,
+    total_steps=600,
+    log_interval=88,
+    eval_interval=176,
+    eval_episodes=2,
+)
+LONG = dataclasses.replace(SHORT, total_steps=1_200)
 LABELS = [{"trial": m // 2, "note": None if m else "a"} for m in range(4)]
 
 
@@ -38,7 +52,9 @@ def sums(rng, members=4, shards=2):
 
 def test_columns_are_what_a_loop_over_members_gives():
     rng = np.random.default_rng(0)
-    given, evaluated = sums(rng), Episodes(*(rng.normal(size=(4, 2, 20)).astype(np.float32) for _ in range(3)))
+    given = sums(rng)
+    returns, lengths = rng.normal(size=(2, 4, 2, 20)).astype(np.float32)
+    evaluated = Episodes(returns, lengths, rng.random((4, 2, 20)) < 0.5, rng.integers(0, 9, (4, 2, 20)))
     columns = recording.measured(given, evaluated)
     for m in range(4):
         count, n = given.episodes.episodes[m].sum(), int(given.updates[m, 0])
@@ -50,6 +66,8 @@ def test_columns_are_what_a_loop_over_members_gives():
             "epsilon": given.epsilon[m, 0],
             "eval_return": evaluated.returns[m].mean(),
             "eval_length": evaluated.lengths[m].mean(),
+            "eval_distinct": len(np.unique(evaluated.fingerprints[m])),
+            "eval_unfinished": (~evaluated.finished[m]).sum(),
         }
         assert {name: x[m] for name, x in columns.items()} == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
     assert {x.dtype for x in columns.values()} == {np.dtype(int), np.dtype(float)}
@@ -113,6 +131,23 @@ def test_points_that_are_on_disk_are_forgotten(tmp_path):
 
 def _tables(kept):
     return [item for item in kept if isinstance(item, pa.Table)] if isinstance(kept, (list, collections.deque)) else []
+
+
+@pytest.mark.parametrize("end", [44, 50])
+def test_what_only_the_end_of_a_shorter_run_has_is_dropped(end, tmp_path):
+    """44 is a logging point, which the longer run does not evaluate; 50 is none. Rows are of each 22 iterations."""
+    line = timeline(dataclasses.replace(SHORT, eval_interval=3 * 88))
+    path = tmp_path / "metrics.parquet"
+    evaluated = {"eval_return": np.arange(4.0), "eval_distinct": 2}
+    parts = [[22, 44], [50]] if end == 50 else [[22, 44]]
+    for part in parts:
+        points = [point(i, loss=np.arange(4.0), **(evaluated if i == end else {})) for i in part]
+        metrics.append(path, 0, part[-1], recording.joined(points))
+    metrics.drop_extra(path, {0: end}, line)
+    metrics.drop_extra(path, {0: end}, line)
+    frame = metrics.read(path)
+    assert list(frame.iteration) == [22, 44] * 4 and frame.eval_return.isna().all()
+    assert frame.loss.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and len(list(path.iterdir())) == 1
 
 
 def test_people_are_shown_the_latest_evaluations_or_else_the_episodes_of_training():
@@ -297,20 +332,6 @@ def test_a_wandb_run_goes_on_with_its_directory_and_starts_anew_without(tmp_path
 
 # -- sessions ---------------------------------------------------------------------------------------------------------
 
-SHORT = Config(
-    env="Catch-bsuite",
-    hidden_sizes=(8,),
-    num_envs=4,
-    batch_size=8,
-    replay_capacity=200,
-    learning_starts=40,
-    updates_per_iteration=2,
-    total_steps=600,
-    log_interval=88,
-    eval_interval=176,
-    eval_episodes=2,
-)
-LONG = dataclasses.replace(SHORT, total_steps=1_200)
 QUIET = jaxdqn.Settings(progress=False, tensorboard=False, figure=False)
 MODES = {
     "alone": ((5,), 1, 1, 1),

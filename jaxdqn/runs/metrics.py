@@ -91,11 +91,16 @@ def drop_extra(path: pathlib.Path, reached: Mapping[int, int], line: Timeline) -
         if (line.is_point(iteration) and line.is_evaluated(iteration)) or not part.exists():
             continue
         frame = _read_part(part)
-        before = frame.iteration < iteration
-        evaluation = frame.columns[frame.columns.str.startswith("eval_")]
-        frame[evaluation] = frame[evaluation].where(before)
-        kept = frame if line.is_point(iteration) else frame[before]
-        append(path, batch, iteration, pa.Table.from_pandas(kept, preserve_index=False))
+        before = (frame.iteration < iteration).to_numpy()
+        if line.is_point(iteration):
+            for name in frame.columns[frame.columns.str.startswith("eval_")]:
+                frame[name] = frame[name].where(before)
+        else:
+            frame = frame[before]
+        if len(frame):
+            append(path, batch, iteration, pa.Table.from_pandas(frame, preserve_index=False))
+        else:
+            part.unlink()
 
 
 def join_parts(path: pathlib.Path) -> None:
