@@ -19,11 +19,11 @@ class ActorState(NamedTuple):
 
 
 class EpisodeSums(NamedTuple):
-    """Over the episodes that finished: how many, and the sums of their returns and lengths; each float32 []."""
+    """Over the episodes that finished: how many, and the sums of their returns and lengths; each []."""
 
-    episodes: Array
-    returns: Array
-    lengths: Array
+    episodes: Array  # int32
+    returns: Array  # float32
+    lengths: Array  # int32
 
 
 def start(environment: Environment, agent: Agent, num_envs: int, key: Key) -> ActorState:
@@ -68,9 +68,9 @@ def rollout(
         episode_return = state.episode_return + timestep.reward
         episode_length = state.episode_length + 1
         sums = EpisodeSums(
-            jnp.sum(end, dtype=jnp.float32),
+            jnp.sum(end, dtype=jnp.int32),
             jnp.sum(jnp.where(end, episode_return, 0.0)),
-            jnp.sum(jnp.where(end, episode_length, 0), dtype=jnp.float32),
+            jnp.sum(jnp.where(end, episode_length, 0), dtype=jnp.int32),
         )
         next_state = ActorState(
             env_state,

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from jaxdqn.errors import UserError, shown, unknown_name
 
 INT32_MAX, UINT32_MAX = 2**31 - 1, 2**32 - 1
+FLOAT_WHOLE = 2**24  # up to here a float32 counts every whole number
 MAX_MEMBERS = 100_000
 MOST, MOST_WIDE = 10**15, 10**6
 LARGEST, LEAST = 1e38, 1.1754944e-38  # of a float32; smaller ones are 0 on most devices
@@ -35,7 +36,7 @@ class HParams(NamedTuple):
     gamma: float = 0.99
     """Discount per environment step."""
     target_period: float = 500.0
-    """Gradient updates between two updates of the target network."""
+    """Gradient updates between two updates of the target network; a whole number."""
     target_tau: float = 1.0
     """How far the target network moves towards the online one at each of its updates; 1 copies it."""
     epsilon_begin: float = 1.0
@@ -267,8 +268,7 @@ def validate(config: Config, num_shards: int = 1) -> None:
             f"learning never starts: the first {line.prefill * steps} steps only fill the replay and total_steps is "
             f"{config.total_steps}; raise total_steps or lower learning_starts."
         )
-    if capacity > INT32_MAX or line.total > INT32_MAX:
-        raise UserError(f"replay_capacity and total_steps / (T * N) must stay below {INT32_MAX}.")
+    _validate_counters(config, line)
 
 
 def _validate_sizes(config: Config) -> None:
@@ -319,6 +319,31 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
+def _validate_counters(config: Config, line: Timeline) -> None:
+    """Counters on the device are int32, and sums between two logging points float32: exact, or refused here."""
+    length, updates = config.rollout_length, config.updates_per_iteration
+    counted = {
+        "transitions in the replay": (replay_rows(config) + config.n_step) * config.num_envs,
+        "iterations": line.total,
+        # Also those of a worker that fills its replay while others learn.
+        "rows of experience (iterations x rollout_length)": (line.total + line.prefill) * length,
+        "gradient updates": line.updates(line.total, updates),
+    }
+    for what, count in counted.items():
+        if count >= INT32_MAX:
+            raise UserError(
+                f"the run has {count:,} {what}, and counters end at {INT32_MAX}; lower total_steps or "
+                "replay_capacity, or raise num_envs."
+            )
+    iterations = min(line.log_every, line.total)
+    window, steps = iterations * max(1, updates), iterations * line.steps_per_iteration
+    if window > FLOAT_WHOLE or steps > INT32_MAX // 2:
+        raise UserError(
+            f"{window:,} updates and {steps:,} environment steps lie between two logging points; a mean over more "
+            f"than {FLOAT_WHOLE:,} and {INT32_MAX // 2:,} of them is not exact. Lower log_interval."
+        )
+
+
 def _validate_latest(config: Config) -> None:
     if learns_from_latest(config) and config.n_step > config.rollout_length:
         raise UserError(
@@ -356,12 +381,15 @@ def _validate_shards(config: Config, num_shards: int) -> None:
             )
 
 
+COUNTS = ("target_period",)
+"""Hyperparameters that are whole numbers."""
+
 _RANGES: dict[str, tuple[str, Any]] = {
     "learning_rate": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
     "learning_rate_end": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
     "learning_rate_updates": ("above 0", lambda x: x > 0),
     "gamma": ("in [0, 1]", lambda x: 0 <= x <= 1),
-    "target_period": ("at least 1", lambda x: x >= 1),
+    "target_period": (f"from 1 to {FLOAT_WHOLE:,}, a whole one", lambda x: 1 <= x <= FLOAT_WHOLE and x % 1 == 0),
     "target_tau": ("in (0, 1]", lambda x: 0 < x <= 1),
     "epsilon_begin": ("in [0, 1]", lambda x: 0 <= x <= 1),
     "epsilon_end": ("in [0, 1]", lambda x: 0 <= x <= 1),

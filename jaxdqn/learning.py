@@ -136,7 +136,7 @@ def sgd_agent(
         params = jax.tree.map(lambda new, old: jnp.where(healthy, new, old), moved, learner.params)
         first_bad = jnp.where(healthy | (learner.first_bad_update >= 0), learner.first_bad_update, updates)
 
-        due = healthy & (updates.astype(jnp.float32) % hparams.target_period < 1.0)
+        due = healthy & (updates % jnp.asarray(hparams.target_period).astype(jnp.int32) == 0)
         mix = jnp.where(due, hparams.target_tau, 0.0)
         target_params = jax.tree.map(lambda p, t: mix * p + (1.0 - mix) * t, params, learner.target_params)
         return LearnerState(params, target_params, opt_state, updates, first_bad), gradient_norm

@@ -118,7 +118,7 @@ for _game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"):
 
 BY_ENVIRONMENT = {value.config.env: name for name, value in reversed(PRESETS.items())}
 BY_PAIR = {(value.config.env, value.config.agent): name for name, value in reversed(PRESETS.items())}
-OF_ENVIRONMENT = ("env", "env_params", "env_kwargs", "sticky_actions", "total_steps")
+OF_ENVIRONMENT = ("env", "env_params", "env_kwargs", "sticky_actions", "total_steps", "eval_epsilon", "eval_max_steps")
 """Fields of a preset that belong to its environment, whichever agent is trained."""
 
 

@@ -156,7 +156,7 @@ def zero_metrics(agent: Agent, replay: Replay, config: Config) -> Metrics:
         return update_once(agent, replay, None, learner, replay.init(), written, (key, key), HParams())[2]
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(values, jax.random.key(0)))
-    episodes = EpisodeSums(*(jnp.zeros((), jnp.float32) for _ in EpisodeSums._fields))
+    episodes = EpisodeSums(jnp.int32(0), jnp.float32(0), jnp.int32(0))
     return Metrics(episodes, zeros, jnp.int32(0), jnp.float32(1), jnp.int32(-1))
 
 

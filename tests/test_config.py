@@ -149,7 +149,7 @@ HPARAMS_WRONG = {
     "learning_rate_end": (-0.1, math.inf, math.nan),
     "learning_rate_updates": (0.0, -1.0, math.nan),
     "gamma": (-0.1, 1.1, math.nan),
-    "target_period": (0, 0.5),
+    "target_period": (0, 0.5, 2.5, 2**24 + 1, math.inf, math.nan),
     "target_tau": (0, 1.5),
     "epsilon_begin": (-0.1, 1.1),
     "epsilon_end": (-0.1, 1.1),

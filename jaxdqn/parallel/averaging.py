@@ -120,7 +120,8 @@ class Schedule(NamedTuple):
 
     def next(self, iteration: Array, updates: Array) -> Array:
         """The iteration count at which replicas are combined next, after `iteration` and `updates`."""
-        return jnp.where(updates < self.dense_updates, iteration + 1, (iteration // self.period + 1) * self.period)
+        wait = jnp.where(updates < self.dense_updates, 1, self.period - iteration % self.period)
+        return iteration + jnp.minimum(wait, INT32_MAX - iteration)  # no run has an iteration of that number
 
 
 def combine(state: AveragedState, rule: Rule, shards: Shards | None) -> AveragedState:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
 
-from jaxdqn.config import LARGEST, Config, HParams, validate_hparams
+from jaxdqn.config import COUNTS, LARGEST, Config, HParams, validate_hparams
 from jaxdqn.errors import UserError, unknown_name
 
 Values = dict[str, Any]
@@ -206,9 +206,9 @@ def _range(name: str, options: Mapping[str, Any]) -> Range:
 
 
 def _type(name: str) -> Any:
-    """float for a traced field, else the type of the static one; int also for `int | None`."""
+    """float for a traced field, int where it counts, else the type of the static one; int also for `int | None`."""
     if name in HParams._fields:
-        return float
+        return int if name in COUNTS else float
     kind = STATIC[name].type
     return int if int in get_args(kind) else kind
 
