@@ -383,6 +383,8 @@ def _validate_shards(config: Config, num_shards: int) -> None:
 
 COUNTS = ("target_period",)
 """Hyperparameters that are whole numbers."""
+COMPLEMENTS = ("gamma",)
+"""Hyperparameters that mean their distance from 1, as in the horizon 1 / (1 - gamma); others mean that from 0."""
 
 _RANGES: dict[str, tuple[str, Any]] = {
     "learning_rate": ("at least 0 and finite", lambda x: 0 <= x < math.inf),

@@ -19,6 +19,7 @@ SPACE = space.parse(
         "target_tau": [0.01, 0.1, 0.5, 1.0],
     }
 )
+GAMMA = space.parse({"gamma": {"low": 0.9, "high": 0.999}})
 SETTINGS = PopulationBased(quantile=0.25)
 SCORES = st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(NAN), st.just(math.inf)), min_size=1, max_size=24)
 
@@ -78,6 +79,18 @@ def test_a_score_that_is_no_number_is_the_worst():
     assert [member for member, parent in enumerate(after.parents) if parent != member] == [1, 3]
 
 
+@given(SCORES, st.integers(0, 5), st.data())
+def test_frozen_members_are_last_and_nobodys_parents(scores, seed, data):
+    members = range(len(scores))
+    frozen = data.draw(st.sets(st.sampled_from(members)))
+    after = evolution.following(population(len(scores)), scores, SPACE, SETTINGS, (seed, 1), frozen)
+    changed = [member for member in members if after.parents[member] != member]
+    assert not {after.parents[member] for member in changed} & frozen
+    count = max(1, int(0.25 * len(scores))) if len(scores) > 1 else 0
+    if len(frozen) < len(scores):
+        assert len(changed) == count and len(frozen.intersection(changed)) == min(count, len(frozen))
+
+
 def test_a_population_of_one_stays_as_it_is():
     assert following([1.0]) == population(1) and following([NAN]) == population(1)
 
@@ -106,10 +119,39 @@ def test_each_value_is_its_parents_times_a_factor_inside_the_range(point, seed):
     assert list(after) == list(before)
     for name in ("learning_rate", "gamma", "target_period"):
         domain = SPACE.parameters[SPACE.names.index(name)].domain
-        allowed = [min(max(before[name] * factor, domain.low), domain.high) for factor in (0.8, 1.25)]
-        assert after[name] in (map(round, allowed) if domain.integer else allowed)
+        moved = [before[name] * factor for factor in (0.8, 1.25)]
+        if name == "gamma":
+            moved = [1 - (1 - before[name]) * factor for factor in (0.8, 1.25)]
+        moved = map(round, moved) if domain.integer else moved
+        assert after[name] in [value for value in moved if domain.low <= value <= domain.high]
     choices = (0.01, 0.1, 0.5, 1.0)
     assert abs(choices.index(after["target_tau"]) - choices.index(before["target_tau"])) <= 1
+
+
+def test_gamma_moves_by_its_distance_from_1():
+    """In raw units .99 would be cut off at one end or the other, whatever the factor."""
+    found = {round(explored({"gamma": 0.99}, seed, searched=GAMMA)["gamma"], 9) for seed in range(30)}
+    assert found == {0.992, 0.9875}
+
+
+@pytest.mark.parametrize(
+    "name, low, high", [("gamma", 0.9, 0.9995), ("epsilon_end", 0.001, 0.1), ("target_tau", 0.1, 1)]
+)
+def test_values_do_not_gather_at_the_ends_of_their_range(name, low, high):
+    searched = space.parse({name: {"low": low, "high": high}})
+    values, seen = {name: high}, []
+    for seed in range(300):
+        values = explored(values, seed, searched=searched)
+        seen.append(values[name])
+    assert sum(value in (low, high) for value in seen) < 30 and len(set(np.round(seen, 6))) > 5
+    assert all(low <= value <= high for value in seen)
+
+
+def test_a_small_whole_number_moves_by_one():
+    searched = space.parse({"target_period": {"low": 1, "high": 10}})
+    found = {explored({"target_period": 2}, seed, searched=searched)["target_period"] for seed in range(30)}
+    assert found == {1, 3}
+    assert {explored({"target_period": 1}, seed, searched=searched)["target_period"] for seed in range(30)} == {2}
 
 
 def test_a_choice_moves_down_stays_or_moves_up_equally_often():

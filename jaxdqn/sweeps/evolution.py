@@ -4,11 +4,12 @@ All of it follows from the scores and the sweep's seed: a population that is res
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdqn.config import COMPLEMENTS
 from jaxdqn.sweeps.space import Choices, Range, Space, Values
 from jaxdqn.sweeps.sweep import PopulationBased
 
@@ -26,18 +27,28 @@ def first(values: Sequence[Values]) -> Generation:
 
 
 def following(
-    generation: Generation, scores: Sequence[float], space: Space, settings: PopulationBased, seed: Sequence[int]
+    generation: Generation,
+    scores: Sequence[float],
+    space: Space,
+    settings: PopulationBased,
+    seed: Sequence[int],
+    frozen: Collection[int] = (),
 ) -> Generation:
     """The next generation: the worst take over learner and values of members among the best, and change each value.
 
-    A score that is NaN is the worst of all. `seed` is that of the sweep and the number of the generation.
+    `frozen` members, whose learners diverged, are behind all others, and nobody takes over from them; before them come
+    scores that are NaN. `seed` is that of the sweep and the number of the generation.
     """
     random = np.random.default_rng(list(seed))
     count = max(1, int(round(settings.quantile * len(scores), 6))) if len(scores) > 1 else 0
-    order = sorted(
-        range(len(scores)), key=lambda m: (math.isnan(scores[m]), -scores[m] if scores[m] == scores[m] else 0, m)
-    )
-    best, worst = order[:count], order[len(order) - count :]
+
+    def rank(member: int) -> tuple[bool, bool, float, int]:
+        missing = math.isnan(scores[member])
+        return member in frozen, missing, 0.0 if missing else -scores[member], member
+
+    order = sorted(range(len(scores)), key=rank)
+    best = [member for member in order[:count] if member not in frozen]
+    worst = order[len(order) - count :] if best else []
     parents, values = list(range(len(scores))), list(generation.values)
     for member in sorted(worst):
         parent = best[int(random.integers(len(best)))]
@@ -47,7 +58,8 @@ def following(
 
 
 def explored(values: Values, space: Space, factors: Sequence[float], random: np.random.Generator) -> Values:
-    """Each value times one of `factors`, within its range; a choice moves to a neighbour, or stays.
+    """Each value times one of `factors` (of gamma its distance from 1), within its range; a choice moves to a
+    neighbour, or stays.
 
     Where a choice that has moved makes a condition hold, the value under it is drawn anew.
     """
@@ -59,7 +71,7 @@ def explored(values: Values, space: Space, factors: Sequence[float], random: np.
         elif isinstance(domain, Choices):
             changed[name] = _neighbour(domain, values[name], random)
         else:
-            changed[name] = _scaled(domain, values[name] * factors[int(random.integers(len(factors)))])
+            changed[name] = _moved(name, domain, values[name], factors[int(random.integers(len(factors)))])
     return space.active(changed)
 
 
@@ -77,6 +89,19 @@ def _neighbour(domain: Choices, value: Any, random: np.random.Generator) -> Any:
     return domain.values[min(max(place, 0), len(domain.values) - 1)]
 
 
-def _scaled(domain: Range, value: float) -> float:
-    inside = min(max(value, domain.low), domain.high)
-    return float(round(inside)) if domain.integer else inside
+def _moved(name: str, domain: Range, value: float, factor: float) -> float:
+    """`value` times `factor`, or the other way where that leaves the range: cut off at its ends, values would gather
+    there. In a range that is narrower than both steps it is cut off."""
+    ahead, back = (_scaled(name, domain, value, step) for step in (factor, 1 / factor))
+    for moved in (ahead, back):
+        if domain.low <= moved <= domain.high:
+            return moved
+    return min(max(ahead, domain.low), domain.high)
+
+
+def _scaled(name: str, domain: Range, value: float, factor: float) -> float:
+    scaled = 1 - (1 - value) * factor if name in COMPLEMENTS else value * factor
+    if not domain.integer:
+        return scaled
+    # A small whole number would be rounded back to itself.
+    return float(value + math.copysign(1, factor - 1)) if round(scaled) == value != scaled else float(round(scaled))

@@ -48,7 +48,8 @@ def evolve(record: Record) -> None:
         if end != ends[-1]:
             seed = (sweep.sampler.seed, index)
             scored = [scores[member] for member in members]
-            generations.append(evolution.following(generations[-1], scored, sweep.space, settings, seed))
+            frozen = [member for member, lost in _stage.diverged(record.folder, stage).items() if lost]
+            generations.append(evolution.following(generations[-1], scored, sweep.space, settings, seed, frozen))
     diverged = _stage.diverged(record.folder, stage)
     for row in lineage[-len(members) :]:
         kept = {name: value for name, value in row.items() if name not in ("generation", "member", "parent")}

@@ -47,9 +47,12 @@ class Record:
         return directory.write_table(self.folder, "trials", [self.rows[number] for number in sorted(self.rows)])
 
     def best(self) -> list[int]:
-        """The finished trials that are to be trained again with fresh seeds, the best first."""
+        """The finished trials that are to be trained again with fresh seeds, the best first; members of a population
+        whose learners diverged after all others."""
         finished = {number: row["score"] for number, row in self.rows.items() if row["status"] == FINISHED}
         scored = [number for number in scores.ranked(finished) if not math.isnan(finished[number])]
+        if self.sweep.population_based:
+            scored.sort(key=lambda number: self.rows[number]["diverged"] > 0)
         return scored[: self.sweep.winners.trials]
 
     @property
