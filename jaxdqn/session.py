@@ -257,7 +257,7 @@ class Session:
         elif self.settings.init_from:
             source = read_params(paths.expanded(self.settings.init_from), self.settings.init_member)
             at = at._replace(states=fleet.adopted(snapshots.with_params(states, source)))
-        self.updates_before = self.line.updates(at.iteration, self.spec.config.updates_per_iteration)
+        self.diverged |= self._diverged(assignment, batch, at)  # of which an earlier session has warned
         # The states are donated chunk by chunk: nobody else may hold them.
         del states
         self._begin()
@@ -282,8 +282,7 @@ class Session:
         self.seconds = before + self.elapsed()
         if at.iteration < self.line.total:
             self.status = self._asked_to_stop(interrupted) or self.status
-        first_bad = assignment.collect(_fleet.gather([state.learner.first_bad_update for state in at.states]))[:, 0]
-        self.diverged |= {m: int(update) for m, update in zip(batch, first_bad, strict=True) if update >= 0}
+        self.diverged |= self._diverged(assignment, batch, at)
         if all(m in self.diverged for m in batch) and self.status == OK:
             self.status = DIVERGED
         if self.status != INTERRUPTED:
@@ -297,6 +296,11 @@ class Session:
             parts = [fleet.evaluate(at.states, at.iteration, 1 + k) for k in range(math.ceil(wanted / each))]
             episodes = [jax.tree.map(fleet.assignment.collect, _fleet.gather(part)) for part in parts]
             self.finals |= dict(zip(batch, _summary.finals(episodes, wanted), strict=True))
+
+    def _diverged(self, assignment: population.Assignment, batch: range, at: Progressed) -> dict[int, int]:
+        """The members of `batch` that diverged, and their first bad updates."""
+        first_bad = assignment.collect(_fleet.gather([state.learner.first_bad_update for state in at.states]))[:, 0]
+        return {member: int(update) for member, update in zip(batch, first_bad, strict=True) if update >= 0}
 
     def _asked_to_stop(self, interrupted: Callable[[], bool]) -> str | None:
         """Why the session is to end before its time, whichever process was asked: INTERRUPTED, TIMEOUT or None."""
@@ -350,14 +354,14 @@ class Session:
             "updates": self.line.updates(point.iteration, self.spec.config.updates_per_iteration),
             "seconds": self.batch_before + self.elapsed(),
             **recording.measured(sums, evaluated),
-            **{name: float(value) for name, value in point.telemetry.items()},
+            **{name: x if isinstance(x, int) else float(x) for name, x in point.telemetry.items()},
         }
         return recording.point(self.identity.slice(batch.start, len(batch)), columns)
 
     def _note_diverged(self, first_bad: dict[int, int]) -> None:
         new = {m: update for m, update in first_bad.items() if update >= 0 and m not in self.diverged}
         self.diverged |= new
-        self._warn_diverged([member for member, update in new.items() if update > self.updates_before])
+        self._warn_diverged(list(new))
 
     def _warn_unfinished(self, number: int, iteration: int) -> None:
         if self.warned_unfinished:

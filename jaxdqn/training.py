@@ -37,6 +37,7 @@ class Metrics(NamedTuple):
     updates: Array  # int32 []  gradient updates in `learning`, by which its means are divided
     epsilon: Array  # []  before the ladder
     first_bad_update: Array  # []  see LearnerState
+    seen: dict[str, Array]  # []  what an asynchronous scheme counts, see parallel.telemetry; {} for others
 
 
 class Trainer(NamedTuple):
@@ -157,7 +158,7 @@ def zero_metrics(agent: Agent, replay: Replay, config: Config) -> Metrics:
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(values, jax.random.key(0)))
     episodes = EpisodeSums(jnp.int32(0), jnp.float32(0), jnp.int32(0))
-    return Metrics(episodes, zeros, jnp.int32(0), jnp.float32(1), jnp.int32(-1))
+    return Metrics(episodes, zeros, jnp.int32(0), jnp.float32(1), jnp.int32(-1), {})
 
 
 def make_trainer(
@@ -203,7 +204,7 @@ def make_trainer(
             state.learner, state.replay, metrics.learning, sample_key, written, iteration, hparams
         )
         updates = metrics.updates + config.updates_per_iteration
-        metrics = Metrics(metrics.episodes, sums, updates, epsilon, learner.first_bad_update)
+        metrics = Metrics(metrics.episodes, sums, updates, epsilon, learner.first_bad_update, metrics.seen)
         return state._replace(learner=learner, replay=ring), metrics
 
     return Trainer(init, lambda: zero_metrics(agent, replay, config), collect, step)

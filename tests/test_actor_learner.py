@@ -18,7 +18,7 @@ from jaxdqn import agents, training
 from jaxdqn.base import Transition
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import actor_learner, couplings, fleet, population
+from jaxdqn.parallel import actor_learner, couplings, fleet, population, telemetry
 from jaxdqn.parallel.actor import Actor, Node, Programs
 from jaxdqn.parallel.actor_learner import Axes
 from jaxdqn.parallel.workers import Crew
@@ -178,7 +178,8 @@ def check_returns(replayed, merged, n_step):
 
 
 def test_old_experience_is_dropped_and_counted_and_no_return_reads_across_it():
-    """A local replay is as old as its oldest rollout: one that an actor fills slowly is too late."""
+    """A local replay is as old as its oldest rollout: one that an actor fills slowly is too late. And all adds up:
+    rollouts to environment steps, lags to blocks, inserted and dropped blocks to those acted."""
 
     def disturb(actor, acted):
         if actor == 1 and acted % 2:
@@ -186,12 +187,19 @@ def test_old_experience_is_dropped_and_counted_and_no_return_reads_across_it():
 
     axes = Axes(num_actors=4, coupling="async", merge_every=2, broadcast_every=1, max_lag=2)
     built, states = actor_learner.build(clocked(CLOCKS), jax.devices()[:1], [0], [H], axes, disturb=disturb)
-    states, _ = run(built, states, 100, config=CLOCKS)
-    seen = built.telemetry(states)
-    state = jax.tree.map(lambda x: x[0, 0], fleet.gather(states))
-    acted = sum(actor.acted // 2 for actor in state.actors)
-    assert seen["dropped"] == acted - state.merged.sum() // 2 > 0 and seen["lag_max"] > 2
+    states, metrics = run(built, states, 100, chunk=60, config=CLOCKS)
+    state, sums = (jax.tree.map(lambda x: x[0, 0], fleet.gather(tree)) for tree in (states, metrics))
+    seen = sums.seen
+    acted = np.array([actor.acted for actor in state.actors])
+    assert seen["dropped"] == (acted // 2).sum() - state.merged.sum() // 2 > 0 and seen["lag_max"] > 2
     assert check_returns(state.replay, state.merged, n_step=4).mean() < 4
+    assert acted.sum() == 4 * (timeline(CLOCKS).prefill + 100)
+    assert list(acted) == [seen[f"rollouts_{actor}"] for actor in range(4)]
+    assert (acted // 2).sum() == sum(seen[f"lag_{low}"] for low in telemetry.LAG_BINS)
+    assert sums.updates == state.learner.updates == 100
+    columns = telemetry.columns({name: x[None] for name, x in seen.items()})
+    rates = sum(columns[f"worker_rate_{actor}"] for actor in range(4))
+    assert rates * seen["running_seconds"] == pytest.approx(acted.sum(), rel=1e-5)
 
 
 def test_a_half_full_local_replay_keeps_its_age_over_chunks_and_resumes():

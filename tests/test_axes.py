@@ -12,9 +12,10 @@ import pytest
 import jaxdqn
 from jaxdqn import axes as axes_module
 from jaxdqn.axes import OF_SCHEME, PARALLEL, Axes, over, preset, validate
-from jaxdqn.config import Config, HParams
+from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import schemes
+from jaxdqn.parallel.telemetry import LAG_BINS
 from jaxdqn.presets import for_environment
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +31,7 @@ SMALL = (
     "--final-episodes",
     "4",
 )
+ON_POLICY = ("--learning-starts", "0")
 
 
 def train(*flags, code=0):
@@ -124,13 +126,27 @@ def test_more_devices_than_there_are_say_how_many(axes):
 @pytest.mark.parametrize("name", ["parallel_dqn", "gorila", "hogwild"])
 def test_a_scheme_trains_and_leaves_a_run(name, tmp_path):
     out = tmp_path / "run"
-    train("--parallel", name, "--total-steps", "8000", "--out", str(out), *SMALL)
+    flags = (*SMALL, *ON_POLICY) if name == "hogwild" else SMALL
+    train("--parallel", name, "--total-steps", "8000", "--out", str(out), *flags)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["env_steps"] == 8000 and (out / "curves.png").exists()
     metrics = pd.read_parquet(out / "metrics.parquet")
     assert {"lag_mean", "lag_max", "worker_rate_min"} <= set(metrics.columns)
     loaded = jaxdqn.load(out)
     assert loaded.evaluate(episodes=2).returns.shape == (2,)
+    # All windows together: every rollout and every update is in one of them.
+    total = metrics.sum(numeric_only=True)
+    actors = name == "parallel_dqn"
+    rollouts = sum(total[f"rollouts_{worker}"] for worker in range(4)) - (0 if actors else total.extra_rollouts)
+    config = loaded.config
+    assert rollouts * config.num_envs * config.rollout_length == summary["env_steps"] * (4 if actors else 1)
+    line = timeline(config)
+    gradients = line.updates(line.total, config.updates_per_iteration)
+    lags = sum(total[f"lag_{low}"] for low in LAG_BINS)
+    if actors:  # a lag for each local replay, of two iterations
+        assert summary["updates"] == gradients and rollouts // 2 - 4 <= lags <= rollouts // 2
+    else:
+        assert summary["updates"] + total.dropped + total.lost == gradients == lags
 
 
 @pytest.mark.parametrize("name", ["fused", "lockstep_dqn", "gorila", "local_sgd", "sharded"])
@@ -169,7 +185,7 @@ def leaves(tree):
 
 def test_asynchronous_runs_resume(tmp_path):
     out = tmp_path / "run"
-    train("--parallel", "a3c", *SMALL, "--total-steps", "6400", "--out", str(out))
+    train("--parallel", "a3c", *SMALL, *ON_POLICY, "--total-steps", "6400", "--out", str(out))
     done = train("--resume", str(out), "--total-steps", "12800")
     assert "finished: 12,800 steps" in done.stdout
 

@@ -15,7 +15,7 @@ from jaxdqn.base import LearnerState, Network, Policy
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.learning import OPTIMIZERS, sgd_agent
-from jaxdqn.parallel import fleet, parameter_server, population, server, server_worker
+from jaxdqn.parallel import fleet, parameter_server, population, server, server_worker, telemetry
 from jaxdqn.parallel.parameter_server import Axes, Server
 
 SMALL = Config(
@@ -248,8 +248,8 @@ def test_workers_keep_their_own_statistics_and_steps_are_scaled_by_their_lags(lo
     seen = shared.take()
     assert own == dict.fromkeys(range(4), 100) and shared.learner.opt_state == -7
     assert len(scales) == 400 and min(scales) < 1
-    assert seen["lag_mean"] * 400 == pytest.approx(sum(1 / scale - 1 for scale in scales))
-    assert shared.learner.updates == 400 - seen.get("lost", 0)
+    assert seen["lag_sum"] == pytest.approx(sum(1 / scale - 1 for scale in scales))
+    assert shared.learner.updates == 400 - seen["lost"]
     if lock != "none":
         assert [shared.learner.params[name] for name in "ab"] == pytest.approx([sum(scales)] * 2)
 
@@ -260,8 +260,8 @@ def test_stale_pushes_are_dropped_and_counted(lock):
     shared.begin(learner_of({"a": np.zeros(())}))
     for version in (0, 0, 0, 0, 3, 0):  # lags 0, 1, 2, 3 (dropped), 0, 4 (dropped)
         shared.push(np.ones(()), np.zeros(()), version)
-    columns = shared.take()
-    assert (shared.learner.params["a"], shared.version, columns["dropped"], columns["lag_max"]) == (4, 4, 2, 4)
+    seen = shared.take()
+    assert (shared.learner.params["a"], shared.version, seen["dropped"], seen["lag_max"]) == (4, 4, 2, 4)
 
 
 def test_the_learning_rate_is_scaled_by_the_lag():
@@ -274,19 +274,6 @@ def test_the_learning_rate_is_scaled_by_the_lag():
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "axes", [Axes(), Axes(lock="leaf"), Axes(lock="none"), Axes(own_statistics=True, scale_by_lag=True, max_lag=3)]
-)
-def test_every_iteration_is_done_once(axes):
-    built, states = build(axes)
-    states, _ = run(built, states, 200, chunk=60)
-    assert sum(int(worker.acted[0, 0]) for worker in states[0].workers) == timeline(SMALL).prefill + 200
-    seen = built.telemetry(states)
-    kept = 200 - seen.get("lost", 0) - seen.get("dropped", 0)
-    assert int(states[0].learner.updates[0, 0]) == kept
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fleet.gather([states[0].learner.params])))
 
 
 def test_dropped_pushes_count_in_no_mean():
@@ -313,6 +300,41 @@ def test_dropped_pushes_count_in_no_mean():
     _, sums = node.end()
     assert int(sums.updates[0, 0]) == 3
     assert set(sums.learning) > {"loss", "gradient_norm"} and all(total == 3 for total in sums.learning.values())
+
+
+# -- telemetry adds up ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        Axes(scale_by_lag=True),
+        Axes(lock="leaf", max_lag=1),
+        Axes(lock="none", own_statistics=True),
+    ],
+)
+def test_telemetry_adds_up(axes):
+    """Over chunks: rollouts to environment steps, pushes applied, dropped and lost to gradients, lags to pushes."""
+    config = dataclasses.replace(REPLAYED, updates_per_iteration=2, n_step=7)
+    built, states = build(axes, config)
+    prefill, iterations = timeline(config).prefill, 40
+    states, metrics = run(built, states, iterations, config, chunk=15)
+    state, sums = (jax.tree.map(lambda x: x[0, 0], fleet.gather(tree)) for tree in (states, metrics))
+    seen = sums.seen
+    rollouts = [seen[f"rollouts_{worker}"] for worker in range(4)]
+    assert rollouts == [worker.acted for worker in state.workers]
+    assert sum(rollouts) == prefill + iterations + seen["extra_rollouts"]
+    gradients = 2 * iterations
+    assert sums.updates + seen["dropped"] == gradients == sum(seen[f"lag_{low}"] for low in telemetry.LAG_BINS)
+    assert state.learner.updates == sums.updates - seen["lost"] == built.telemetry(states)["updates"]
+    assert (seen["lost"] == 0 or axes.lock == "none") and (seen["dropped"] == 0 or axes.max_lag > 0)
+    columns = telemetry.columns({name: x[None] for name, x in seen.items()})
+    rates = sum(columns[f"worker_rate_{worker}"] for worker in range(4))
+    assert rates * seen["running_seconds"] == pytest.approx(sum(rollouts), rel=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.learner.params))
+
+
+# -- faults -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_dead_worker_is_reported_once_and_the_others_do_its_work():

@@ -23,7 +23,7 @@ from jaxdqn.base import Array, Key, LearnerState, PyTree, Transition
 from jaxdqn.config import Config, HParams, learns_from_latest, replay_rows, timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import actor, couplings
+from jaxdqn.parallel import actor, couplings, telemetry
 from jaxdqn.parallel.actor import Actor, Node
 from jaxdqn.parallel.engine import Engine, remake
 from jaxdqn.parallel.fleet import (
@@ -37,7 +37,7 @@ from jaxdqn.parallel.fleet import (
     over_members,
 )
 from jaxdqn.parallel.memory import tree_bytes
-from jaxdqn.parallel.telemetry import Rates, Seen
+from jaxdqn.parallel.telemetry import LAGS, Seen, rollouts_of
 from jaxdqn.parallel.workers import Crew
 
 
@@ -218,13 +218,16 @@ class Scheme:
         self.actor_devices = list(devices[1:]) or list(devices)
         self.hparams = over_members(hparams)
         self.crew = Crew(axes.num_actors, report)
-        self.seen, self.rates = Seen(), Rates()
+        self.seen = Seen(
+            (*LAGS, "dropped", *rollouts_of(axes.num_actors)), ("actor_wait", "queue_wait", "learner_wait", "running")
+        )
         self.acting = actor.compile_programs(parts, axes.num_actors, axes.merge_every, devices[0])
         self.programs = self._learning()
         self.program = self.programs.learn
         self.judge = self._single(functools.partial(greedy_episodes, parts), 2, 2)
         zero = self._single(lambda _: training.zero_metrics(parts.agent, parts.replay, self.config), 1)
-        self.zero_metrics = zero(self.hparams.gamma)
+        seen = telemetry.zeros(self.seen.take()) if axes.coupling == "async" else {}
+        self.zero_metrics = zero(self.hparams.gamma)._replace(seen=seen)
         self.apart = engine is not None
         indices = range(axes.num_actors)
         if engine is None:
@@ -301,8 +304,7 @@ class Scheme:
         moved += per_iteration / self.config.updates_per_iteration
         if self.axes.coupling == "lockstep":
             return {"bytes_per_update": moved}
-        dead = {"dead_workers": self.crew.num_dead}
-        return {"bytes_per_update": moved, **dead, **self.seen.take(), **self.rates.take()}
+        return {"bytes_per_update": moved, "dead_workers": self.crew.num_dead}
 
     def run(
         self,

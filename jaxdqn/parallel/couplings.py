@@ -1,6 +1,7 @@
 """One chunk of an actor-learner scheme: in lockstep, or with actor threads and the calling thread as the learner."""
 
 import queue
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 from jaxdqn.base import PyTree, Transition
 from jaxdqn.config import timeline
+from jaxdqn.parallel import telemetry
 from jaxdqn.parallel.survivors import ended, mended
 from jaxdqn.parallel.workers import POLL_SECONDS, Work
 from jaxdqn.training import Metrics
@@ -38,7 +40,7 @@ class Chunk:
         self.actors, self.broadcast, self.key = list(state.actors), state.broadcast, state.key
         self.version_before, self.broadcasts = state.version, 0
         self.episodes, self.sums, self.epsilon = metrics.episodes, metrics.learning, metrics.epsilon
-        self.updates_before, self.updates = metrics.updates, 0
+        self.updates_before, self.updates, self.seen = metrics.updates, 0, metrics.seen
         config = scheme.config
         self.per_iteration = config.updates_per_iteration
         self.prefill = timeline(config).prefill
@@ -58,7 +60,7 @@ class Chunk:
     def metrics(self) -> Metrics:
         """The sums so far. The last value is a copy: the learner's own buffer is donated to the next chunk."""
         updates, first_bad = self.updates_before + self.updates, jnp.copy(self.learner.first_bad_update)
-        return Metrics(self.episodes, self.sums, updates, self.epsilon, first_bad)
+        return Metrics(self.episodes, self.sums, updates, self.epsilon, first_bad, self.seen)
 
     # -- the three steps ----------------------------------------------------------------------------------------------
 
@@ -112,12 +114,13 @@ class Chunk:
         self.deliveries: queue.Queue[Delivery] = queue.Queue(maxsize=2 * count)
         self.acted = [int(np.asarray(actor.acted).ravel()[0]) for actor in self.actors]
         self.learned, self.begun = 0, set[int]()
+        self.latest: dict[int, int] = {}  # actor -> its last iteration
         self._publish(int(np.asarray(self.version_before)[0, 0]))
 
         def rollout(work: Work, index: int, ticket: int) -> None:
             self._rollout(work, index, start + ticket // count, ticket // count)
 
-        total = stop - start
+        total, began = stop - start, time.perf_counter()
         work, threads = scheme.crew.start(range(total * count), rollout)
         try:
             self._learner(work, threads, start, total)
@@ -125,15 +128,18 @@ class Chunk:
             work.stop()
             scheme.crew.join(work, threads)
         self._collect(work)
+        scheme.seen.wait("running", time.perf_counter() - began)
+        self.seen = telemetry.added(self.seen, scheme.seen.take())
 
     def _collect(self, work: Work) -> None:
         """The actors and their sums, from where they were."""
         home = self.scheme.devices[0]
-        for index in sorted(self.begun):
+        for index in sorted(self.begun, key=lambda index: self.latest.get(index, -1)):
             if end := ended(self.scheme.nodes[index], index in self.scheme.crew.alive):
                 self.actors[index], episodes, epsilon = jax.device_put(end, home)
                 self.episodes = jax.tree.map(jnp.add, self.episodes, episodes)
-                self.epsilon = jnp.where(epsilon > 0, epsilon, self.epsilon)
+                if self.learning and index in self.latest:
+                    self.epsilon = epsilon
         self.actors = mended(self.actors, work.dead)
         # A resumed run has them again: where they were when the chunk began, or as copies of others.
         for index in work.dead:
@@ -156,7 +162,8 @@ class Chunk:
         params, version = self.published
         full = node.act(params[device], version, iteration, self.learning)
         self.acted[index] += 1
-        scheme.rates.worked(index)
+        self.latest[index] = iteration
+        scheme.seen.count(f"rollouts_{index}")
         if full is not None:
             self._deliver(work, Delivery(index, jax.device_put(full.local, scheme.devices[0]), full.begun))
 

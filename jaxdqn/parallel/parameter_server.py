@@ -10,6 +10,7 @@ engine, in a process of its own that finds the server in another.
 """
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -22,13 +23,14 @@ from jaxdqn import training
 from jaxdqn.base import Array, LearnerState
 from jaxdqn.config import Config, HParams
 from jaxdqn.environments import registry
+from jaxdqn.parallel import telemetry
 from jaxdqn.parallel.engine import Engine, remake
 from jaxdqn.parallel.fleet import Fleet, Parts, greedy_episodes, of_scheme, on_one, over_members
 from jaxdqn.parallel.memory import tree_bytes
 from jaxdqn.parallel.server import Axes, Server, put, take, validate
 from jaxdqn.parallel.server_worker import Node, Worker, compile_programs, first_learner, start
 from jaxdqn.parallel.survivors import ended, mended
-from jaxdqn.parallel.telemetry import Rates
+from jaxdqn.parallel.telemetry import Seen, rollouts_of
 from jaxdqn.parallel.workers import Crew, Work
 
 
@@ -125,10 +127,11 @@ class _Scheme:
     ) -> None:
         self.parts, self.axes, self.device, self.disturb = parts, axes, device, disturb
         config, self.hparams = parts.config, over_members(hparams)
-        self.crew, self.rates = Crew(axes.num_workers, report), Rates()
+        self.crew = Crew(axes.num_workers, report)
+        self.seen = Seen((*rollouts_of(axes.num_workers), "extra_rollouts"), ["running"])
         self.rollouts = [0] * axes.num_workers
         self.programs = compile_programs(parts, device, self.hparams)
-        self.zero_metrics, self.program = self.programs.zeros, self.programs.gradient
+        self.program = self.programs.gradient
         self.judge = on_one(device, functools.partial(greedy_episodes, parts), 2, 2)
         workers = range(axes.num_workers)
         self.apart = engine is not None
@@ -139,6 +142,11 @@ class _Scheme:
             recipe = config, registry.factory(config.env), self.hparams
             self.server = engine.spawn(make_server, *recipe, axes, threads=axes.num_workers + 1)
             self.nodes = [engine.spawn(make_node, *recipe) for _ in workers]
+        self.zero_metrics = self.programs.zeros._replace(seen=telemetry.zeros(self._counted()))
+
+    def _counted(self) -> dict[str, float]:
+        """What server and workers have counted since the last call."""
+        return {**self.server.take(), **self.seen.take()}
 
     def init(self, seed: int) -> ServerState:
         """The run's first state."""
@@ -158,24 +166,21 @@ class _Scheme:
         # Threads wait for processes; in this one the first compiles, and the others would only wait for it.
         with ThreadPoolExecutor() as pool:
             list(pool.map(warm, self.nodes if self.apart else self.nodes[:1]))
-        self.server.take()
+        self._counted()
 
     def telemetry(self, states: list[ServerState]) -> dict[str, Any]:
         """`bytes_per_update`: a pull of parameters and target, and a push of a gradient."""
         learner = states[0].learner
         moved = 2 * tree_bytes(learner.params) + tree_bytes(learner.target_params)
-        return {
-            "bytes_per_update": float(moved),
-            "dead_workers": self.crew.num_dead,
-            **self.server.take(),
-            **self.rates.take(),
-        }
+        updates = int(np.asarray(learner.updates)[0, 0])  # fewer than gradients, where pushes were dropped or lost
+        return {"updates": updates, "bytes_per_update": float(moved), "dead_workers": self.crew.num_dead}
 
     def run(
         self, states: list[ServerState], metrics: list[training.Metrics], start: int, stop: int, learning: bool
     ) -> tuple[list[ServerState], list[training.Metrics]]:
         """Iterations start <= i < stop, handed out to the workers as tickets."""
-        workers, begun = list(states[0].workers), set[int]()
+        workers, begun, began = list(states[0].workers), set[int](), time.perf_counter()
+        latest: dict[int, int] = {}  # worker -> its last iteration
         self.server.begin(states[0].learner)
 
         def work_on(work: Work, index: int, ticket: int) -> None:
@@ -186,22 +191,29 @@ class _Scheme:
             if self.disturb is not None:
                 self.disturb(index, self.rollouts[index])
             self.rollouts[index] += 1
+            extra = 0
             if learning:
-                node.learn(self.server, start + ticket)
-                self.rates.worked(index)
+                extra = node.learn(self.server, start + ticket)
+                latest[index] = ticket
             else:
                 node.explore(self.server)
+            self.seen.count(f"rollouts_{index}", 1 + extra)
+            self.seen.count("extra_rollouts", extra)
 
         work, threads = self.crew.start(range(stop - start), work_on)
         self.crew.join(work, threads)
         total = metrics[0]
-        for index in sorted(begun):
+        for index in sorted(begun, key=lambda index: latest.get(index, -1)):
             if end := ended(self.nodes[index], index in self.crew.alive):
                 workers[index], total = end[0], _add(total, end[1])
+                if index in latest:
+                    total = total._replace(epsilon=end[1].epsilon)
         workers = mended(workers, work.dead)
         learner = self.server.end()
         # A copy: the metrics outlive the chunk, and nothing may be shared between them and the state.
-        total = total._replace(first_bad_update=jnp.copy(learner.first_bad_update))
+        self.seen.wait("running", time.perf_counter() - began)
+        seen = telemetry.added(total.seen, self._counted())
+        total = total._replace(first_bad_update=jnp.copy(learner.first_bad_update), seen=seen)
         return [ServerState(learner, tuple(workers))], [total]
 
 
@@ -210,5 +222,4 @@ def _add(total: training.Metrics, sums: training.Metrics) -> training.Metrics:
         episodes=jax.tree.map(jnp.add, total.episodes, sums.episodes),
         learning=jax.tree.map(jnp.add, total.learning, sums.learning),
         updates=total.updates + sums.updates,
-        epsilon=jnp.where(sums.epsilon > 0, sums.epsilon, total.epsilon),
     )

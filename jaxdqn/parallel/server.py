@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxdqn.base import Array, LearnerState, PyTree
 from jaxdqn.errors import UserError
-from jaxdqn.parallel.telemetry import Seen
+from jaxdqn.parallel.telemetry import LAGS, Seen
 
 LOCKS = ("global", "leaf", "none")
 
@@ -91,7 +91,8 @@ class Server:
     """
 
     def __init__(self, apply: Callable[..., Any], axes: Axes) -> None:
-        self._apply, self._axes, self._seen = apply, axes, Seen()
+        self._apply, self._axes = apply, axes
+        self._seen = Seen((*LAGS, "dropped", "lost"), ["lock_wait"])
         self._lock = threading.Lock()  # of `learner` and `version`: held to read or swap them, not to compute
         self._pushing = threading.Lock()
 

@@ -125,9 +125,11 @@ class Node:
         self.sums = self.sums._replace(episodes=jax.block_until_ready(episodes))
         self._missing -= 1
 
-    def learn(self, server: Pushed, iteration: int) -> None:
-        """One iteration: a rollout, and U gradients, each of what was pulled just before."""
+    def learn(self, server: Pushed, iteration: int) -> int:
+        """One iteration: a rollout, and U gradients, each of what was pulled just before. How many rollouts were needed
+        beside that one."""
         pulled, version = server.pull()
+        missing = max(0, self._missing)
         # Iterations go to whoever is free: one that slept through the prefill has no n-step return to learn from yet.
         while self._missing > 0:
             self._explore(pulled)
@@ -145,6 +147,7 @@ class Node:
             if norm is not None:  # a push that was dropped counts in no mean
                 learning = jax.tree.map(jnp.add, self.sums.learning, {**values, "gradient_norm": norm})
                 self.sums = self.sums._replace(learning=learning, updates=self.sums.updates + 1)
+        return missing
 
     def end(self) -> tuple[Worker, training.Metrics]:
         """The worker after the chunk, and the sums of its iterations."""

@@ -1,84 +1,83 @@
-"""What a parallel scheme tells of itself between two logging points: lags, waits, losses, rates."""
+"""What an asynchronous scheme counts beside losses and episodes: lags, waits, drops, rollouts.
+
+Threads add to Python's counters. At the end of a chunk these move into `training.Metrics.seen`, so that they are of the
+same window as every other sum there, over whatever chunks and sessions it had.
+"""
 
 import threading
-import time
-from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdqn.base import Array
 
 LAG_BINS = (0, 1, 2, 4, 8, 16, 32)  # lower edges, in versions
+LAGS = ("lag_sum", "lag_max", *(f"lag_{low}" for low in LAG_BINS))
+
+
+def rollouts_of(num_workers: int) -> list[str]:
+    """The names under which the workers' rollouts are counted."""
+    return [f"rollouts_{worker}" for worker in range(num_workers)]
 
 
 class Seen:
-    """Thread-safe counters; `take` gives the columns of one logging point and starts anew."""
+    """Thread-safe sums: numbers called `counts`, and seconds called `waits`."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: Iterable[str], waits: Iterable[str] = ()) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter(dropped=0)  # a column from the first row on
-        self._waits: Counter[str] = Counter()
-        self._lags: Counter[int] = Counter()
+        self._zeros: dict[str, float] = {**dict.fromkeys(counts, 0), **{f"{name}_seconds": 0.0 for name in waits}}
+        self._sums = dict(self._zeros)
 
     def count(self, name: str, by: int = 1) -> None:
-        """Adds to a counter, such as dropped or lost."""
+        """Adds to a number, such as dropped or lost."""
         with self._lock:
-            self._counts[name] += by
+            self._sums[name] += by
 
     def wait(self, name: str, seconds: float) -> None:
-        """Adds to a time spent waiting, seconds."""
+        """Adds to a time that threads spent."""
         with self._lock:
-            self._waits[name] += seconds  # type: ignore[assignment]
+            self._sums[f"{name}_seconds"] += seconds
 
     def lag(self, versions: int) -> None:
         """How many versions old the parameters behind some experience or gradient were."""
         with self._lock:
-            self._lags[versions] += 1
+            self._sums["lag_sum"] += versions
+            self._sums["lag_max"] = max(versions, self._sums["lag_max"])
+            self._sums[f"lag_{max(low for low in LAG_BINS if low <= versions)}"] += 1
 
     def take(self) -> dict[str, float]:
-        """lag_mean, lag_max (versions), lag_B (how many from B up to the next of LAG_BINS), every counter, and every
-        wait (seconds of all threads)."""
+        """All sums by name, always the same names; they start anew."""
         with self._lock:
-            lags, total = self._lags, sum(self._lags.values())
-            columns: dict[str, float] = {
-                "lag_mean": sum(lag * n for lag, n in lags.items()) / max(total, 1),
-                "lag_max": float(max(lags, default=0)),
-                **{f"lag_{low}": float(_between(lags, low, high)) for low, high in zip(LAG_BINS, _UPPER, strict=True)},
-                **{f"{name}": float(n) for name, n in self._counts.items()},
-                **{f"{name}_seconds": seconds for name, seconds in self._waits.items()},
-            }
-            self._counts = Counter(dict.fromkeys(self._counts, 0))
-            self._waits = Counter(dict.fromkeys(self._waits, 0))
-            self._lags = Counter()
-            return columns
+            sums, self._sums = self._sums, dict(self._zeros)
+            return sums
 
 
-class Rates:
-    """Thread-safe rates of the workers; `take` gives the columns of one logging point and starts anew."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._began = time.perf_counter()
-        self._by_worker: Counter[int] = Counter()
-
-    def worked(self, worker: int) -> None:
-        """One rollout of a worker."""
-        with self._lock:
-            self._by_worker[worker] += 1
-
-    def take(self) -> dict[str, float]:
-        """worker_rate_I, rollouts per second of each worker that ever worked (0 where it has died or hangs), with the
-        slowest and the fastest of them."""
-        with self._lock:
-            now = time.perf_counter()
-            elapsed, self._began = max(now - self._began, 1e-9), now
-            rates = {worker: self._by_worker[worker] / elapsed for worker in sorted(self._by_worker)}
-            self._by_worker = Counter(dict.fromkeys(self._by_worker, 0))
-            return {
-                "worker_rate_min": min(rates.values(), default=0.0),
-                "worker_rate_max": max(rates.values(), default=0.0),
-                **{f"worker_rate_{worker}": rate for worker, rate in rates.items()},
-            }
+def zeros(sums: Mapping[str, float]) -> dict[str, Array]:
+    """`Metrics.seen` of one member, [1, 1], before anything is counted."""
+    return {name: jnp.zeros((1, 1), jnp.int32 if isinstance(x, int) else jnp.float32) for name, x in sums.items()}
 
 
-_UPPER = (*LAG_BINS[1:], 2**62)
+def added(seen: Mapping[str, Array], sums: Mapping[str, float]) -> dict[str, Array]:
+    """`Metrics.seen` with what has been counted since."""
+    return {name: (jnp.maximum if name == "lag_max" else jnp.add)(seen[name], x) for name, x in sums.items()}
 
 
-def _between(lags: Counter[int], low: int, high: int) -> int:
-    return sum(n for lag, n in lags.items() if low <= lag < high)
+def columns(seen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of `Metrics.seen`, arrays [M]: its sums, and what is made of them.
+
+    lag_mean, lag_max (versions), lag_B (how many from B up to the next of LAG_BINS), every number, every wait (seconds
+    of all threads), rollouts_I of each worker, worker_rate_I per second of running, the slowest and the fastest.
+    """
+    if not seen:
+        return {}
+    count = sum(seen[f"lag_{low}"] for low in LAG_BINS)
+    running = np.maximum(seen["running_seconds"], 1e-9)
+    rates = {name.split("_")[1]: x / running for name, x in seen.items() if name.startswith("rollouts_")}
+    return {
+        "lag_mean": seen["lag_sum"] / np.maximum(count, 1),
+        **{name: x for name, x in seen.items() if name != "lag_sum"},
+        "worker_rate_min": np.min(list(rates.values()), axis=0),
+        "worker_rate_max": np.max(list(rates.values()), axis=0),
+        **{f"worker_rate_{worker}": rate for worker, rate in rates.items()},
+    }

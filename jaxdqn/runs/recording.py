@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from jaxdqn.config import HParams
+from jaxdqn.parallel import telemetry
 from jaxdqn.runs import metrics, summary
 
 RECENT_POINTS = 5  # that the mean shown to people is over
@@ -47,6 +48,7 @@ def measured(sums: Any, evaluated: Any) -> dict[str, np.ndarray]:
         "episode_length": mean(sums.episodes.lengths.sum(axis=1), episodes),
         **{name: mean(x.mean(axis=1), updates) for name, x in sums.learning.items()},
         "epsilon": sums.epsilon[:, 0],
+        **telemetry.columns({name: x[:, 0] for name, x in sums.seen.items()}),
         **(summary.columns(evaluated) if evaluated else dict.fromkeys(summary.EVALUATED, nothing)),
     }
     return {name: x.astype(float) if x.dtype.kind == "f" else x for name, x in columns.items()}
