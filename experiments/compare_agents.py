@@ -60,9 +60,9 @@ def run(arguments: list[str]) -> int:
     cells = [(f"{env}-{agent}", *settings(env, agent, args.steps)) for env in args.envs for agent in args.agents]
     for name, config, hparams in cells:
         if (args.out / name).exists():
-            print(f"{name}: there already")
+            cli.say(f"{name}: there already")
         else:
-            print(f"== {name}", flush=True)
+            cli.say(f"== {name}")
             train(args.out / name, config, hparams, args.num_seeds)
     return 0
 

@@ -9,9 +9,12 @@ replay get `on_policy_steps`. Parallelism raises throughput, not sample efficien
 environment steps and against seconds.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -21,6 +24,7 @@ from jaxdqn.axes import preset
 from jaxdqn.config import MAX_MEMBERS, UINT32_MAX, check_number, check_whole
 from jaxdqn.errors import UserError
 
+PR_SET_PDEATHSIG = 1
 TRAIN = pathlib.Path(__file__).parent / "train.py"
 # Every scheme, and how it does with fewer and with more workers.
 MATRIX = (
@@ -116,10 +120,16 @@ def train(args: Args, name: str) -> None:
         flags = ["--env", args.env, "--seed", str(args.seed), "--num-seeds", str(args.num_seeds), "--out", str(path)]
         flags += ["--total-steps", str(steps), "--parallel", parallel]
         flags += more
-    print(f"== {titled(name)}", flush=True)
-    done = subprocess.run([sys.executable, str(TRAIN), *flags])
+    cli.say(f"== {titled(name)}")
+    done = subprocess.run([sys.executable, str(TRAIN), *flags], preexec_fn=end_with_parent)
     if done.returncode:
         raise UserError(f"{name} ended with status {done.returncode}; run this again to go on from {path}.")
+
+
+def end_with_parent() -> None:
+    """In a new process: it is asked to save and end once this one has gone, be it killed. Linux has that."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def row(args: Args, name: str) -> tuple[Any, ...]:
@@ -166,12 +176,12 @@ def write(args: Args) -> None:
     lines += ["", f"{args.env}, {seeds}; {', '.join(sorted(devices))}; commit {', '.join(sorted(commits))}."]
     text = "\n".join(lines) + "\n"
     (args.out / "table.md").write_text(text, encoding="utf-8")
-    print(text)
+    cli.say(text)
     for column, label in (("env_steps", "environment steps"), ("seconds", "seconds of training, compilation apart")):
         figure = draw(args, column, label)
         name = {"env_steps": "steps", "seconds": "seconds"}[column]
         figure.savefig(args.out / f"{name}.png", dpi=130)
-        print(f"figure: {args.out / f'{name}.png'}")
+        cli.say(f"figure: {args.out / f'{name}.png'}")
 
 
 def draw(args: Args, column: str, label: str) -> Any:

@@ -7,14 +7,17 @@ import dataclasses
 import json
 import pathlib
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
 
-from jaxdqn import cli
+from jaxdqn import cli, paths
 from jaxdqn.config import MOST_EPISODES, UINT32_MAX, check_whole
 from jaxdqn.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxdqn.results import Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +51,22 @@ def run(arguments: list[str]) -> int:
     check_whole("episodes", args.episodes, most=MOST_EPISODES)
     check_whole("member", args.member, 0)
     check_whole("seed", args.seed, 0, UINT32_MAX)
+    if args.gif is not None:
+        paths.check_file(args.gif)
     cli.prepare_backend(spec.config, 1, 1, 1)
     from jaxdqn import fingerprints, rendering, results
     from jaxdqn.analysis import intervals
 
     result = results.load(args.run)
+    picture = None if args.no_gif else args.gif or args.run / f"policy-member-{args.member}.gif"
+    try:
+        rendering.painter(result.parts.environment.spec, spec.config.env_kwargs)
+    except UserError as error:
+        if args.gif is not None:
+            raise
+        if picture is not None:
+            print(f"no GIF: {error}", file=sys.stderr)
+        picture = None
     episodes = result.evaluate(args.episodes, args.member, args.seed, args.epsilon)
     distinct = int(fingerprints.distinct(episodes.fingerprints[None])[0])
     report = {
@@ -73,28 +87,24 @@ def run(arguments: list[str]) -> int:
         "distinct": distinct,
         "returns": [float(value) for value in episodes.returns],
     }
-    path = args.gif or args.run / f"policy-member-{args.member}.gif"
-    drawn = None
-    if not args.no_gif:
-        try:
-            rendering.painter(result.parts.environment.spec, spec.config.env_kwargs)
-            observations = results.watch(result, args.member, args.seed)
-            frames = rendering.frames(
-                result.parts.environment.spec, rendering.thin(observations), spec.config.env_kwargs
-            )
-            rendering.save_gif(path, frames)
-            drawn = path
-        except UserError as error:
-            if args.gif is not None:
-                raise
-            print(f"no GIF: {error}", file=sys.stderr)
     if args.json:
-        print(json.dumps({**report, "gif": str(drawn) if drawn else None}))
-        return 0
-    print("\n".join(described(report)))
-    if drawn:
-        print(f"gif: {drawn}")
+        print(json.dumps({**report, "gif": str(picture) if picture else None}), flush=True)
+    else:
+        print("\n".join(described(report)), flush=True)
+    if picture is not None:
+        draw(result, args.member, args.seed, picture)
+        if not args.json:
+            print(f"gif: {picture}")
     return 0
+
+
+def draw(result: "Result", member: int, seed: int, path: pathlib.Path) -> None:
+    """Writes an episode as a GIF. Raises `UserError`, and OSError."""
+    from jaxdqn import rendering, results
+
+    spec, env_kwargs = result.parts.environment.spec, result.config.env_kwargs
+    observations = rendering.thin(results.watch(result, member, seed))
+    rendering.save_gif(path, rendering.frames(spec, observations, env_kwargs))
 
 
 def described(report: dict) -> list[str]:

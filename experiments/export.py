@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxdqn import cli
+from jaxdqn import cli, paths
 from jaxdqn.config import check_whole
 
 
@@ -37,12 +37,13 @@ def run(arguments: list[str]) -> int:
     from jaxdqn.runs import directory
 
     spec, _ = directory.load(args.run)
+    path = args.out or args.run / f"policy-member-{args.member}.jax"
+    paths.check_file(path)
     cli.prepare_backend(spec.config, 1, 1, 1)
     from jaxdqn import exporting
 
-    path = args.out or args.run / f"policy-member-{args.member}.jax"
     agreed = exporting.export_policy(args.run, args.member, path)
-    print(f"policy: {path} ({path.stat().st_size / 1024:.0f} KiB); {agreed} reloaded actions equal the run's")
+    cli.say(f"policy: {path} ({path.stat().st_size / 1024:.0f} KiB); {agreed} reloaded actions equal the run's")
     return 0
 
 

@@ -10,6 +10,7 @@ against each hyperparameter, pairs of them, and how much each explains. Prints t
 
 import dataclasses
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +27,7 @@ Figures = Iterator[tuple[str, Any]]
 
 MAX_GROUPS = 28  # as many look different
 BEST_TRIALS = 6  # of a sweep, whose curves are drawn
+LONGEST_NAME = 60  # letters, of up to four bytes
 MAX_PAIRS = 6  # hyperparameters in a figure of all pairs; the most important ones
 
 
@@ -57,12 +59,17 @@ def run(arguments: list[str]) -> int:
             raise unknown_name("column", name, frame.columns)
     sweeps = loading.sweeps(args.paths)
     out = args.out or args.paths[0] / "figures"
-    out.mkdir(parents=True, exist_ok=True)
     for name, figure in everything(frame, sweeps, args):
-        path = out / f"{name}.png"
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f"{file_name(name)}.png"
         write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
-        print(path, flush=True)
+        cli.say(str(path))
     return 0
+
+
+def file_name(name: str) -> str:
+    """`name`, parts of which come from files that may be a stranger's, as the name of a file: no path, and not long."""
+    return re.sub(r"[^\w,+-]+", "-", name)[:LONGEST_NAME]
 
 
 def everything(frame: "pd.DataFrame", sweeps: Sequence[pathlib.Path], args: Args) -> Figures:

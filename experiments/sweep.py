@@ -13,11 +13,12 @@ import dataclasses
 import datetime
 import os
 import pathlib
+import shlex
 import sys
 
 import tyro
 
-from jaxdqn import cli
+from jaxdqn import cli, paths
 from jaxdqn.config import check_number, check_whole
 from jaxdqn.errors import UserError
 from jaxdqn.sweeps import reading
@@ -58,8 +59,7 @@ def run(arguments: list[str]) -> int:
     check_number("checkpoint_seconds", args.checkpoint_seconds, 0)
     if args.file is not None:
         sweep = reading.load(args.file)
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = args.out or pathlib.Path("sweeps") / f"{args.file.stem}-{stamp}"
+        folder = args.out or pathlib.Path("sweeps") / f"{args.file.stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     else:
         from jaxdqn.sweeps import directory
 
@@ -68,7 +68,10 @@ def run(arguments: list[str]) -> int:
             raise UserError("--out belongs to a new sweep; --resume names the directory to go on in.")
         sweep, folder = directory.load(args.resume), args.resume
     prepare(sweep, args)
-    return train(sweep, folder, args)
+    if args.out or args.resume or args.dry_run:
+        return train(sweep, folder, args)
+    with paths.fresh(folder) as folder:
+        return train(sweep, folder, args)
 
 
 def prepare(sweep: Sweep, args: Args) -> None:
@@ -91,9 +94,9 @@ def train(sweep: Sweep, folder: pathlib.Path, args: Args) -> int:
     try:
         table = running.resume(folder, **options) if args.resume else running.run(sweep, folder, **options)
     except engines.Stopped:
-        print(f"interrupted: continue with: python experiments/sweep.py --resume {folder}")
+        cli.say(f"interrupted: continue with: python experiments/sweep.py --resume {shlex.quote(str(folder))}")
         return 130
-    print("\n".join([*report.winner_lines(sweep, table), f"report: {folder / 'report.html'}"]))
+    cli.say("\n".join([*report.winner_lines(sweep, table), f"report: {folder / 'report.html'}"]))
     return 0
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from jaxdqn import cli
+from jaxdqn import cli, paths
 from jaxdqn.config import INT32_MAX, MOST, Config
 from jaxdqn.errors import UserError, unknown_name
 
@@ -209,9 +209,8 @@ def run(arguments: list[str]) -> int:
     check_visits(args, mdp, owner)
     if args.total_steps / int(made.load.sum()) > INT32_MAX:
         raise UserError(f"total_steps {args.total_steps:,} are more than {INT32_MAX:,} rounds; take longer ones.")
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    out = args.out or pathlib.Path("runs") / f"{args.mdp}-{args.method}-{stamp}"
-    with directory.create(out):
+    stem = pathlib.Path("runs") / f"{args.mdp}-{args.method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    with paths.fresh(stem) if args.out is None else contextlib.nullcontext(args.out) as out, directory.create(out):
         present = sorted(item.name for item in out.iterdir() if item.name != ".lock")
         if present:
             raise UserError(f"{out} is not empty ({present[0]}, ...); choose another --out.")
@@ -239,12 +238,12 @@ def report(summary: dict[str, Any], out: pathlib.Path) -> int:
     """The last lines a user reads; returns the exit code."""
     load = summary["load"]
     shares = f", load of its {len(load)} learners {min(load)}-{max(load)} a round" if len(load) > 1 else ""
-    print(
+    cli.say(
         f"{summary['mdp']}, {summary['method']}: error {summary['error']:.4f} (max-norm against value iteration) after "
         f"{summary['updates']:,} updates in {summary['run_seconds']:.1f} s (compiled in "
         f"{summary['compile_seconds']:.1f} s){shares}"
     )
-    print(f"values: {out / 'values.png'}")
+    cli.say(f"values: {out / 'values.png'}")
     return 0
 
 

@@ -126,8 +126,9 @@ def parse(arguments: list[str]) -> tuple[Args, dict[str, list[float]]]:
         config, hparams, axes = spec.config, spec.hparams, spec.axes
     else:
         name, env, agent = (cli.flag_value(arguments, flag) for flag in ("--preset", "--env", "--agent"))
-        chosen = presets.preset(name) if name else presets.for_environment(env or Config.env, agent)
-        parallel = preset(cli.flag_value(arguments, "--parallel") or "fused")
+        chosen = presets.for_environment(env or Config.env, agent) if name is None else presets.preset(name)
+        parallel_name = cli.flag_value(arguments, "--parallel")
+        parallel = preset("fused" if parallel_name is None else parallel_name)
         config, hparams = over(parallel, chosen.config, chosen.hparams)
         axes = parallel.axes
     args = cli.parse(Args, arguments, Args(config, hparams, axes), str(__doc__))

@@ -33,8 +33,15 @@ def prepare_cpu(num_devices: int, one_thread_each: bool) -> None:
 
 
 def prepare_cache() -> None:
-    """Turns JAX's persistent compilation cache on, in JAXDQN_CACHE or the user's cache folder."""
-    cache = os.environ.get("JAXDQN_CACHE", str(pathlib.Path.home() / ".cache" / "jaxdqn"))
+    """Turns JAX's persistent compilation cache on, in JAXDQN_CACHE or the user's cache folder; where neither can be
+    written, programs are compiled anew by every process."""
+    try:
+        cache = os.environ.get("JAXDQN_CACHE") or str(pathlib.Path.home() / ".cache" / "jaxdqn")
+        os.makedirs(cache, exist_ok=True)
+    except (RuntimeError, OSError):  # no home directory; one that is not there, or read-only
+        return
+    if not os.access(cache, os.W_OK | os.X_OK):
+        return
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -75,11 +75,12 @@ def choose_devices(axes: Axes, num_devices: int | None, devices_per_agent: int, 
     if axes.scheme == "fused":
         return devices.choose(num_devices, devices_per_agent, num_members)
     useful = axes.useful_devices
-    if axes.scheme in ("averaging", "sharding") and (num_devices or useful) != useful:
+    if axes.scheme in ("averaging", "sharding") and num_devices not in (None, useful):
         raise UserError(f"num_devices {num_devices} and axes.workers {useful} differ: each needs a device of its own.")
     if axes.scheme in ("averaging", "sharding"):
         return devices.choose(useful, 1, useful)
-    return devices.choose(min(num_devices or len(jax.local_devices()), useful), 1, useful)
+    wanted = len(jax.local_devices()) if num_devices is None else num_devices
+    return devices.choose(min(wanted, useful), 1, useful)
 
 
 def build(

@@ -1,5 +1,6 @@
 """Stages as processes of this machine: one per GPU, or per core where there is none. No package is needed for it."""
 
+import contextlib
 import functools
 import multiprocessing
 import multiprocessing.connection
@@ -8,6 +9,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any, NamedTuple
 
 from jaxdqn.errors import UserError
@@ -20,10 +22,11 @@ PROBE_SECONDS = 120.0
 
 
 class Task(NamedTuple):
-    """A process and where its answer comes from."""
+    """A process, where its answer comes from, and what it holds of ours: closed when this process ends, however."""
 
     process: Any
     answer: Any
+    life: Any
 
 
 def engine(num_devices: int | None) -> Engine:
@@ -57,12 +60,14 @@ def start(stage: Stage, run: Run, num_devices: int, slot: int, on_gpu: bool) -> 
     """Starts `stage` on devices slot * num_devices and following."""
     context = multiprocessing.get_context("spawn")  # a forked JAX hangs
     ours, theirs = context.Pipe(duplex=False)
+    watched, life = context.Pipe(duplex=False)
     visible = visible_gpus(slot * num_devices, num_devices) if on_gpu else None
-    arguments = (stage, str(run.folder), num_devices, run.checkpoint_seconds, visible, theirs)
+    arguments = (stage, str(run.folder), num_devices, run.checkpoint_seconds, visible, theirs, watched)
     process = context.Process(target=_child, args=arguments, daemon=True)
     process.start()
     theirs.close()
-    return Task(process, ours)
+    watched.close()
+    return Task(process, ours, life)
 
 
 def visible_gpus(first: int, count: int) -> str:
@@ -98,16 +103,32 @@ def stop(task: Task) -> None:
 
 
 def _child(
-    stage: Stage, folder: str, num_devices: int, checkpoint_seconds: float, visible: str | None, answer: Any
+    stage: Stage,
+    folder: str,
+    num_devices: int,
+    checkpoint_seconds: float,
+    visible: str | None,
+    answer: Any,
+    parent: Any,
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all; the parent tells us by SIGTERM
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's go to all; the parent tells us by SIGTERM
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
     prepare(num_devices)
     try:
         answer.send(("status", _stage.execute(stage, pathlib.Path(folder), num_devices, checkpoint_seconds)))
     except (UserError, OSError) as error:  # such as a full disk: another attempt would fail as this one
-        answer.send(("error", str(error)))
+        with contextlib.suppress(OSError):  # nobody may be there any more
+            answer.send(("error", str(error)))
+
+
+def _end_with(parent: Any) -> None:
+    """Asks this process to save and end once its parent has gone, be it killed."""
+    with contextlib.suppress(EOFError, OSError):
+        parent.recv()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def prepare(num_devices: int) -> None:
