@@ -72,6 +72,17 @@ def test_a_saved_tree_comes_back_with_values_dtypes_and_meta(tmp_path):
     assert sorted(again.arrays) == ["params/dense/kernel", "stack/0", "stack/1"]
 
 
+def test_arrays_of_size_0_come_back_from_the_template(tmp_path):
+    """Environments may have such states, and orbax cannot save them."""
+    saved = {"state": {"empty": np.zeros((2, 0, 3), np.int8), "full": np.arange(2)}, "none": np.zeros(0)}
+    checkpoints.save(tmp_path / "checkpoints", saved, meta(1), keep=1)
+    found = checkpoints.newest(tmp_path / "checkpoints")[0]
+    assert list(found.arrays) == ["state/full"]
+    filled = checkpoints.fill(jax.eval_shape(lambda: saved), found.arrays)
+    assert filled["state"]["empty"].shape == (2, 0, 3) and filled["state"]["empty"].dtype == np.int8
+    assert filled["none"].shape == (0,) and list(filled["state"]["full"]) == [0, 1]
+
+
 def test_fill_takes_a_prefix_and_names_what_is_missing_or_misshapen():
     arrays = {"state/a": np.ones(3)}
     np.testing.assert_array_equal(checkpoints.fill({"a": np.zeros(3)}, arrays, "state/")["a"], np.ones(3))

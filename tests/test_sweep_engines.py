@@ -1,11 +1,13 @@
 """The sweep's script and engines: the same result wherever stages run, whatever is killed; mistakes end in one line."""
 
+import multiprocessing
 import os
 import pathlib
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pandas as pd
@@ -120,6 +122,33 @@ def test_a_killed_worker_changes_nothing_but_the_time(work, whole, engine, words
     victim.send_signal(signal.SIGKILL)
     _, err = finish(process)
     assert err.count("was lost") == 1 and "goes on from its last checkpoint" in err
+    assert_equal_sweeps(out, whole)
+
+
+def test_a_child_is_asked_to_end_once_its_parent_has_gone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "kill", lambda *told: asked.append(told))
+    watched, life = multiprocessing.Pipe(duplex=False)
+    thread = threading.Thread(target=processes._end_with, args=(watched,))
+    thread.start()
+    thread.join(0.2)
+    assert asked == [] and thread.is_alive()
+    life.close()  # as the system does for a process that ends
+    thread.join(LIMIT)
+    assert asked == [(os.getpid(), signal.SIGTERM)]
+
+
+@pytest.mark.slow
+def test_a_killed_parent_takes_its_children_with_it(work, whole):
+    out = work.folder / "orphans"
+    process = work(work.folder / "longer.yaml", "--out", out, "--engine", "processes", "--checkpoint-seconds", 0)
+    wait_until(lambda: list(out.glob("runs/*/checkpoints/0*")), process)
+    born = wait_until(lambda: children(process, ["spawn_main"]), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait(LIMIT)
+    gone, alive = psutil.wait_procs(born, timeout=60)
+    assert gone and not alive
+    finish(work("--resume", out, "--engine", "processes"))
     assert_equal_sweeps(out, whole)
 
 
