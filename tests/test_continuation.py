@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 
 import jaxdqn
+from jaxdqn import experiment
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import population
 from jaxdqn.runs import checkpoints
 from jaxdqn.runs.directory import Continuation
-from jaxdqn.session import Settings
+from jaxdqn.session import Session, Settings
 
 SMALL = Config(
     env="Catch-bsuite",
@@ -134,3 +135,10 @@ def test_a_run_in_batches_that_is_extended_and_killed_has_each_row_once(tmp_path
     assert_trees(resumed.params, whole.params)
     columns = [name for name in whole.metrics if name not in TIMES]
     pd.testing.assert_frame_equal(resumed.metrics[columns], whole.metrics[columns], check_exact=True)
+
+
+def test_members_that_go_on_have_the_seeds_that_their_labels_say():
+    """Population-based training takes one seed for all: each member must be evaluated with the dice of its own."""
+    spec, parts, budget = experiment.plan(SMALL, HParams(), (5,), [{"gamma": 0.9}, {"gamma": 0.9}], 1, 1)
+    spec = dataclasses.replace(spec, labels=({"trial": 0, "seed": 7}, {"trial": 1}))
+    assert [seed for seed, _ in Session(spec, parts, budget, QUIET).everyone] == [7, 5]

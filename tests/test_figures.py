@@ -111,7 +111,7 @@ def test_seed_dots_are_the_final_scores():
     late = frame[(frame.agent == "dqn") & (frame.env_steps > 800)].dropna()
     assert sorted(dots.get_xdata()) == pytest.approx(sorted(late.eval_return))
     assert diamond.get_xdata()[0] == pytest.approx(late.eval_return.mean())
-    assert list(bar.get_xdata()) == intervals.bootstrap_ci(late.eval_return.to_numpy())
+    assert list(bar.get_xdata()) == intervals.mean_interval(late.eval_return.to_numpy())
     assert {"dqn (n=4)", "ppo (n=4)"} <= set(texts(figure))
 
 

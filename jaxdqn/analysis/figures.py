@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from jaxdqn.analysis import style
 from jaxdqn.analysis.curves import final_score, identity, on_grid
-from jaxdqn.analysis.intervals import bootstrap_band, bootstrap_ci
+from jaxdqn.analysis.intervals import bootstrap_band, mean_interval
 from jaxdqn.errors import UserError
 
 BAND_RESAMPLES = 2_000  # a band need not be exact to a hair, and there is one at every point
@@ -96,7 +96,9 @@ def seed_dots(frame: pd.DataFrame, by: Sequence[str] = (), column: str = "eval_r
     return figure
 
 
-DOTS = "dot: a seed's mean over the last fifth of its steps; diamond: mean over seeds, bar: its 95 % bootstrap interval"
+DOTS = (
+    "dot: a seed's mean over the last fifth of its steps; diamond: mean over seeds, bar: its 95 % interval (Student's)"
+)
 
 
 def _draw_dots(axis: Axes, frame: pd.DataFrame, by: Sequence[str], column: str, order: Sequence[str]) -> None:
@@ -109,7 +111,7 @@ def _draw_dots(axis: Axes, frame: pd.DataFrame, by: Sequence[str], column: str, 
         colour = style.look(order.index(name))["color"]
         spread = np.linspace(-0.18, 0.18, len(scores)) if len(scores) > 1 else np.zeros(1)
         axis.plot(scores, index + spread, "o", color=colour, alpha=0.45, markersize=4, markeredgewidth=0)
-        draw_interval(axis, float(scores.mean()), bootstrap_ci(scores), index, "black")
+        draw_interval(axis, float(scores.mean()), mean_interval(scores), index, "black")
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)  # the first on top
 

@@ -72,11 +72,11 @@ class Record:
 
 
 def summary(name: str, values: pd.Series) -> dict[str, Any]:
-    """The mean and its 95 % bootstrap interval as columns name, name_low, name_high.
+    """The mean and its 95 % interval (Student's) as columns name, name_low, name_high.
 
     All are NaN where a value is; the interval also where there is only one.
     """
     mean = float(np.mean(values.to_numpy(float)))
-    interval = None if math.isnan(mean) else intervals.bootstrap_ci(values.to_numpy(float))
+    interval = None if math.isnan(mean) else intervals.mean_interval(values.to_numpy(float))
     low, high = interval if interval is not None else (math.nan, math.nan)
     return {name: mean, f"{name}_low": float(low), f"{name}_high": float(high)}

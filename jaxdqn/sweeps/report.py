@@ -90,7 +90,7 @@ def _setup(folder: pathlib.Path, sweep: Sweep, trials: pd.DataFrame) -> Iterator
     count = len(trials) // len(seeds) if sweep.population_based else len(trials)
     yield (
         f"{count} {'settings' if sweep.population_based else 'trials'} ({sampler}), {each}, "
-        f"{sweep.config.total_steps:,} environment steps{_early(sweep, trials)}. Brackets are 95 % bootstrap "
+        f"{sweep.config.total_steps:,} environment steps{_early(sweep, trials)}. Brackets are 95 % "
         "intervals of the mean over seeds; there is none for one seed."
     )
     first = sorted((folder / RUNS).iterdir())[0]
