@@ -143,8 +143,8 @@ def test_evaluate_gives_episodes_of_one_member(run):
     np.testing.assert_array_equal(episodes.returns, episodes.lengths)
     assert episodes.returns.min() >= 1 and episodes.returns.max() <= 20
     np.testing.assert_array_equal(episodes.returns, result.evaluate(episodes=7, member=3, seed=1).returns)
-    for member in (4, -1):
-        with pytest.raises(UserError, match=f"member {member} does not exist; the run has members 0 to 3"):
+    for member, said in ((4, "member 4 does not exist; the run has members 0 to 3"), (-1, "member is -1")):
+        with pytest.raises(UserError, match=said):
             result.evaluate(episodes=2, member=member)
     with pytest.raises(UserError, match="episodes is 0"):
         result.evaluate(episodes=0)
