@@ -11,6 +11,7 @@ import PIL.Image
 import pyarrow as pa
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from jaxdqn import cli
 from jaxdqn.errors import UserError
@@ -197,3 +198,13 @@ def test_a_broken_space_is_the_users_error(plot, tmp_path):
     (sweep / "space.yaml").write_text("a: [1")
     with pytest.raises(UserError, match=r"space.yaml cannot be read"):
         list(plot.of_sweep(sweep))
+
+
+def test_names_from_a_strangers_files_do_not_lead_out_of_the_directory(plot, tmp_path, capsys, monkeypatch):
+    run = write_run(tmp_path / "run")
+    names = ["response-../../evil", "/evil", "..", ".hidden", "a\nb", "x" * 300, "größe-1"]
+    monkeypatch.setattr(plot, "everything", lambda *_: ((name, Figure()) for name in names))
+    before = sorted(tmp_path.rglob("*"))
+    found = drawn(plot, capsys, run, "--out", tmp_path / "figures")
+    assert found == ["response--evil", "-evil", "-", "-hidden", "a-b", "x" * 60, "größe-1"]
+    assert sorted(path for path in tmp_path.rglob("*") if "figures" not in path.parts) == before

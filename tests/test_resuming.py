@@ -1,6 +1,7 @@
 """Resuming looks before it touches: nothing that is there is lost, and no flag is passed over."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -11,7 +12,10 @@ import subprocess
 import sys
 import typing
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import probe_environments
 import pytest
 
 import jaxdqn
@@ -172,6 +176,30 @@ def test_parameters_need_no_metrics(run, finished):
     loaded = jaxdqn.load(run)
     with pytest.raises(UserError, match="is damaged"):
         print(loaded.metrics)
+
+
+def test_an_environment_whose_state_has_an_array_without_elements_is_saved_and_resumed(tmp_path):
+    def with_nothing():
+        plain = probe_environments.discount()
+
+        def reset(key):
+            state, observation = plain.reset(key)
+            return (state, jnp.zeros((0, 3))), observation
+
+        def step(key, state, action):
+            after, seen = plain.step(key, state[0], action)
+            return (after, state[1]), seen
+
+        return plain._replace(reset=reset, step=step)
+
+    jaxdqn.register("with-nothing", with_nothing)
+    config = dataclasses.replace(TINY, env="with-nothing")
+    whole = experiment.train(config, num_devices=1, settings=QUIET)
+    half = experiment.train(config, out=tmp_path / "run", num_devices=1, settings=QUIET._replace(max_seconds=0.0))
+    assert half.summary["status"] == "out of time"
+    resumed = experiment.resume(tmp_path / "run", settings=QUIET)
+    assert resumed.summary["status"] == "finished"
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
 
 
 # -- flags ------------------------------------------------------------------------------------------------------------

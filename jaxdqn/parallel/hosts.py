@@ -139,7 +139,9 @@ def gather(tree: Any) -> Any:
     everyone = np.concatenate([np.asarray(piece) for piece in pieces], axis=1)  # [processes, bytes]
     ends = np.cumsum([leaf.nbytes for leaf in leaves])
     whole = [
-        np.ascontiguousarray(everyone[:, end - leaf.nbytes : end]).view(leaf.dtype).reshape(-1, *leaf.shape[1:])
+        np.ascontiguousarray(everyone[:, end - leaf.nbytes : end])
+        .view(leaf.dtype)
+        .reshape(len(everyone) * leaf.shape[0], *leaf.shape[1:])
         for leaf, end in zip(leaves, ends, strict=True)
     ]
     return jax.tree.unflatten(structure, whole)

@@ -50,7 +50,7 @@ class Assignment(NamedTuple):
     def place(self, values: np.ndarray) -> np.ndarray:
         """Values [M, shards, ...] laid out for D = G * shards devices, [D, L, ...]."""
         laid = np.moveaxis(values[np.maximum(self.members, 0)], 2, 1)  # [G, shards, L, ...]
-        return laid.reshape(-1, *laid.shape[2:])
+        return laid.reshape(laid.shape[0] * laid.shape[1], *laid.shape[2:])  # no -1: there may be no elements
 
     def spread(self, values: np.ndarray, shards: int) -> np.ndarray:
         """The same values [M, ...] on all shards of a member, [D, L, ...]."""
