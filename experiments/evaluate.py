@@ -77,7 +77,8 @@ def run(arguments: list[str]) -> int:
         "episodes": args.episodes,
         "epsilon": spec.config.eval_epsilon if args.epsilon is None else args.epsilon,
         "return_mean": float(episodes.returns.mean()),
-        "return_ci95": intervals.return_interval(episodes.returns[:, None], [distinct]),
+        # Equal returns say nothing of their spread.
+        "return_ci95": intervals.return_interval(episodes.returns[:, None]) if np.ptp(episodes.returns) else None,
         "return_std": float(episodes.returns.std()),
         "return_min": float(episodes.returns.min()),
         "return_max": float(episodes.returns.max()),

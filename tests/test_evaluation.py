@@ -239,6 +239,14 @@ def test_common_episodes_are_no_independent_trials():
     assert common["final_return_ci95"] == [0.75, 0.75] and "given these episodes" in common["final_return_of"]
 
 
+def test_ones_that_could_have_been_minus_ones_are_no_rates():
+    found = dict(enumerate(summary.finals([episodes([[1, 1], [1, 1]])], 2)))
+    catch = summary.returns(rows([-0.5], [1]), [{}] * 2, found, Config(final_episodes=2))
+    lake = summary.returns(rows([0.5], [1]), [{}] * 2, found, Config(final_episodes=2))
+    assert catch["final_return_ci95"] == [1, 1] and catch["final_returns"][0]["interval"] == "student"
+    assert lake["final_return_ci95"] == intervals.wilson_interval(2, 2)
+
+
 def test_few_distinct_and_unfinished_episodes_are_said():
     equal = episodes([[4, 4, 4]], unfinished=2)
     told = summary.returns(rows([4]), [{}], dict(enumerate(summary.finals([equal], 3))), Config(final_episodes=3))

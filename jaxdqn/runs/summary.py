@@ -71,7 +71,8 @@ def returns(
         entry |= {"ci95": intervals.mean_interval(values), "interval": "student", "n": len(members)}
         entry["per_member"] = [_number(value) for value in values]
         if judged:
-            entry |= _of_episodes([found[member] for member in members], config.common_evaluation)
+            rates = not config.common_evaluation and _within_rates(frame[frame.member.isin(members)])
+            entry |= _of_episodes([found[member] for member in members], rates)
         entries.append(entry)
     alone: dict[str, Any] = entries[0] if len(entries) == 1 else {"mean": None, "ci95": None}
     return {
@@ -83,12 +84,19 @@ def returns(
     }
 
 
-def _of_episodes(finals: Sequence[Final], common: bool) -> dict[str, Any]:
-    """What the episodes of replicates add. Common episodes are no independent trials: only their means count then."""
+def _within_rates(rows: pd.DataFrame) -> bool:
+    """Whether all returns of a run could be rates: 1 alone may also be the best of -1 and 1, as in Catch."""
+    seen = rows[[name for name in ("eval_return", "episode_return") if name in rows]].to_numpy(float)
+    return bool(((seen >= 0) & (seen <= 1) | np.isnan(seen)).all())
+
+
+def _of_episodes(finals: Sequence[Final], rates: bool) -> dict[str, Any]:
+    """What the episodes of replicates add; `rates` is False where returns are none, and for common episodes: these are
+    no independent trials, and only their means count."""
     returns, distinct = np.stack([final.returns for final in finals]), [final.distinct for final in finals]
     found: dict[str, Any] = {"episodes_per_member": returns.shape[1], "distinct_per_member": distinct}
     found["unfinished_per_member"] = [final.unfinished for final in finals]
-    if intervals.is_rate(returns) and not common:
+    if rates and intervals.is_rate(returns):
         found |= {"ci95": intervals.return_interval(returns, distinct), "interval": "wilson"}
     return found
 
