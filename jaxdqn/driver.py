@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdqn.config import Timeline
+from jaxdqn.config import Config, Timeline
 from jaxdqn.parallel import hosts
 from jaxdqn.parallel.fleet import Fleet
 
@@ -27,11 +27,13 @@ class Point(NamedTuple):
 
 
 class Progressed(NamedTuple):
-    """Where a batch stands between two chunks: lists of stacks, and the iterations done."""
+    """Where a batch stands between two chunks: lists of stacks, the iterations done, and the updates of the next one
+    that are done (0 but for a fleet with a `part`)."""
 
     states: list[Any]
     metrics: list[Any]
     iteration: int
+    update: int = 0
 
 
 class Hooks(NamedTuple):
@@ -50,7 +52,8 @@ class Hooks(NamedTuple):
 
 def drive(fleet: Fleet, at: Progressed, line: Timeline, hooks: Hooks) -> Progressed:
     """Runs chunks from where `at` stands to the end of the timeline or a stop."""
-    start, pace, stopping = at.iteration, _Pace(), False
+    config = fleet.parts.config
+    start, pace, stopping = at.iteration, _Pace(config, fleet.part is not None), False
     pending: list[Point] = []
 
     def read() -> bool:
@@ -60,8 +63,8 @@ def drive(fleet: Fleet, at: Progressed, line: Timeline, hooks: Hooks) -> Progres
         return any(stops)
 
     while True:
-        states, metrics, iteration = at
-        at_point = iteration > start and line.is_point(iteration)
+        states, metrics, iteration, update = at
+        at_point = iteration > start and update == 0 and line.is_point(iteration)
         leaving = hooks.interrupted() or iteration >= line.total or (at_point and stopping)
         if at_point:
             episodes = fleet.evaluate(states, iteration) if line.is_evaluated(iteration) else None
@@ -75,15 +78,23 @@ def drive(fleet: Fleet, at: Progressed, line: Timeline, hooks: Hooks) -> Progres
         if leaving:
             return at
         learning = iteration >= line.prefill
-        stop = _next_event(iteration, line, hosts.exchange(pace.length[learning])[0])
+        length = hosts.exchange(pace.length[learning])[0]
         try:
-            states, metrics = (fleet.step if learning else fleet.collect)(at.states, at.metrics, iteration, stop)
+            if learning and fleet.part is not None:
+                last = min(update + length, config.updates_per_iteration)
+                length, stop = last - update, iteration + last // config.updates_per_iteration
+                states, metrics = fleet.part(at.states, at.metrics, iteration, update, last)
+                update = last % config.updates_per_iteration
+            else:
+                stop = _next_event(iteration, line, length)
+                length = stop - iteration
+                states, metrics = (fleet.step if learning else fleet.collect)(at.states, at.metrics, iteration, stop)
         except Exception:
             read()  # a point that was reached before it failed
             raise
-        at = Progressed(states, metrics, stop)
+        at = Progressed(states, metrics, stop, update)
         stopping = read() or stopping
-        pace.dispatched(metrics, stop - iteration, learning)
+        pace.dispatched(metrics, length, learning)
 
 
 def _next_event(iteration: int, line: Timeline, length: int) -> int:
@@ -97,8 +108,11 @@ def _next_event(iteration: int, line: Timeline, length: int) -> int:
 class _Pace:
     """Chooses chunk lengths that take about a second, and keeps one chunk in flight besides the current one."""
 
-    def __init__(self) -> None:
-        self.length = {False: 64, True: 16}  # iterations, while filling the replay and while learning
+    def __init__(self, config: Config, by_updates: bool) -> None:
+        # Iterations, while filling the replay and while learning; there `by_updates` of one iteration. At first few
+        # steps and few updates: a slow environment or network is not known yet.
+        updates = 1 if by_updates else config.updates_per_iteration
+        self.length = {False: max(1, 64 // config.rollout_length), True: max(1, 16 // updates)}
         self._flying: list[tuple[Any, int, bool]] = []
         self._last = 0.0
 

@@ -399,6 +399,7 @@ class Session:
         meta = {
             "batch": self.batch,
             "iteration": at.iteration,
+            "update": at.update,
             "seconds": self.seconds + self.elapsed(),
             "batch_seconds": self.batch_before + self.elapsed(),
             "compile_seconds": self.compile_seconds,

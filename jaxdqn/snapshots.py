@@ -41,7 +41,7 @@ def restored(at: Progressed, found: Checkpoint, assignment: Assignment, devices:
     own = _devices.own(devices)
     values = jax.tree.map(lambda x: assignment.place(x)[own], by_member)
     states, sums = _fleet.scatter(at.states, values["state"]), _fleet.scatter(at.metrics, values["metrics"])
-    return Progressed(states, sums, found.meta["iteration"])
+    return Progressed(states, sums, found.meta["iteration"], found.meta.get("update", 0))
 
 
 def last(path: pathlib.Path) -> list[Checkpoint]:

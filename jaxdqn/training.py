@@ -47,12 +47,15 @@ class Trainer(NamedTuple):
     zero_metrics() -> Metrics
     collect(state, metrics, iteration [], hparams) -> (state, metrics)    acts at random and stores
     step(state, metrics, iteration [], hparams) -> (state, metrics)       acts, stores, learns
+    part(state, metrics, iteration [], first [], last [], hparams) -> (state, metrics)    updates first <= u < last of
+    a `step`, of which the one with first 0 also acts and stores: for iterations too long to wait for
     """
 
     init: Callable[[Key, Key, Any], TrainState]
     zero_metrics: Callable[[], Metrics]
     collect: Callable[[TrainState, Metrics, Array, Any], tuple[TrainState, Metrics]]
     step: Callable[[TrainState, Metrics, Array, Any], tuple[TrainState, Metrics]]
+    part: Callable[[TrainState, Metrics, Array, Array, Array, Any], tuple[TrainState, Metrics]]
 
 
 def transition_example(environment: Environment, agent: Agent, hparams: Any) -> Transition:
@@ -100,10 +103,10 @@ def make_act(environment: Environment, agent: Agent, config: Config, total_envs:
 
 
 def make_learn(agent: Agent, replay: Replay, config: Config, shards: Shards | None = None) -> Learn:
-    """The learning half: U gradient updates.
+    """The learning half: U gradient updates, or those with first <= u < last.
 
-    learn(learner, ring, sums, key, written, iteration [], hparams) -> (learner, ring, sums), `sums` being the metrics
-    `update_once` gives, added up.
+    learn(learner, ring, sums, key, written, iteration [], hparams, first=0, last=U) -> (learner, ring, sums), `sums`
+    being the metrics `update_once` gives, added up.
     """
 
     def learn(
@@ -114,6 +117,8 @@ def make_learn(agent: Agent, replay: Replay, config: Config, shards: Shards | No
         written: Array,
         iteration: Array,
         hparams: Any,
+        first: Array | int = 0,
+        last: Array | int = config.updates_per_iteration,
     ) -> tuple[LearnerState, PyTree, dict[str, Array]]:
         def one(index: Array, carry: tuple[LearnerState, PyTree, dict[str, Array]]) -> Any:
             learner, ring, sums = carry
@@ -124,8 +129,8 @@ def make_learn(agent: Agent, replay: Replay, config: Config, shards: Shards | No
         # XLA inlines a loop that it knows to turn once, and then fuses the ring's write into the sample's gather: that
         # reads the ring as it was, so whole fields are copied in every iteration (a compiler sees min(iteration, 0)
         # as unknown; it is 0). optimization_barrier is dropped before fusion and does not help.
-        turns = config.updates_per_iteration + jnp.minimum(iteration, 0)
-        return jax.lax.fori_loop(0, turns, one, (learner, ring, sums))
+        end = last + jnp.minimum(iteration, 0)
+        return jax.lax.fori_loop(first, end, one, (learner, ring, sums))
 
     return learn
 
@@ -193,21 +198,44 @@ def make_trainer(
             acting.rollout(environment, agent, state.learner.params, state.actor, key, always, config.rollout_length),
         )
 
-    def step(state: TrainState, metrics: Metrics, iteration: Array, hparams: Any) -> tuple[TrainState, Metrics]:
-        # Write, then sample: the other order makes XLA copy the whole ring in every iteration.
-        act_key, sample_key = stream_keys(state.key, iteration)
+    def act_and_store(
+        state: TrainState, metrics: Metrics, iteration: Array, hparams: Any
+    ) -> tuple[TrainState, Metrics]:
+        act_key, _ = stream_keys(state.key, iteration)
         first = learning.shard_index(shards) * config.num_envs
         actor, block, episodes, epsilon = act(state.learner.params, state.actor, act_key, iteration, first, hparams)
         state, metrics = store(state, metrics, iteration, (actor, block, episodes))
+        return state, metrics._replace(epsilon=epsilon)
+
+    def learn_some(
+        state: TrainState, metrics: Metrics, iteration: Array, hparams: Any, *bounds: Array
+    ) -> tuple[TrainState, Metrics]:
+        _, sample_key = stream_keys(state.key, iteration)
         written = (iteration + 1) * config.rollout_length
         learner, ring, sums = learn(
-            state.learner, state.replay, metrics.learning, sample_key, written, iteration, hparams
+            state.learner, state.replay, metrics.learning, sample_key, written, iteration, hparams, *bounds
         )
-        updates = metrics.updates + config.updates_per_iteration
-        metrics = Metrics(metrics.episodes, sums, updates, epsilon, learner.first_bad_update, metrics.seen)
-        return state._replace(learner=learner, replay=ring), metrics
+        first, last = bounds or (0, config.updates_per_iteration)
+        counted = metrics._replace(
+            learning=sums, updates=metrics.updates + (last - first), first_bad_update=learner.first_bad_update
+        )
+        return state._replace(learner=learner, replay=ring), counted
 
-    return Trainer(init, lambda: zero_metrics(agent, replay, config), collect, step)
+    def step(state: TrainState, metrics: Metrics, iteration: Array, hparams: Any) -> tuple[TrainState, Metrics]:
+        # Write, then sample: the other order makes XLA copy the whole ring in every iteration.
+        state, metrics = act_and_store(state, metrics, iteration, hparams)
+        return learn_some(state, metrics, iteration, hparams)
+
+    def part(
+        state: TrainState, metrics: Metrics, iteration: Array, first: Array, last: Array, hparams: Any
+    ) -> tuple[TrainState, Metrics]:
+        def act_once(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            return act_and_store(*carry, iteration, hparams)
+
+        state, metrics = jax.lax.fori_loop(jnp.minimum(first, 1), 1, act_once, (state, metrics))
+        return learn_some(state, metrics, iteration, hparams, first, last)
+
+    return Trainer(init, lambda: zero_metrics(agent, replay, config), collect, step, part)
 
 
 def loop(

@@ -24,6 +24,7 @@ from jaxdqn.parallel.memory import tree_bytes
 from jaxdqn.parallel.population import Assignment
 
 PARAMS_STREAM, EXPERIENCE_STREAM = 0, 1
+MOST_UNSPLIT = 128  # updates of an iteration that Ctrl-C may have to wait for
 
 
 class Parts(NamedTuple):
@@ -44,6 +45,8 @@ class Fleet(NamedTuple):
     telemetry(states) -> figures of the parallel scheme at a logging point, scalars by column name
     policy(states) -> the parameters that are judged and kept for use, where an agent's shards may differ between two
     logging points; None where they may not, and it is what any shard has learned
+    part(states, metrics, iteration, first, last) -> (states, metrics): updates first <= u < last of an iteration, which
+    with first 0 also acts; None where an iteration is short enough for a call of its own
     adopted(states) -> the states into whose learners the caller has put other parameters, with these wherever else
     the scheme keeps some
 
@@ -63,6 +66,7 @@ class Fleet(NamedTuple):
     telemetry: Callable[[list[Any]], dict[str, Any]] = lambda states: {}
     policy: Callable[[list[Any]], list[PyTree]] | None = None
     adopted: Callable[[list[Any]], list[Any]] = lambda states: states
+    part: Any = None
 
 
 class Lane(NamedTuple):
@@ -71,6 +75,7 @@ class Lane(NamedTuple):
     init, zero_metrics: as in `training.Trainer`, but with any state that has a `learner`
     collect, step(state, metrics, hparams, start [], stop []) -> (state, metrics): iterations start <= i < stop
     policy(state) -> the parameters that are judged
+    part(state, metrics, hparams, iteration [], first [], last []) -> (state, metrics), or None: as in `Fleet`
     """
 
     init: Callable[..., Any]
@@ -78,12 +83,19 @@ class Lane(NamedTuple):
     collect: Callable[..., tuple[Any, training.Metrics]]
     step: Callable[..., tuple[Any, training.Metrics]]
     policy: Callable[[Any], PyTree]
+    part: Callable[..., tuple[Any, training.Metrics]] | None = None
 
 
 def fused(trainer: training.Trainer) -> Lane:
     """The trainer's iterations, one after the other."""
     collect, step = training.loop(trainer.collect), training.loop(trainer.step)
-    return Lane(trainer.init, trainer.zero_metrics, collect, step, lambda state: state.learner.params)
+
+    def part(
+        state: Any, metrics: training.Metrics, hparams: Any, iteration: Any, first: Any, last: Any
+    ) -> tuple[Any, training.Metrics]:
+        return trainer.part(state, metrics, iteration, first, last, hparams)
+
+    return Lane(trainer.init, trainer.zero_metrics, collect, step, lambda state: state.learner.params, part)
 
 
 def shard_config(config: Config, shards: int) -> Config:
@@ -241,9 +253,10 @@ def build(
     made = [init(*jax.tree.map(lambda x: x[:, i : i + width], spread)) for i in stacks]
     states, metrics, hparams, own_seeds = (list(column) for column in zip(*made, strict=True))
 
-    def chunk(run: Any) -> Any:
-        program = over(population.over_lanes(run, num_shared=2), devices, num_mapped=3, num_shared=2, donate=(0,))
-        return _devices.compiled(program, states[0], metrics[0], hparams[0], np.int32(0), np.int32(1))
+    def chunk(run: Any, *bounds: int) -> Any:
+        count = len(bounds)
+        program = over(population.over_lanes(run, num_shared=count), devices, 3, num_shared=count, donate=(0,))
+        return _devices.compiled(program, states[0], metrics[0], hparams[0], *map(np.int32, bounds))
 
     def evaluate_lane(state: Any, seed: Any, iteration: Any, part: Any) -> evaluation.Episodes:
         return greedy_episodes(parts, lane.policy(state), seed, iteration, part, shard_index(shards))
@@ -255,7 +268,10 @@ def build(
         when = np.int32(iteration), np.int32(part)
         return [judge(state, seed, *when) for state, seed in zip(states, own_seeds, strict=True)]
 
-    collect, step = chunk(lane.collect), chunk(lane.step)
+    collect = chunk(lane.collect, 0, 1)
+    split = lane.part is not None and parts.config.updates_per_iteration > MOST_UNSPLIT
+    step = chunk(lane.part, 0, 0, 1) if split else chunk(lane.step, 0, 1)
+    run = _stack_by_stack(step, hparams)
     one_lane = tree_bytes(states[0].learner.params) / states[0].learner.updates.size
     moved = all_reduce_bytes(one_lane, devices_per_agent)
     fleet = Fleet(
@@ -263,12 +279,13 @@ def build(
         assignment=assignment,
         shards=devices_per_agent,
         collect=_stack_by_stack(collect, hparams),
-        step=_stack_by_stack(step, hparams),
+        step=functools.partial(_whole, run, parts.config.updates_per_iteration) if split else run,
         evaluate=evaluate,
         zero_metrics=metrics,
         compile_seconds=time.perf_counter() - began,
         program=step,
         telemetry=lambda states: {"bytes_per_update": moved},
+        part=run if split else None,
     )
     return fleet, states
 
@@ -282,12 +299,20 @@ def all_reduce_bytes(size: float, num_devices: int) -> float:
 def _stack_by_stack(program: Any, hparams: list[Any]) -> Any:
     """One call per stack: they queue on the devices while Python goes on."""
 
-    def run(states: list[Any], metrics: list[Any], start: int, stop: int) -> tuple[list[Any], list[Any]]:
-        bounds = np.int32(start), np.int32(stop)
-        done = [program(s, m, h, *bounds) for s, m, h in zip(states, metrics, hparams, strict=True)]
+    def run(states: list[Any], metrics: list[Any], *bounds: int) -> tuple[list[Any], list[Any]]:
+        done = [program(s, m, h, *map(np.int32, bounds)) for s, m, h in zip(states, metrics, hparams, strict=True)]
         return [state for state, _ in done], [sums for _, sums in done]
 
     return run
+
+
+def _whole(
+    part: Any, num_updates: int, states: list[Any], metrics: list[Any], start: int, stop: int
+) -> tuple[list[Any], list[Any]]:
+    """Iterations start <= i < stop, each as one part."""
+    for iteration in range(start, stop):
+        states, metrics = part(states, metrics, iteration, 0, num_updates)
+    return states, metrics
 
 
 def gather(stacks: list[PyTree]) -> PyTree:

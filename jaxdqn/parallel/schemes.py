@@ -14,6 +14,8 @@ from jaxdqn.parallel.engine import Engine
 from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.parallel.population import Assignment
 
+MOST_UPDATES = 1_000  # of an iteration, in schemes that do not divide it
+
 
 def check(axes: Axes, config: Config, devices_per_agent: int) -> None:
     """Raises `UserError` for axes that do not fit the configuration, before anything is compiled."""
@@ -21,6 +23,11 @@ def check(axes: Axes, config: Config, devices_per_agent: int) -> None:
     if axes.scheme != "fused" and devices_per_agent != 1:
         raise UserError(
             f"devices_per_agent {devices_per_agent} belongs to the fused scheme; with {axes.scheme!r} use axes.workers."
+        )
+    if axes.scheme not in ("fused", "sharding") and config.updates_per_iteration > MOST_UPDATES:
+        raise UserError(
+            f"updates_per_iteration {config.updates_per_iteration} is too many for scheme {axes.scheme!r}, which only "
+            f"stops between iterations; use at most {MOST_UPDATES:,}."
         )
     if axes.scheme == "actor_learner":
         actor_learner.validate(config, _actor_learner(axes))

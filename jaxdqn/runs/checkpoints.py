@@ -35,7 +35,7 @@ _NAME = re.compile(r"(\d{4})-(\d{12})")
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds: arrays by path, and meta (batch, iteration, seconds, versions, device)."""
+    """What a checkpoint holds: arrays by path, and meta (batch, iteration, update, seconds, versions, device)."""
 
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
