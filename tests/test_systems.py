@@ -42,7 +42,7 @@ SYSTEMS = {
         "test_parameter_server::test_locked_pushes_sum_exactly",
         "test_parameter_server::test_unlocked_pushes_get_lost_and_are_counted",
         "test_parameter_server::test_stale_pushes_are_dropped_and_counted",
-        "test_parameter_server::test_every_iteration_is_done_once",
+        "test_parameter_server::test_telemetry_adds_up",
     ],
     "A3C (policy and value, advantage)": [
         "test_actor_critic::test_loss_and_gradient_are_rlaxs",
