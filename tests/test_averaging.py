@@ -342,6 +342,19 @@ def test_a_run_logs_saves_resumes_and_loads_the_combined_parameters(averaged_run
     assert_trees(jaxdqn.load(tmp_path / "run").params, longer.params)
 
 
+def test_a_combination_that_is_not_finite_is_not_taken():
+    """3e38 and its anchor at -3e38 are farther apart than a float32."""
+    rule, far = averaging.outer(), {"w": jnp.array([3e38, 1.0])}
+    learner = LearnerState(far, far, (), jnp.int32(7), jnp.int32(-1))
+    kept = rule.init({"w": jnp.array([-3e38, 0.0])})
+    state = averaging.AveragedState(learner, (), (), (), kept, jnp.float32(0))
+    after = averaging.combine(state, rule, None)
+    assert after.learner.first_bad_update == 7
+    assert_trees((after.learner[:2], after.kept), (learner[:2], kept))
+    healthy = averaging.combine(state._replace(kept=rule.init({"w": jnp.array([2.9e38, 0.0])})), rule, None)
+    assert healthy.learner.first_bad_update == -1 and np.all(np.isfinite(healthy.learner.params["w"]))
+
+
 def test_a_replica_that_is_frozen_freezes_all_at_the_next_combination():
     built, states = build()
     states = prefilled(built, states)

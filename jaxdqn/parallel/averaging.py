@@ -22,7 +22,7 @@ from jaxdqn.acting import ActorState
 from jaxdqn.base import Array, Key, LearnerState, PyTree
 from jaxdqn.config import INT32_MAX, HParams
 from jaxdqn.errors import UserError, unknown_name
-from jaxdqn.learning import Shards, mean_over_shards
+from jaxdqn.learning import Shards, all_finite, mean_over_shards
 from jaxdqn.parallel import devices as _devices
 from jaxdqn.parallel import fleet as _fleet
 from jaxdqn.parallel import population
@@ -128,16 +128,21 @@ def combine(state: AveragedState, rule: Rule, shards: Shards | None) -> Averaged
     """The state of one replica after a combination over all of them.
 
     The rule is for the parameters. Target parameters become their mean under every rule, so that all replicas
-    bootstrap from one target; optimizer states stay. A replica that is frozen (`first_bad_update`) freezes all.
+    bootstrap from one target; optimizer states stay. A replica that is frozen (`first_bad_update`) freezes all, and so
+    does a combination that is not finite: it is not taken.
     """
     learner = state.learner
     average, target = mean_over_shards((learner.params, learner.target_params), shards)
     gaps = jax.tree.map(lambda x, m: jnp.sum(jnp.square(x - m)), learner.params, average)
     drift = jnp.sqrt(mean_over_shards(jnp.sum(jnp.array(jax.tree.leaves(gaps), jnp.float32)), shards))
     params, kept = rule.combine(learner.params, average, state.kept, shards.size if shards else 1)
-    first_bad = learner.first_bad_update
+    first_bad = jnp.where(
+        all_finite((params, kept)) | (learner.first_bad_update >= 0), learner.first_bad_update, learner.updates
+    )
     if shards is not None:
         first_bad = jax.lax.pmax(first_bad, shards.axis_name)
+    taken = (params, target, kept), (learner.params, learner.target_params, state.kept)
+    params, target, kept = jax.tree.map(lambda new, old: jnp.where(first_bad < 0, new, old), *taken)
     learner = learner._replace(params=params, target_params=target, first_bad_update=first_bad)
     return state._replace(learner=learner, kept=kept, drift=drift)
 
