@@ -47,7 +47,8 @@ def sums(rng, members=4, shards=2):
     draw = lambda: rng.normal(size=(members, shards)).astype(np.float32)  # noqa: E731
     episodes = rng.integers(0, 2, (members, shards)).astype(np.float32)
     updates = np.repeat(np.int32([[62], [62], [47], [0]]), shards, axis=1)
-    return Metrics(EpisodeSums(episodes, draw(), draw()), {"loss": draw(), "q_mean": draw()}, updates, draw(), draw())
+    learning = {"loss": draw(), "q_mean": draw()}
+    return Metrics(EpisodeSums(episodes, draw(), draw()), learning, updates, draw(), draw(), seen={})
 
 
 def test_columns_are_what_a_loop_over_members_gives():
