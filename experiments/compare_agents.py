@@ -54,6 +54,8 @@ def run(arguments: list[str]) -> int:
     check_whole("num_seeds", args.num_seeds, most=MAX_MEMBERS)
     if args.steps is not None:
         check_whole("steps", args.steps)
+    if not args.envs or not args.agents:
+        raise UserError("nothing to compare: --envs and --agents need at least one name each.")
     for env in args.envs:
         if env not in GYMNAX:
             raise unknown_name("environment", env, GYMNAX, "`python experiments/list.py` shows all.")

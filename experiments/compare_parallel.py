@@ -22,7 +22,8 @@ from typing import Any
 from jaxdqn import cli, documents
 from jaxdqn.axes import preset
 from jaxdqn.config import MAX_MEMBERS, UINT32_MAX, check_number, check_whole
-from jaxdqn.errors import UserError
+from jaxdqn.environments.names import GYMNAX
+from jaxdqn.errors import UserError, unknown_name
 
 PR_SET_PDEATHSIG = 1
 TRAIN = pathlib.Path(__file__).parent / "train.py"
@@ -87,8 +88,12 @@ def run(arguments: list[str]) -> int:
     for name in ("steps", "on_policy_steps"):
         check_whole(name, getattr(args, name))
     check_number("threshold", args.threshold)
+    if args.env not in GYMNAX:
+        raise unknown_name("environment", args.env, GYMNAX, "`python experiments/list.py` shows all.")
+    if not args.presets:
+        raise UserError("nothing to compare: --presets needs at least one name.")
     for name in args.presets:
-        preset(name.split()[0])
+        preset(name.split()[0] if name.split() else name)
     for name in args.presets:
         train(args, name)
     write(args)

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from jaxdqn import cli, paths
-from jaxdqn.config import MOST_EPISODES, UINT32_MAX, check_whole
+from jaxdqn.config import MOST_EPISODES, UINT32_MAX, check_probability, check_whole
 from jaxdqn.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def run(arguments: list[str]) -> int:
     check_whole("episodes", args.episodes, most=MOST_EPISODES)
     check_whole("member", args.member, 0)
     check_whole("seed", args.seed, 0, UINT32_MAX)
+    if args.epsilon is not None:
+        check_probability("epsilon", args.epsilon)
     if args.gif is not None:
         paths.check_file(args.gif)
     cli.prepare_backend(spec.config, 1, 1, 1)

@@ -239,6 +239,8 @@ def settings(args: Args):  # type: ignore[no-untyped-def]
     """The flags that do not change a run's result."""
     from jaxdqn.session import Settings
 
+    if args.wandb is not None and not args.wandb.strip():
+        raise UserError("--wandb is empty; it must be the name of a project.")
     if args.wandb:
         try:
             import wandb  # noqa: F401

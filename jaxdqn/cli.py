@@ -259,7 +259,7 @@ def _one_line(text: str, arguments: Sequence[str], known: Sequence[str]) -> str:
         flag = argument.split("=", 1)[0]
         if flag.startswith("--") and flag.replace("_", "-").replace("--no-", "--") not in known:
             return str(unknown_name("flag", flag, known, "`--help` shows all."))
-    lines = [re.sub(r"[╭╮╰╯─│┌┐└┘]+", " ", line).strip() for line in text.splitlines()]
+    lines = [re.sub(r"[╭╮╰╯─│┌┐└┘]+|-{5,}", " ", line).strip() for line in text.splitlines()]
     words = " ".join(line for line in lines if line and "Parsing error" not in line and "--help" not in line)
     return " ".join(words.split()) or "the flags could not be read; see --help."
 

@@ -22,6 +22,7 @@ MOST, MOST_WIDE = 10**15, 10**6
 LARGEST, LEAST = 1e38, 1.1754944e-38  # of a float32; smaller ones are 0 on most devices
 LEAST_ITERATIONS = 2_000
 MOST_EPISODES = 1_000_000
+LONGEST_NAME = 100  # directories are named after environments and agents
 
 
 class HParams(NamedTuple):
@@ -232,7 +233,7 @@ def validate(config: Config, num_shards: int = 1) -> None:
         raise UserError(f"config is {shown(config)}; it must be a Config, such as Config(env='CartPole-v1').")
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.type is str and not (isinstance(value, str) and value):
+        if field.type is str and not (isinstance(value, str) and 0 < len(value) <= LONGEST_NAME):
             raise UserError(f"{field.name} is {shown(value)}; it must be a name.")
         if field.type is float and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise UserError(f"{field.name} is {shown(value)}; it must be a number.")
@@ -360,7 +361,7 @@ def _validate_latest(config: Config) -> None:
 def check_whole(name: str, value: Any, least: int = 1, most: int = MOST) -> None:
     """Raises `UserError` for what is no whole number from `least` to `most`."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or not least <= operator.index(value) <= most:
-        raise UserError(f"{name} is {shown(value)}; it must be at least {least}, a whole number of at most {most:,}.")
+        raise UserError(f"{name} is {shown(value)}; it must be a whole number from {least} to {most:,}.")
 
 
 def check_number(name: str, value: Any, least: float = -math.inf) -> None:
@@ -369,6 +370,13 @@ def check_number(name: str, value: Any, least: float = -math.inf) -> None:
         raise UserError(
             f"{name} is {shown(value)}; it must be a number{f' of at least {least:g}' if least > -math.inf else ''}."
         )
+
+
+def check_probability(name: str, value: Any) -> None:
+    """Raises `UserError` for what is no number in [0, 1]."""
+    check_number(name, value)
+    if not 0.0 <= value <= 1.0:
+        raise UserError(f"{name} is {shown(value)}; it is a probability in [0, 1].")
 
 
 def _validate_shards(config: Config, num_shards: int) -> None:

@@ -101,6 +101,8 @@ def _finite(values: Any) -> Any:
 
 def _read(path: pathlib.Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ValueError("it is no file but a device or a pipe")  # which may never end, or never begin
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:

@@ -25,8 +25,8 @@ from jaxdqn.config import (
 )
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import devices as _devices
+from jaxdqn.parallel import engine, hosts, memory, schemes
 from jaxdqn.parallel import fleet as _fleet
-from jaxdqn.parallel import hosts, memory, schemes
 from jaxdqn.parallel.fleet import Parts
 from jaxdqn.results import Result, load, read_params
 from jaxdqn.runs import checkpoints, directory
@@ -123,6 +123,8 @@ def train(
     )
     if not labels and continues is None:  # either tells members apart, too
         check_replicates(members(spec.hparams, spec.seeds, spec.vary))
+    schemes.check_engine(spec.axes, settings.engine)
+    engine.check(settings.engine, settings.ray_address)
     settings = settings._replace(on_chunk=on_chunk or settings.on_chunk)
     if settings.init_member and not settings.init_from:
         raise UserError(f"init_member is {settings.init_member}, but there is no init_from whose member it is.")

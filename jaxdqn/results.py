@@ -14,7 +14,7 @@ import pandas as pd
 
 from jaxdqn import acting, evaluation, paths
 from jaxdqn.base import Agent, Environment, PyTree
-from jaxdqn.config import MOST_EPISODES, UINT32_MAX, Config, HParams, check_number, check_whole, members, varying
+from jaxdqn.config import MOST_EPISODES, UINT32_MAX, Config, HParams, check_probability, check_whole, members, varying
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import fleet as _fleet
 from jaxdqn.parallel.fleet import Parts
@@ -75,9 +75,7 @@ def evaluate_params(
     epsilon = parts.config.eval_epsilon if epsilon is None else epsilon
     check_whole("episodes", episodes, most=MOST_EPISODES)
     check_whole("seed", seed, 0, UINT32_MAX)
-    check_number("epsilon", epsilon)
-    if not 0.0 <= epsilon <= 1.0:
-        raise UserError(f"epsilon is {epsilon}; it is a probability in [0, 1].")
+    check_probability("epsilon", epsilon)
     run = _evaluator(parts.environment, parts.agent, episodes, parts.config.eval_max_steps, float(epsilon))
     return jax.tree.map(np.asarray, run(params, jax.random.fold_in(jax.random.key(seed), stream)))
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import pathlib
 import time
 
 import pytest
@@ -123,6 +125,10 @@ def test_a_file_that_is_missing_a_folder_or_too_long(tmp_path, monkeypatch):
         documents.read_yaml(tmp_path / "nowhere")
     with pytest.raises(UserError, match="Is a directory"):
         documents.read_json(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", pathlib.Path("/dev/zero")):
+        with pytest.raises(UserError, match="a device or a pipe"):
+            documents.read_yaml(path)
     (tmp_path / "long").write_text("a: 12345")
     monkeypatch.setattr(documents, "MOST_BYTES", 7)
     with pytest.raises(UserError, match="longer than"):

@@ -23,6 +23,7 @@ NAMES = ("train", "sweep", "compare_agents", "compare_parallel", "evaluate", "ex
 ZERO = {"seed", "member", "init_member", "tensorboard_members", "learning_starts", "final_episodes"}
 NEGATIVE = {"stop_at_return", "threshold"}
 INFINITE = {"stop_at_return", "max_minutes", "checkpoint_seconds", "threshold"}
+PROBABILITY = {"epsilon"}
 MANY = {"num_devices", "tensorboard_members"}  # there are fewer: the backend says so, and that all members are meant
 # Checked where processes meet, by the session, and with the MDP.
 ELSEWHERE = {"process_id", "num_processes", "init_member", "gamma", "omega"}
@@ -58,7 +59,7 @@ def odd_values(field, whole):
     """(value, whether it must be refused); flags themselves make them of their type."""
     yield -1, field not in NEGATIVE
     yield 0, whole and field not in ZERO
-    yield 10**18, whole and field not in MANY
+    yield 10**18, (whole and field not in MANY) or field in PROBABILITY
     if not whole:
         yield from ((math.nan, True), (math.inf, field not in INFINITE), (-math.inf, field not in NEGATIVE))
 

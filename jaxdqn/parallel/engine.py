@@ -27,17 +27,26 @@ def remake(config: Config, factory: Callable[..., Any] | None) -> Parts:
     return make_parts(config)
 
 
+def check(name: str, address: str | None = None) -> None:
+    """Raises `UserError` for an unknown engine, for an address without Ray, and where Ray is not there to be used."""
+    if name not in ENGINES:
+        raise unknown_name("engine", name, ENGINES)
+    if name == "local" and address is not None:
+        raise UserError(f'ray_address {address!r} is for engine "ray"; the engine is "local".')
+    if name == "ray":
+        from jaxdqn.parallel import ray_engine
+
+        ray_engine.check(address)
+
+
 @contextlib.contextmanager
 def running(name: str, address: str | None = None) -> Iterator[Engine | None]:
     """The engine called `name`, started and ended: None for "local", "ray" on this machine or at `address`.
 
-    Raises `UserError` for another name, an address without Ray, and what `ray_engine.cluster` refuses.
+    Raises `UserError` as `check` does.
     """
-    if name not in ENGINES:
-        raise unknown_name("engine", name, ENGINES)
+    check(name, address)
     if name == "local":
-        if address is not None:
-            raise UserError(f'ray_address {address!r} is for engine "ray"; the engine is "local".')
         yield None
         return
     from jaxdqn.parallel import ray_engine

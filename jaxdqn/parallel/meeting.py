@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxdqn.errors import UserError
+from jaxdqn.errors import UserError, shown
 
 RETRY = 0.2  # seconds between two attempts to reach process 0
 SAME = "start every process with the same command, apart from --process-id."
@@ -75,7 +75,7 @@ def meet(address: str, num_processes: int, process_id: int, settings: Mapping[st
 def _parse(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 2**16:
-        raise UserError(f"coordinator is {address!r}; it must be HOST:PORT, such as 10.0.0.1:1234.")
+        raise UserError(f"coordinator is {shown(address)}; it must be HOST:PORT, such as 10.0.0.1:1234.")
     return host.strip("[]"), int(port)
 
 

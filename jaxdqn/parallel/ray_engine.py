@@ -129,18 +129,25 @@ class Cluster:
         return Remote(placed.remote(make, *pack(args)))
 
 
-@contextlib.contextmanager
-def cluster(address: str | None = None) -> Iterator[Cluster]:
-    """Ray on this machine, ended afterwards; or the cluster at `address`, "host:port" or "auto".
-
-    Raises `UserError` where Ray is not installed, or nothing answers at the address.
-    """
+def check(address: str | None) -> None:
+    """Raises `UserError` where Ray is not installed, or nothing answers at the address."""
     try:
-        import ray
+        import ray  # noqa: F401
     except ImportError:
         raise UserError('engine "ray" needs the ray package: pip install "jaxdqn[ray]".') from None
     if address is not None:
         _probe(address)
+
+
+@contextlib.contextmanager
+def cluster(address: str | None = None) -> Iterator[Cluster]:
+    """Ray on this machine, ended afterwards; or the cluster at `address`, "host:port" or "auto".
+
+    Raises `UserError` as `check` does.
+    """
+    check(address)
+    import ray
+
     with _signals_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that JAX has threads where Ray forks: it executes at once
         ray.init(
