@@ -19,7 +19,7 @@ from jaxdqn.base import PyTree
 from jaxdqn.config import advice, check_number, check_whole, members, timeline, varying
 from jaxdqn.driver import Hooks, Point, Progressed
 from jaxdqn.errors import UserError, shown
-from jaxdqn.parallel import engine, hosts, memory, population, schemes
+from jaxdqn.parallel import engine, hosts, memory, population, schemes, telemetry
 from jaxdqn.parallel import fleet as _fleet
 from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.progress import Progress, tell
@@ -348,12 +348,13 @@ class Session:
         self._note_diverged(dict(zip(batch, sums.first_bad_update[:, 0].tolist(), strict=True)))
         if evaluated and not evaluated.finished.all():
             self._warn_unfinished(int((~evaluated.finished).sum()), point.iteration)
+        counted = telemetry.columns({name: x[:, 0] for name, x in sums.seen.items()})
         columns = {
             "iteration": point.iteration,
             "env_steps": point.iteration * self.line.steps_per_iteration,
             "updates": self.line.updates(point.iteration, self.spec.config.updates_per_iteration),
             "seconds": self.batch_before + self.elapsed(),
-            **recording.measured(sums, evaluated),
+            **recording.measured(sums, evaluated, counted),
             **{name: x if isinstance(x, int) else float(x) for name, x in point.telemetry.items()},
         }
         return recording.point(self.identity.slice(batch.start, len(batch)), columns)

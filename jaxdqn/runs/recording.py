@@ -6,6 +6,7 @@ A population of hundreds with thousands of points has too many rows for one Pyth
 import collections
 import pathlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ import pandas as pd
 import pyarrow as pa
 
 from jaxdqn.config import HParams
-from jaxdqn.parallel import telemetry
 from jaxdqn.runs import metrics, summary
 
 RECENT_POINTS = 5  # that the mean shown to people is over
@@ -30,10 +30,13 @@ def identity(
     return pa.Table.from_pandas(pd.DataFrame(rows), preserve_index=False).replace_schema_metadata(None)
 
 
-def measured(sums: Any, evaluated: Any) -> dict[str, np.ndarray]:
+def measured(
+    sums: Any, evaluated: Any, counted: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> dict[str, np.ndarray]:
     """The columns [M] of a logging point's `training.Metrics` [M, shards]: means over episodes, and over updates.
 
-    evaluated: the `evaluation.Episodes` [M, shards, E], or None. NaN where nothing was measured.
+    evaluated: the `evaluation.Episodes` [M, shards, E], or None; counted: further columns [M], of the parallel scheme.
+    NaN where nothing was measured.
     """
     episodes = sums.episodes.episodes.sum(axis=1)
     updates = sums.updates[:, 0].astype(np.float32)  # which every shard takes part in
@@ -48,7 +51,7 @@ def measured(sums: Any, evaluated: Any) -> dict[str, np.ndarray]:
         "episode_length": mean(sums.episodes.lengths.sum(axis=1), episodes),
         **{name: mean(x.mean(axis=1), updates) for name, x in sums.learning.items()},
         "epsilon": sums.epsilon[:, 0],
-        **telemetry.columns({name: x[:, 0] for name, x in sums.seen.items()}),
+        **counted,
         **(summary.columns(evaluated) if evaluated else dict.fromkeys(summary.EVALUATED, nothing)),
     }
     return {name: x.astype(float) if x.dtype.kind == "f" else x for name, x in columns.items()}
