@@ -155,11 +155,11 @@ def test_a_killed_run_resumes_to_the_same_bits(work, trained):
 # -- asynchronous runs: threads end with them, and their rows stay complete -------------------------------------------
 
 ASYNCHRONOUS = {
-    name: f"""--parallel {name} --num-envs 8 --hidden-sizes 16 --learning-starts 320 --replay-capacity 2000
+    name: f"""--parallel {name} --num-envs 8 --hidden-sizes 16 --learning-starts {starts} --replay-capacity 2000
 --batch-size 16 --total-steps {steps} --log-interval {steps // 20} --eval-interval {steps // 4} --eval-episodes 2
 --final-episodes 4
 --no-tensorboard --env-params.max-steps-in-episode 50""".split()
-    for name, steps in (("parallel_dqn", 16_000), ("a3c", 32_000))
+    for name, steps, starts in (("parallel_dqn", 16_000, 320), ("a3c", 32_000, 0))
 }
 
 
@@ -340,7 +340,7 @@ MISTAKES = {
     "--eval-max-steps 1e12": "eval_max_steps",
     "--replay-capacity 99999999999": "replay_capacity",
     "--replay-capacity 1e9": "of 2.0 GiB free",
-    "--num-envs 1e8 --replay-capacity 1e9 --total-steps 1e12": "of 2.0 GiB free",
+    "--num-envs 1e8 --replay-capacity 1e9 --total-steps 1e12 --log-interval 1e9": "of 2.0 GiB free",
     "--num-envs 16 --batch-size 2000 --replay-capacity 1000": "larger than the replay of 1008",
     "--num-envs 16 --n-step 63 --replay-capacity 1000": "n_step 63",
     "--num-devices 64": "num_devices 64",
