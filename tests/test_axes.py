@@ -83,7 +83,7 @@ def test_wrong_axes_say_why(axes, words):
         validate(axes)
 
 
-HUGE = 2**62
+HUGE, MOST = 2**62, 2**31 - 1
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,10 @@ HUGE = 2**62
         (Axes("actor_learner", slack=4), {}, "slack 4 is below merge_every 8: the learner would wait forever"),
         (Axes("actor_learner", slack=0), {}, "slack is 0"),
         (Axes("actor_learner", merge_every=0), {}, "merge_every is 0"),
-        (Axes("actor_learner", merge_every=HUGE, slack=HUGE), {}, "do not fit the replay"),
+        (Axes("actor_learner", merge_every=MOST, slack=MOST), {}, "do not fit the replay"),
         (Axes("actor_learner", broadcast_every=0), {}, "broadcast_every is 0"),
-        (Axes("actor_learner", broadcast_every=HUGE), {}, "broadcast_every .* the actors would never see"),
+        (Axes("actor_learner", broadcast_every=HUGE), {}, f"broadcast_every is {HUGE}"),
+        (Axes("actor_learner", broadcast_every=MOST), {}, "broadcast_every .* the actors would never see"),
         (Axes("actor_learner", lag=2), {}, "lag is 2; in lockstep it is 0 or 1"),
         (Axes("actor_learner", coupling="async", lag=1), {}, "lag 1 is for lockstep"),
         (Axes("actor_learner", max_lag=3), {}, "max_lag 3 is for async"),
