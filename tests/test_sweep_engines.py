@@ -269,7 +269,7 @@ def inside(monkeypatch):
 def test_one_clear_line_for_each_mistake(inside, capsys, tmp_path):
     two = write(tmp_path, "two", TWO_GROUPS)
     assert "either a sweep file or --resume" in fails(capsys)
-    assert "cannot read the sweep" in fails(capsys, tmp_path / "none.yaml")
+    assert "none.yaml cannot be read" in fails(capsys, tmp_path / "none.yaml")
     assert "did you mean 'processes'" in fails(capsys, two, "--engine", "proceses")
     assert "num_devices is 0" in fails(capsys, two, "--num-devices", 0)
     assert "holds no sweep" in fails(capsys, "--resume", tmp_path)

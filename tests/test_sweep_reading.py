@@ -142,7 +142,9 @@ def test_a_field_keeps_its_fixed_value_where_its_condition_does_not_hold():
     """The preset's, not that of the environment's preset, which a file without one begins with."""
     parts = {"agent": ["a2c", "dqn"], "value_weight": {"choices": [0.5, 1.0], "when": {"agent": "dqn"}}}
     by_preset = reading.parse(plain(preset="cartpole-reinforce", space=parts))
-    fixed = reading.parse(plain(hparams={"value_weight": 0.3}, space=parts))
+    fixed = reading.parse(
+        plain(config={"rollout_length": 8, "learning_starts": 0}, hparams={"value_weight": 0.3}, space=parts)
+    )
     assert by_preset.hparams.value_weight == again(by_preset).hparams.value_weight == 0.01
     assert fixed.hparams.value_weight == again(fixed).hparams.value_weight == 0.3
 
