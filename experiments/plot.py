@@ -9,6 +9,7 @@ against each hyperparameter, pairs of them, and how much each explains. Prints t
 """
 
 import dataclasses
+import itertools
 import pathlib
 import re
 import sys
@@ -59,9 +60,10 @@ def run(arguments: list[str]) -> int:
             raise unknown_name("column", name, frame.columns)
     sweeps = loading.sweeps(args.paths)
     out = args.out or args.paths[0] / "figures"
+    taken: set[str] = set()
     for name, figure in everything(frame, sweeps, args):
         out.mkdir(parents=True, exist_ok=True)
-        path = out / f"{file_name(name)}.png"
+        path = out / f"{unlike(file_name(name), taken)}.png"
         write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
         cli.say(str(path))
     return 0
@@ -70,6 +72,14 @@ def run(arguments: list[str]) -> int:
 def file_name(name: str) -> str:
     """`name`, parts of which come from files that may be a stranger's, as the name of a file: no path, and not long."""
     return re.sub(r"[^\w,+-]+", "-", name)[:LONGEST_NAME]
+
+
+def unlike(name: str, taken: set[str]) -> str:
+    """`name`, with a number where it is taken already; it is then."""
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    free = next(each for each in names if each not in taken)
+    taken.add(free)
+    return free
 
 
 def everything(frame: "pd.DataFrame", sweeps: Sequence[pathlib.Path], args: Args) -> Figures:

@@ -286,15 +286,20 @@ class Session:
         if all(m in self.diverged for m in batch) and self.status == OK:
             self.status = DIVERGED
         if self.status != INTERRUPTED:
-            self._judge(fleet, batch, at)
+            self._judge(fleet, batch, at, interrupted)
         return jax.tree.map(lambda x: x[:, 0], snapshots.policy(fleet, at.states))
 
-    def _judge(self, fleet: Fleet, batch: range, at: Progressed) -> None:
-        """Judges the parameters that are kept, by episodes of their own."""
+    def _judge(self, fleet: Fleet, batch: range, at: Progressed, interrupted: Callable[[], bool]) -> None:
+        """Judges the parameters that are kept, by episodes of their own, unless it is interrupted."""
         wanted, each = self.spec.config.final_episodes, self.spec.config.eval_episodes * fleet.shards
-        if wanted:
-            parts = [fleet.evaluate(at.states, at.iteration, 1 + k) for k in range(math.ceil(wanted / each))]
-            episodes = [jax.tree.map(fleet.assignment.collect, _fleet.gather(part)) for part in parts]
+        episodes = []
+        for part in range(math.ceil(wanted / each)):
+            if self._asked_to_stop(interrupted) == INTERRUPTED:
+                self.status = INTERRUPTED
+                return
+            found = fleet.evaluate(at.states, at.iteration, 1 + part)
+            episodes.append(jax.tree.map(fleet.assignment.collect, _fleet.gather(found)))
+        if episodes:
             self.finals |= dict(zip(batch, _summary.finals(episodes, wanted), strict=True))
 
     def _diverged(self, assignment: population.Assignment, batch: range, at: Progressed) -> dict[int, int]:

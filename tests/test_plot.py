@@ -202,9 +202,9 @@ def test_a_broken_space_is_the_users_error(plot, tmp_path):
 
 def test_names_from_a_strangers_files_do_not_lead_out_of_the_directory(plot, tmp_path, capsys, monkeypatch):
     run = write_run(tmp_path / "run")
-    names = ["response-../../evil", "/evil", "..", ".hidden", "a\nb", "x" * 300, "größe-1"]
+    names = ["response-../../evil", "/evil", "..", ".hidden", "a\nb", "x" * 300, "größe-1", "a b"]
     monkeypatch.setattr(plot, "everything", lambda *_: ((name, Figure()) for name in names))
     before = sorted(tmp_path.rglob("*"))
     found = drawn(plot, capsys, run, "--out", tmp_path / "figures")
-    assert found == ["response--evil", "-evil", "-", "-hidden", "a-b", "x" * 60, "größe-1"]
+    assert found == ["response--evil", "-evil", "-", "-hidden", "a-b", "x" * 60, "größe-1", "a-b-2"]
     assert sorted(path for path in tmp_path.rglob("*") if "figures" not in path.parts) == before

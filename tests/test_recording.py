@@ -326,9 +326,10 @@ def test_a_wandb_run_goes_on_with_its_directory_and_starts_anew_without(tmp_path
     assert [*recorded.runs.values()] == [[{"env_steps": step, "member-2/loss": 1.0} for step in (10, 20, 30)]]
     for other, project in ((file, "another"), (None, "mine"), (None, "mine")):
         weights_and_biases.Log(project, config, other)
-    file.write_text("{")
-    weights_and_biases.Log("mine", config, file)
-    assert len(recorded.runs) == 5
+    for damaged in ("{", "[" * 10_000, "[]", '{"project": "mine", "id": 1, "env_steps": {}}'):
+        file.write_text(damaged)
+        weights_and_biases.Log("mine", config, file)
+    assert len(recorded.runs) == 8
 
 
 # -- sessions ---------------------------------------------------------------------------------------------------------

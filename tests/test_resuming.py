@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import json
 import os
 import pathlib
 import pwd
@@ -22,10 +23,10 @@ import jaxdqn
 from jaxdqn import cli, experiment, paths
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import devices
+from jaxdqn.parallel import devices, schemes
 from jaxdqn.progress import Progress, tell
 from jaxdqn.runs import checkpoints, metrics
-from jaxdqn.session import Settings, catch_signals
+from jaxdqn.session import INTERRUPTED, OK, Settings, catch_signals
 
 ROOT = pathlib.Path(jaxdqn.__file__).parents[1]
 TINY = Config(
@@ -110,6 +111,22 @@ def truncated_part(run):
     part.write_bytes(part.read_bytes()[:-20])
 
 
+def pipe_for_a_part(run):
+    part = parts(run)[1]
+    part.unlink()
+    os.mkfifo(part)
+
+
+def checkpoint_of_something_else(run):
+    """Its checksums are right, and orbax cannot read it."""
+    newest = checkpoints.listing(run / "checkpoints")[-1]
+    shutil.rmtree(newest / "state")
+    (newest / "state").mkdir()
+    (newest / "state" / "_METADATA").write_text("[]")
+    (newest / "manifest.json").unlink()
+    (newest / "manifest.json").write_text(json.dumps(checkpoints._checksums(newest)))
+
+
 def checkpoints_are_a_file(run):
     no_checkpoints(run)
     (run / "checkpoints").write_text("")
@@ -128,6 +145,8 @@ def checkpoints_are_a_file(run):
         (no_part_between, "lacks the rows of iterations 11 to 29"),
         (no_last_part, "lacks the rows of iterations 31 to 40"),
         (truncated_part, "is damaged"),
+        (pipe_for_a_part, "is damaged"),
+        (checkpoint_of_something_else, "the checkpoint .* cannot be read"),
     ],
 )
 def test_what_is_missing_or_damaged_is_refused_before_anything_changes(run, monkeypatch, damage, words):
@@ -422,6 +441,29 @@ def test_evaluate_prints_its_result_before_it_draws(run, monkeypatch, capsys):
         with pytest.raises(UserError, match="cannot write"):
             evaluate_script.run([str(run), "--gif", str(path)])
     assert pathlib.Path("/dev/null").is_char_device()
+
+
+def test_a_run_interrupted_while_it_is_judged_is_judged_when_it_is_resumed(finished, tmp_path, monkeypatch):
+    judged, build = [], schemes.build
+
+    def watched(*args):
+        fleet, states = build(*args)
+
+        def evaluate(states, iteration, part=0):
+            judged.append(part)
+            if part == 2:
+                signal.raise_signal(signal.SIGINT)
+            return fleet.evaluate(states, iteration, part)
+
+        return fleet._replace(evaluate=evaluate), states
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schemes, "build", watched)
+        broken = experiment.train(TINY, out=tmp_path / "run", seeds=(0, 1), num_devices=1, settings=FLUSHED)
+    assert judged[-2:] == [1, 2] and broken.summary["status"] == INTERRUPTED
+    resumed = experiment.resume(tmp_path / "run", settings=QUIET)
+    assert resumed.summary["status"] == OK
+    assert resumed.summary["final_return_per_member"] == finished.summary["final_return_per_member"]
 
 
 # -- without a home ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ The machine may be busy with other work, so nothing is reported from one run alo
 process, and ratios are medians of per-round ratios, in which the load of the moment cancels.
 """
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -19,6 +20,24 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+
+
+def count(text: str) -> int:
+    """A flag's value: a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A flag's value: a time above 0, and below a day."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0 and below a day")
+    return value
 
 
 def compiled(function: Callable[..., Any], *args: Any, donate: Sequence[int] = ()) -> tuple[Any, float]:

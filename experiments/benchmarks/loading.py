@@ -82,8 +82,8 @@ def measure(root: pathlib.Path, args: Any, parts: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("runs", 1000), ("rows", 1000), ("rounds", 5)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--parts", type=int, nargs="+", default=[1, 10], help="files of each run's metrics")
+        parser.add_argument(f"--{name}", type=common.count, default=value)
+    parser.add_argument("--parts", type=common.count, nargs="+", default=[1, 10], help="files of each run's metrics")
     args = parser.parse_args()
     seconds = {}
     for parts in args.parts:

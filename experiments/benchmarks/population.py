@@ -69,10 +69,12 @@ def outcome(process: subprocess.Popen) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--members", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--lead", type=float, default=25.0, help="seconds given to two processes to start and compile")
+    parser.add_argument("--rounds", type=common.count, default=5)
+    parser.add_argument("--members", type=common.count, default=64)
+    parser.add_argument("--seconds", type=common.seconds, default=6.0)
+    parser.add_argument(
+        "--lead", type=common.seconds, default=25.0, help="seconds given to two processes to start and compile"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

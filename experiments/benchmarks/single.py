@@ -92,8 +92,8 @@ def measure(rounds: int, iterations: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="timed chunks of each loop")
-    parser.add_argument("--iterations", type=int, default=4_000, help="iterations per chunk")
+    parser.add_argument("--rounds", type=common.count, default=9, help="timed chunks of each loop")
+    parser.add_argument("--iterations", type=common.count, default=4_000, help="iterations per chunk")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

@@ -66,8 +66,8 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of the measurement together")
+    parser.add_argument("--rounds", type=common.count, default=5, help="measurements of each")
+    parser.add_argument("--seconds", type=common.seconds, default=3.0, help="of the measurement together")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

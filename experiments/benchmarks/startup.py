@@ -59,7 +59,7 @@ def start(cache: str, out: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=common.count, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cache = f"{folder}/cache"

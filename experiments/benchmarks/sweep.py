@@ -74,8 +74,8 @@ def processes(folder: Path, count: int) -> dict:
 def main() -> None:
     """Prints both and their ratio, and writes results/sweep.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=12, help="measured, of 256")
-    parser.add_argument("--members", type=int, default=256, help="of the population; 256 is the whole sweep")
+    parser.add_argument("--processes", type=common.count, default=12, help="measured, of 256")
+    parser.add_argument("--members", type=common.count, default=256, help="of the population; 256 is the whole sweep")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         apart = processes(Path(folder), args.processes)

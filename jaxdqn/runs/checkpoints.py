@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxdqn import documents
 from jaxdqn.base import PyTree
-from jaxdqn.errors import UserError
+from jaxdqn.errors import UserError, shortened
 
 _META = {
     "batch": int,
@@ -101,9 +101,12 @@ def ends(root: pathlib.Path) -> dict[int, dict[str, Any]]:
 
 
 def load(path: pathlib.Path) -> Checkpoint:
-    """Reads one checkpoint."""
-    with _plainly_named(path) as folder:
-        nested = _checkpointer().restore(folder / "state")
+    """Reads one checkpoint. Raises `UserError` where its files are not what orbax writes, whatever their checksums."""
+    try:
+        with _plainly_named(path) as folder:
+            nested = _checkpointer().restore(folder / "state")
+    except Exception as error:
+        raise UserError(f"the checkpoint {path} cannot be read: {shortened(str(error))}.") from error
     arrays = {jax.tree_util.keystr(key, simple=True, separator="/"): leaf for key, leaf in _leaves(nested)}
     return Checkpoint(arrays, documents.read_json(path / "meta.json"))
 

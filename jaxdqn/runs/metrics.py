@@ -55,6 +55,8 @@ def span(part: pathlib.Path) -> tuple[int, int]:
 
 
 def _read_part(part: pathlib.Path) -> pd.DataFrame:
+    if not part.is_file():  # a pipe would be waited for
+        raise _damaged(part, "it is no file")
     try:
         # By a path that cannot be taken for one below a home directory.
         return pd.read_parquet(part.absolute())

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxdqn import documents
+from jaxdqn.errors import UserError
 from jaxdqn.paths import write_text
 
 
@@ -55,8 +57,8 @@ def _read(file: pathlib.Path | None, project: str) -> dict[str, Any]:
     if file is None or not file.exists():
         return new
     try:
-        sent = json.loads(file.read_text(encoding="utf-8"))
+        sent = documents.read_json(file)
         known = isinstance(sent["id"], str) and all(isinstance(x, int) for x in sent["env_steps"].values())
         return sent if known and sent["project"] == project else new
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, KeyError, TypeError, AttributeError):
         return new

@@ -99,7 +99,7 @@ def diverged(folder: pathlib.Path, stage: Stage) -> dict[int, int]:
     found = documents.read_json(file).get("first_bad_update_per_member")
     known = {str(member): label["trial"] for member, label in enumerate(stage.labels)}
     if not isinstance(found, dict) or not found.keys() <= known.keys():
-        raise UserError(f"{file} is not of this stage; remove {file.parent} to have it trained again.")
+        raise UserError(f"{file} is not of this stage; move {file.parent} away to have it trained again.")
     counts = dict.fromkeys(known.values(), 0)
     for member in found:
         counts[known[member]] += 1
