@@ -58,7 +58,7 @@ def forward_view(block, n_step, gamma):
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 7), st.integers(1, 4), st.integers(1, 9), st.integers(0, 10**6))
+@given(st.sampled_from([1, 2, 7]), st.sampled_from([1, 3]), st.integers(1, 9), st.integers(0, 10**6))
 def test_the_block_gives_the_forward_view(length, num_envs, n_step, seed):
     block = random_block(seed, length, num_envs)
     batch = block_batch(jax.tree.map(jnp.asarray, block), n_step, H)

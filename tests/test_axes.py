@@ -1,16 +1,15 @@
 """Parallel presets and axes: they fit together, they run from the script, and wrong ones say why."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from test_scripts import script
 
 import jaxdqn
 from jaxdqn import axes as axes_module
+from jaxdqn import cli
 from jaxdqn.axes import OF_SCHEME, PARALLEL, Axes, over, preset, validate
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
@@ -18,7 +17,6 @@ from jaxdqn.parallel import schemes
 from jaxdqn.parallel.telemetry import LAG_BINS
 from jaxdqn.presets import for_environment
 
-ROOT = Path(__file__).parent.parent
 SMALL = (
     "--num-envs",
     "8",
@@ -34,11 +32,20 @@ SMALL = (
 ON_POLICY = ("--learning-starts", "0")
 
 
-def train(*flags, code=0):
-    command = [sys.executable, "experiments/train.py", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    return done
+@pytest.fixture
+def train(monkeypatch, capfd):
+    """train.py in this process, whose backend has long started: train(*flags, code=0) -> what it printed."""
+    monkeypatch.setattr("jaxdqn.parallel.devices.prepare_cpu", lambda *args, **options: None)
+    monkeypatch.setattr("jaxdqn.parallel.devices.prepare_cache", lambda: None)
+
+    def run(*flags, code=0):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(lambda: script("train").run(list(flags)))
+        said = capfd.readouterr()
+        assert stop.value.code == code, said.err
+        return said
+
+    return run
 
 
 @pytest.mark.parametrize("name", PARALLEL)
@@ -125,7 +132,7 @@ def test_more_devices_than_there_are_say_how_many(axes):
 
 
 @pytest.mark.parametrize("name", ["parallel_dqn", "gorila", "hogwild"])
-def test_a_scheme_trains_and_leaves_a_run(name, tmp_path):
+def test_a_scheme_trains_and_leaves_a_run(train, name, tmp_path):
     out = tmp_path / "run"
     flags = (*SMALL, *ON_POLICY) if name == "hogwild" else SMALL
     train("--parallel", name, "--total-steps", "8000", "--out", str(out), *flags)
@@ -165,7 +172,7 @@ def test_every_scheme_reports_the_bytes_it_moves(name):
     assert (moved == parameters).all() if name == "fused" else (moved > 0).all()
 
 
-def test_lockstep_resumes_bit_for_bit(tmp_path):
+def test_lockstep_resumes_bit_for_bit(train, tmp_path):
     whole, half = tmp_path / "whole", tmp_path / "half"
     flags = ("--parallel", "lockstep_dqn", *SMALL)
     train(*flags, "--total-steps", "8000", "--eval-interval", "4000", "--log-interval", "800", "--out", str(whole))
@@ -184,11 +191,11 @@ def leaves(tree):
     return jax.tree.leaves(tree)
 
 
-def test_asynchronous_runs_resume(tmp_path):
+def test_asynchronous_runs_resume(train, tmp_path):
     out = tmp_path / "run"
     train("--parallel", "a3c", *SMALL, *ON_POLICY, "--total-steps", "6400", "--out", str(out))
     done = train("--resume", str(out), "--total-steps", "12800")
-    assert "finished: 12,800 steps" in done.stdout
+    assert "finished: 12,800 steps" in done.out
 
 
 @pytest.mark.parametrize(
@@ -207,7 +214,7 @@ def test_asynchronous_runs_resume(tmp_path):
         (("--parallel", "sharded", "--axes.workers", "1000"), "num_devices 1000"),
     ],
 )
-def test_wrong_flags_end_in_one_line(flags, words):
-    error = train(*flags, "--total-steps", "8000", code=2).stderr
+def test_wrong_flags_end_in_one_line(train, flags, words):
+    error = train(*flags, "--total-steps", "8000", code=2).err
     lines = [line for line in error.splitlines() if "they will be slow" not in line]  # true as well, and said before
     assert len(lines) == 1 and words in lines[0]

@@ -1,5 +1,6 @@
 """The sweep's script and engines: the same result wherever stages run, whatever is killed; mistakes end in one line."""
 
+import json
 import multiprocessing
 import os
 import pathlib
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 
+import filelock
 import pandas as pd
 import psutil
 import pytest
@@ -35,7 +37,9 @@ LONGER = {**CATCH, "halving": HALVING, "config": {**CATCH["config"], "total_step
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """Starts sweep.py in a process of its own, in one folder: work(*arguments) -> Popen."""
-    folder = tmp_path_factory.mktemp("sweeps")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sweeps"  # one for all workers
+    folder.mkdir(exist_ok=True)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAXDQN_CACHE": str(folder / "cache")}
     environment.pop("PJRT_NPROC", None)
 
@@ -70,12 +74,21 @@ def assert_equal_sweeps(one, other):
         assert_same(curves(one, kind), curves(other, kind))
 
 
+def left_alone(work, name, sweep):
+    """A sweep that ends in one process, trained once for all workers, and what was printed."""
+    said = work.folder / f"{name}.json"
+    with filelock.FileLock(work.folder / f"{name}.lock"):
+        if not said.exists():
+            said.write_text(json.dumps(finish(work(write(work.folder, name, sweep), "--out", f"{name}-alone"))))
+    return work.folder / f"{name}-alone", *json.loads(said.read_text())
+
+
 @pytest.fixture(scope="module")
 def reference(work):
-    """Two groups, one after the other in one process, left alone."""
-    out, err = finish(work(write(work.folder, "two", TWO_GROUPS), "--out", "local"))
+    """Two groups, one after the other."""
+    path, out, err = left_alone(work, "two", TWO_GROUPS)
     assert "2 compiled group(s)" in err and "fresh seeds" in out and "report: " in out
-    return work.folder / "local"
+    return path
 
 
 @pytest.mark.parametrize("engine", ["processes", "ray"])
@@ -154,9 +167,8 @@ def test_a_killed_parent_takes_its_children_with_it(work, whole):
 
 @pytest.fixture(scope="module")
 def whole(work):
-    """A halving sweep that was left alone."""
-    finish(work(write(work.folder, "longer", LONGER), "--out", "whole"))
-    return work.folder / "whole"
+    """A halving sweep."""
+    return left_alone(work, "longer", LONGER)[0]
 
 
 def killed_at_random(work, out, kills, seed):
@@ -171,7 +183,7 @@ def killed_at_random(work, out, kills, seed):
             process.send_signal(signal.SIGKILL)
         process.communicate()
         if process.returncode == 0:  # it was done: once more from the beginning
-            assert_equal_sweeps(out, work.folder / "whole")
+            assert_equal_sweeps(out, work.folder / "longer-alone")
             subprocess.run(["rm", "-rf", str(out)], check=True)
     arguments = ["--resume", out] if (out / "space.yaml").exists() else [work.folder / "longer.yaml", "--out", out]
     finish(work(*arguments))
@@ -192,7 +204,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(work, whole, engine):
     out = f"interrupted-{engine}"
     process = work(work.folder / "longer.yaml", "--out", out, "--engine", engine)
     wait_until(lambda: list((work.folder / out).glob("runs/*/config.yaml")), process)
-    time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     said, err = finish(process, 130)
     assert f"--resume {out}" in said and "Traceback" not in err
