@@ -54,14 +54,20 @@ def run(arguments: list[str]) -> int:
     check_whole("num_seeds", args.num_seeds, most=MAX_MEMBERS)
     if args.steps is not None:
         check_whole("steps", args.steps)
+    from jaxdqn.runs import directory
+
     if not args.envs or not args.agents:
         raise UserError("nothing to compare: --envs and --agents need at least one name each.")
     for env in args.envs:
         if env not in GYMNAX:
             raise unknown_name("environment", env, GYMNAX, "`python experiments/list.py` shows all.")
     cells = [(f"{env}-{agent}", *settings(env, agent, args.steps)) for env in args.envs for agent in args.agents]
+    there = [name for name, *_ in cells if (args.out / name).exists()]
     for name, config, hparams in cells:
-        if (args.out / name).exists():
+        if name in there:
+            directory.check_same(args.out / name, config, hparams, range(args.num_seeds))
+    for name, config, hparams in cells:
+        if name in there:
             cli.say(f"{name}: there already")
         else:
             cli.say(f"== {name}")

@@ -12,6 +12,7 @@ environment steps and against seconds.
 import contextlib
 import ctypes
 import dataclasses
+import importlib.util
 import pathlib
 import re
 import signal
@@ -21,7 +22,7 @@ from typing import Any
 
 from jaxdqn import cli, documents
 from jaxdqn.axes import preset
-from jaxdqn.config import MAX_MEMBERS, UINT32_MAX, check_number, check_whole
+from jaxdqn.config import MAX_MEMBERS, UINT32_MAX, check_number, check_whole, validate
 from jaxdqn.environments.names import GYMNAX
 from jaxdqn.errors import UserError, unknown_name
 
@@ -92,12 +93,42 @@ def run(arguments: list[str]) -> int:
         raise unknown_name("environment", args.env, GYMNAX, "`python experiments/list.py` shows all.")
     if not args.presets:
         raise UserError("nothing to compare: --presets needs at least one name.")
-    for name in args.presets:
-        preset(name.split()[0] if name.split() else name)
+    check(args)
     for name in args.presets:
         train(args, name)
     write(args)
     return 0
+
+
+def check(args: Args) -> None:
+    """Raises `UserError` for a preset or flag that train.py would refuse, and for a run in `out` of another setting."""
+    from jaxdqn.runs import directory
+
+    script = importlib.util.spec_from_file_location("train", TRAIN)
+    assert script is not None and script.loader is not None
+    module = importlib.util.module_from_spec(script)
+    sys.modules["train"] = module  # dataclasses look their module up
+    script.loader.exec_module(module)
+    names: dict[pathlib.Path, str] = {}
+    for name in args.presets:
+        preset(name.split()[0] if name.split() else name)
+        path = folder(args, name)
+        if path in names:
+            raise UserError(f"presets {names[path]!r} and {name!r} would both be kept in {path}.")
+        names[path] = name
+        wanted, _ = module.parse(flags_of(args, name))
+        validate(wanted.config, wanted.devices_per_agent)
+        if (path / "config.yaml").exists():
+            seeds = range(args.seed, args.seed + args.num_seeds)
+            directory.check_same(path, wanted.config, wanted.hparams, seeds)
+
+
+def flags_of(args: Args, name: str) -> list[str]:
+    """The flags of train.py that a preset stands for."""
+    parallel, *more = name.split()
+    steps = args.on_policy_steps if preset(parallel).config.get("learning_starts") == 0 else args.steps
+    flags = ["--env", args.env, "--seed", str(args.seed), "--num-seeds", str(args.num_seeds)]
+    return [*flags, "--out", str(folder(args, name)), "--total-steps", str(steps), "--parallel", parallel, *more]
 
 
 def folder(args: Args, name: str) -> pathlib.Path:
@@ -114,17 +145,10 @@ def train(args: Args, name: str) -> None:
     """One preset's run, where it is not there yet. Raises `UserError` where it fails."""
     from jaxdqn.runs import directory
 
-    path, (parallel, *more) = folder(args, name), name.split()
-    if directory.status(path) == "finished":
+    path = folder(args, name)
+    if directory.status(path) in ("finished", "solved", "diverged"):
         return
-    if (path / "config.yaml").exists():
-        flags = ["--resume", str(path)]
-    else:
-        on_policy = preset(parallel).config.get("learning_starts") == 0
-        steps = args.on_policy_steps if on_policy else args.steps
-        flags = ["--env", args.env, "--seed", str(args.seed), "--num-seeds", str(args.num_seeds), "--out", str(path)]
-        flags += ["--total-steps", str(steps), "--parallel", parallel]
-        flags += more
+    flags = ["--resume", str(path)] if (path / "config.yaml").exists() else flags_of(args, name)
     cli.say(f"== {titled(name)}")
     done = subprocess.run([sys.executable, str(TRAIN), *flags], preexec_fn=end_with_parent)
     if done.returncode:

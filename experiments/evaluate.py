@@ -4,7 +4,6 @@ python experiments/evaluate.py runs/NAME --episodes 100 --json
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from jaxdqn import cli, paths
+from jaxdqn import cli, documents, paths
 from jaxdqn.config import MOST_EPISODES, UINT32_MAX, check_probability, check_whole
 from jaxdqn.errors import UserError
 
@@ -53,7 +52,10 @@ def run(arguments: list[str]) -> int:
     check_whole("seed", args.seed, 0, UINT32_MAX)
     if args.epsilon is not None:
         check_probability("epsilon", args.epsilon)
+    if args.gif is not None and args.no_gif:
+        raise UserError("either --gif or --no-gif.")
     if args.gif is not None:
+        args = dataclasses.replace(args, gif=paths.followed(args.gif))
         paths.check_file(args.gif)
     cli.prepare_backend(spec.config, 1, 1, 1)
     from jaxdqn import fingerprints, rendering, results
@@ -91,7 +93,7 @@ def run(arguments: list[str]) -> int:
         "returns": [float(value) for value in episodes.returns],
     }
     if args.json:
-        print(json.dumps({**report, "gif": str(picture) if picture else None}), flush=True)
+        print(documents.json_text({**report, "gif": str(picture) if picture else None}), flush=True)
     else:
         print("\n".join(described(report)), flush=True)
     if picture is not None:

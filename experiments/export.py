@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
     from jaxdqn.runs import directory
 
     spec, _ = directory.load(args.run)
-    path = args.out or args.run / f"policy-member-{args.member}.jax"
+    path = args.run / f"policy-member-{args.member}.jax" if args.out is None else paths.followed(args.out)
     paths.check_file(path)
     cli.prepare_backend(spec.config, 1, 1, 1)
     from jaxdqn import exporting

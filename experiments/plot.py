@@ -60,6 +60,8 @@ def run(arguments: list[str]) -> int:
             raise unknown_name("column", name, frame.columns)
     sweeps = loading.sweeps(args.paths)
     out = args.out or args.paths[0] / "figures"
+    if args.out is None and out.is_symlink():
+        raise UserError(f"{out} is a link, which may lead anywhere; give --out.")
     taken: set[str] = set()
     for name, figure in everything(frame, sweeps, args):
         out.mkdir(parents=True, exist_ok=True)
@@ -152,8 +154,6 @@ def differing(frame: "pd.DataFrame") -> list[str]:
 
 def of_sweep(path: pathlib.Path) -> Figures:
     """Figures of a sweep's trials, and of its lineage where it has one."""
-    import pandas as pd
-
     from jaxdqn.analysis import importance, lineage, loading, tuning
 
     trials = loading.trials(path)
@@ -167,7 +167,7 @@ def of_sweep(path: pathlib.Path) -> Figures:
     if names:
         yield "parallel-coordinates", tuning.parallel_coordinates(trials, names)
     if (path / "lineage.parquet").is_file():
-        yield "lineage", lineage.lineage(pd.read_parquet(path / "lineage.parquet"), names)
+        yield "lineage", lineage.lineage(loading.table(path / "lineage.parquet"), names)
 
 
 def searched(path: pathlib.Path, trials: "pd.DataFrame") -> list[str]:

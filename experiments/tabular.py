@@ -26,6 +26,13 @@ from jaxdqn.errors import UserError, unknown_name
 
 METHODS = ("q_learning", "partitioned", "distributed")
 COVERAGES = ("all", "part")
+AGGREGATES = ("equal", "visits", "indicator")
+FLAGS_OF = {
+    "num_workers": ("partitioned", "distributed"),
+    "refresh": ("partitioned",),
+    **dict.fromkeys(("local_steps", "aggregate", "coverage"), ("distributed",)),
+}
+"""The methods that a flag is for, where these are not all."""
 POINTS = 50  # of the error curve
 MAX_WORKERS = 10_000
 
@@ -68,7 +75,7 @@ class Args:
     """No progress."""
 
 
-def check(args: Args) -> None:
+def check(args: Args, given: set[str]) -> None:
     """Raises `UserError` for what can be seen to be wrong before JAX is there."""
     for name in ("num_workers", "refresh", "local_steps", "total_steps", "num_devices"):
         if not 1 <= getattr(args, name) <= MOST:
@@ -81,9 +88,13 @@ def check(args: Args) -> None:
         )
     if not 0 <= args.seed < 2**32:
         raise UserError(f"seed is {args.seed}; it must lie in [0, 2^32).")
-    for kind, value, known in (("method", args.method, METHODS), ("coverage", args.coverage, COVERAGES)):
-        if value not in known:
-            raise unknown_name(kind, value, known)
+    for kind, known in (("method", METHODS), ("coverage", COVERAGES), ("aggregate", AGGREGATES)):
+        if getattr(args, kind) not in known:
+            raise unknown_name(kind, getattr(args, kind), known)
+    for name in sorted(given & FLAGS_OF.keys()):
+        if args.method not in FLAGS_OF[name]:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is for --method {' and '.join(FLAGS_OF[name])}, not for {args.method}.")
 
 
 def check_visits(args: Args, mdp: Any, owner: Any) -> None:
@@ -191,7 +202,7 @@ def write(args: Args, out: pathlib.Path, arrays: dict[str, Any], rows: list[dict
 def run(arguments: list[str]) -> int:
     """The script; returns its exit code."""
     args = cli.parse(Args, arguments, Args(), str(__doc__))
-    check(args)
+    check(args, cli.given(arguments))
     # One update at a time is all a table needs: an accelerator would only launch kernels.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     cli.prepare_backend(Config(), 1, args.num_devices, 1)

@@ -285,9 +285,14 @@ def _validate_sizes(config: Config) -> None:
             raise UserError(f"{name} is {shown(value)}; it must be a whole number of at least 1.")
         if value > MOST:
             raise UserError(f"{name} is {shown(value)}; it must be at most {MOST:,}.")
-    for name in ("rollout_length", "updates_per_iteration", "eval_episodes", "eval_max_steps"):
-        if getattr(config, name) > INT32_MAX:
-            raise UserError(f"{name} is {getattr(config, name)}; it must be at most {INT32_MAX}.")
+    for name, most in (
+        ("rollout_length", INT32_MAX),
+        ("updates_per_iteration", INT32_MAX),
+        ("eval_episodes", INT32_MAX),
+        ("eval_max_steps", FLOAT_WHOLE),  # a longer episode's return would stand still
+    ):
+        if getattr(config, name) > most:
+            raise UserError(f"{name} is {getattr(config, name)}; it must be at most {most}.")
     for name in ("ensemble_size", "num_partitions"):
         if getattr(config, name) > MOST_WIDE:
             raise UserError(f"{name} is {getattr(config, name)}; it must be at most {MOST_WIDE:,}.")

@@ -31,6 +31,7 @@ from jaxdqn.parallel.fleet import Parts
 from jaxdqn.results import Result, load, read_params
 from jaxdqn.runs import checkpoints, directory
 from jaxdqn.runs.directory import Continuation, RunDirectory, RunSpec
+from jaxdqn.runs.summary import is_complete
 from jaxdqn.session import OK, Session, Settings
 from jaxdqn.session import check as check_settings
 
@@ -151,7 +152,8 @@ def _finished(path: pathlib.Path, spec: RunSpec) -> Result | None:
     ends = checkpoints.ends(path / "checkpoints")
     if {batch: meta["iteration"] for batch, meta in ends.items()} != dict.fromkeys(range(len(spec.batches)), total):
         return None
-    return load(path)
+    result = load(path)
+    return result if is_complete(result.summary) else None
 
 
 def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Settings | None = None) -> Result:
@@ -162,8 +164,9 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
     path = paths.expanded(out)
     spec, values = directory.load(path)
     settings = Settings() if settings is None else settings
-    check_settings(settings)
     settings = settings._replace(init_from=values.get("init_from"), init_member=values.get("init_member", 0))
+    check_settings(settings)
+    schemes.check_engine(spec.axes, settings.engine)
     if total_steps is not None:
         spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, total_steps=total_steps))
         validate(spec.config, spec.devices_per_agent)

@@ -15,7 +15,7 @@ def extend(fingerprint: Array, observation: Array, reward: Array) -> Array:
     values = _bits(observation).reshape(len(observation), -1)
     weights = np.random.default_rng(0).integers(0, 2**32, values.shape[1], np.uint32) | np.uint32(1)
     seen = jnp.sum(_spread(values) * weights, axis=1, dtype=jnp.uint32)
-    return _spread(_spread(fingerprint ^ seen) + _bits(reward))
+    return _spread(_spread(fingerprint ^ seen) + _bits(reward) + _ODD)  # zeros, too, make another of 0
 
 
 def distinct(fingerprints: np.ndarray) -> np.ndarray:
@@ -27,7 +27,7 @@ def distinct(fingerprints: np.ndarray) -> np.ndarray:
 
 def _bits(values: Array) -> Array:
     if jnp.issubdtype(values.dtype, jnp.floating):
-        return jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+        return jax.lax.bitcast_convert_type(values.astype(jnp.float32) + 0.0, jnp.uint32)  # -0.0 is 0.0
     return values.astype(jnp.uint32)
 
 

@@ -78,7 +78,7 @@ def fresh(stem: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def check_file(path: pathlib.Path) -> None:
     """Raises `UserError` where a file cannot be written at `path`, which may be there; call it before the work."""
-    _target(path)
+    _check_kind(path)
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: {path.parent} is no directory.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -88,9 +88,10 @@ def check_file(path: pathlib.Path) -> None:
 def write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
     """Calls write(temporary path) and moves the result to `path`: readers see the old file or the new one.
 
-    Only a regular file is replaced, and of a link what it points to. Raises `UserError` for anything else.
+    Only a regular file is replaced, or a link itself: where it leads to is for its owner to say, see `followed`. Raises
+    `UserError` for anything else.
     """
-    path = _target(path)
+    _check_kind(path)
     suffix = path.suffix if len(os.fsencode(path.suffix)) <= MAX_SUFFIX else ""
     handle, name = tempfile.mkstemp(prefix=HALF_WRITTEN[0], suffix=suffix, dir=path.parent)
     os.close(handle)
@@ -118,8 +119,13 @@ def remove_half_written(folder: pathlib.Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def _target(path: pathlib.Path) -> pathlib.Path:
-    """What is replaced where `path` is written: itself, or the file that it links to."""
+def followed(path: pathlib.Path) -> pathlib.Path:
+    """Where a path that a person gave leads to: of a link, what it points to. Raises `UserError` as `check_file`."""
+    _check_kind(path)
+    return pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _check_kind(path: pathlib.Path) -> None:
     if path.exists() and not path.is_file():
         kind = "a directory" if path.is_dir() else "a device or pipe"
         raise UserError(f"cannot write {path}: it is {kind}. Give the name of a file.")
@@ -127,4 +133,3 @@ def _target(path: pathlib.Path) -> pathlib.Path:
     # /dev/stdout, where that goes to a file, which must not be exchanged for another.
     if any(os.path.realpath(place.parent).startswith("/proc/") for place in (path, target)):
         raise UserError(f"cannot write {path}: it is an open stream. Give the name of a file.")
-    return pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path

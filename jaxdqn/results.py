@@ -52,9 +52,10 @@ class Result:
         self, episodes: int = 100, member: int = 0, seed: int = 1, epsilon: float | None = None
     ) -> evaluation.Episodes:
         """Greedy episodes of one member on fresh start states: NumPy arrays [episodes]. Actions are random with
-        probability `epsilon`, by default the configuration's; each member has its own episodes, unless its
+        probability `epsilon`, by default the configuration's; each of a run's seeds has its own episodes, unless its
         configuration says that they are common."""
-        params, own = member_params(self.params, member), 0 if self.config.common_evaluation else member
+        params = member_params(self.params, member)
+        own = 0 if self.config.common_evaluation else self.members[member][0]
         return evaluate_params(self.parts, params, episodes, seed, own, epsilon)
 
 

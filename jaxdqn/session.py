@@ -71,6 +71,8 @@ def check(settings: Settings) -> None:
     check_number("checkpoint_seconds", settings.checkpoint_seconds, 0)
     check_whole("tensorboard_members", settings.tensorboard_members, 0)
     check_whole("init_member", settings.init_member, 0)
+    if settings.init_from is not None and not isinstance(settings.init_from, str):
+        raise UserError(f"init_from is {shown(settings.init_from)}; it must be the directory of a run.")
 
 
 class Session:
@@ -181,14 +183,14 @@ class Session:
             "init_from": source and str(paths.expanded(source).resolve()),
             "init_member": self.settings.init_member,
         }
+        if self.events is not None:
+            last = {b: i * line.steps_per_iteration - (not line.is_point(i)) for b, i in self.reached.items()}
+            self.events.cut(last)
         self.directory.remove_summary()
         self.directory.write_config(self.spec, {**self.origin, **started})
         (path / "checkpoints").mkdir(exist_ok=True)
         metrics.drop_after(path / "metrics.parquet", self.reached)
         metrics.drop_extra(path / "metrics.parquet", self.reached, line)
-        if self.events is not None:
-            last = {b: i * line.steps_per_iteration - (not line.is_point(i)) for b, i in self.reached.items()}
-            self.events.cut(last)
 
     def _events(self) -> tensorboard.Events | None:
         """TensorBoard's files."""
@@ -304,8 +306,8 @@ class Session:
 
     def _diverged(self, assignment: population.Assignment, batch: range, at: Progressed) -> dict[int, int]:
         """The members of `batch` that diverged, and their first bad updates."""
-        first_bad = assignment.collect(_fleet.gather([state.learner.first_bad_update for state in at.states]))[:, 0]
-        return {member: int(update) for member, update in zip(batch, first_bad, strict=True) if update >= 0}
+        first_bad = assignment.collect(_fleet.gather([state.learner.first_bad_update for state in at.states]))
+        return first_of_shards(batch, first_bad)
 
     def _asked_to_stop(self, interrupted: Callable[[], bool]) -> str | None:
         """Why the session is to end before its time, whichever process was asked: INTERRUPTED, TIMEOUT or None."""
@@ -350,7 +352,7 @@ class Session:
         collect = fleet.assignment.collect
         sums = jax.tree.map(collect, _fleet.gather(point.metrics))  # [M, shards]
         evaluated = point.episodes and jax.tree.map(collect, _fleet.gather(point.episodes))  # [M, shards, E]
-        self._note_diverged(dict(zip(batch, sums.first_bad_update[:, 0].tolist(), strict=True)))
+        self._note_diverged(first_of_shards(batch, sums.first_bad_update))
         if evaluated and not evaluated.finished.all():
             self._warn_unfinished(int((~evaluated.finished).sum()), point.iteration)
         counted = telemetry.columns({name: x[:, 0] for name, x in sums.seen.items()})
@@ -365,7 +367,7 @@ class Session:
         return recording.point(self.identity.slice(batch.start, len(batch)), columns)
 
     def _note_diverged(self, first_bad: dict[int, int]) -> None:
-        new = {m: update for m, update in first_bad.items() if update >= 0 and m not in self.diverged}
+        new = {m: update for m, update in first_bad.items() if m not in self.diverged}
         self.diverged |= new
         self._warn_diverged(list(new))
 
@@ -448,7 +450,10 @@ class Session:
         if self.directory is not None:
             self.directory.write_summary(summary)
             if len(frame) and self.settings.figure:
-                reporting.save_figure(result.plot(), self.directory.path / "curves.png")
+                try:
+                    reporting.save_figure(result.plot(), self.directory.path / "curves.png")
+                except (UserError, OSError) as error:  # what was trained is worth more than its picture
+                    self._say(f"warning: no curves: {error}")
         return result
 
     def _summary(self, frame: pd.DataFrame) -> dict[str, Any]:
@@ -484,6 +489,13 @@ class Session:
             "commit": self.origin["commit"],
             "versions": self.origin["versions"],
         }
+
+
+def first_of_shards(batch: range, first_bad: np.ndarray) -> dict[int, int]:
+    """The members of `batch` that diverged, and their first bad updates, of [M, shards]: -1 is none, and shards that
+    average now and then may differ."""
+    bad = {member: [int(x) for x in each if x >= 0] for member, each in zip(batch, first_bad, strict=True)}
+    return {member: min(updates) for member, updates in bad.items() if updates}
 
 
 @contextlib.contextmanager

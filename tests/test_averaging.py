@@ -359,7 +359,8 @@ def test_a_replica_that_is_frozen_freezes_all_at_the_next_combination():
     built, states = build()
     states = prefilled(built, states)
     values = fleet.gather(states)
-    values.learner.first_bad_update[1] = 3
+    values.learner.first_bad_update[0] = 9
+    values.learner.first_bad_update[1] = 3  # the first, by which they all go
     states = advance(built, fleet.scatter(states, values), PREFILL, (PREFILL // 10 + 1) * 10)
     np.testing.assert_array_equal(fleet.gather(states).learner.first_bad_update, 3)
 

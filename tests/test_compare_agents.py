@@ -103,3 +103,13 @@ def test_the_committed_results_are_of_what_the_script_trains(env, agent):
     assert sorted(item.name for item in path.iterdir()) == sorted(script.KEPT)
     frame = pd.read_parquet(path / "metrics.parquet")
     assert frame.seed.nunique() == 10 and frame.env_steps.max() >= config.total_steps
+
+
+def test_a_run_of_another_setting_is_not_taken_for_the_one_that_is_wanted(out, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "train", lambda *_: pytest.fail("it trains"))
+    for flags, words in (("--steps 4000", "total_steps 2000, not 4000"), ("--num-seeds 3", r"seeds \[0, 1\], not")):
+        with pytest.raises(UserError, match=f"holds a run with {words}.*choose another --out"):
+            script.run([*SHORT, *flags.split(), "--out", str(out)])
+    (tmp_path / "Catch-bsuite-dqn").mkdir()
+    with pytest.raises(UserError, match="holds no run"):
+        script.run([*SHORT, "--out", str(tmp_path)])

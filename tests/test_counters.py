@@ -17,6 +17,7 @@ from jaxdqn.base import Network, Policy, Transition
 from jaxdqn.config import FLOAT_WHOLE, INT32_MAX, Config, HParams, timeline, validate, validate_hparams
 from jaxdqn.errors import UserError
 from jaxdqn.learning import sgd_agent
+from jaxdqn.parallel import actor_learner, telemetry
 from jaxdqn.parallel.averaging import Schedule
 from jaxdqn.replay import ring
 from jaxdqn.sweeps import space
@@ -165,3 +166,22 @@ def test_what_fits_is_accepted_and_counts_in_32_bits(changes):
     line = timeline(config)
     counts = line.total, (line.total + line.prefill) * config.rollout_length, line.updates(line.total, 1)
     assert max(counts) < INT32_MAX
+
+
+def test_the_sum_of_lags_is_for_a_mean_and_has_no_end():
+    """Up to 2^24 updates between two logging points, with hundreds of versions each."""
+    seen = telemetry.Seen(telemetry.LAGS, ["running"])
+    sums = telemetry.zeros(seen.take())
+    for _ in range(3):
+        sums = telemetry.added(sums, {**seen.take(), "lag_sum": 2.1e9, "lag_1": 2**23})
+    found = telemetry.columns({name: np.asarray(x) for name, x in sums.items()} | {"rollouts_0": 1})
+    assert found["lag_mean"] == pytest.approx(2.1e9 / 2**23)
+
+
+def test_one_actor_may_act_for_all_where_they_do_not_wait_for_each_other():
+    config = Config(num_envs=4, total_steps=4 * (INT32_MAX // 4), learning_starts=1_000, log_interval=10**6)
+    actor_learner.validate(config, actor_learner.Axes(num_actors=4, coupling="lockstep"))
+    with pytest.raises(UserError, match="one actor may act for all of them"):
+        actor_learner.validate(
+            dataclasses.replace(config, total_steps=INT32_MAX), actor_learner.Axes(num_actors=4, coupling="async")
+        )

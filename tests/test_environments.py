@@ -539,7 +539,7 @@ class Place:
 class Walk(gymnax.environments.environment.Environment):
     """A walk on -3 ... 3, one down or up, which ends at 3; `seen` is what is observed of a position."""
 
-    first_action, merged, values = 0, False, 6
+    first_action, merged, values, cut = 0, False, 6, True
 
     def __init__(self, seen, space, **attributes):
         self.seen, self.space = seen, space
@@ -568,6 +568,7 @@ class Walk(gymnax.environments.environment.Environment):
 
     def step(self, key, state, action, params=None):
         observation, state, reward, terminated, truncated, info = super().step(key, state, action, params)
+        truncated &= self.cut
         if self.values == 5:
             return observation, state, reward, terminated | truncated, info
         return observation, state, reward, terminated, truncated, info
@@ -611,6 +612,14 @@ def test_a_vector_of_integers_can_be_read_from_its_code(ranges, seed):
     np.testing.assert_array_equal([part.argmax() for part in parts] + low, value)
 
 
+@pytest.mark.parametrize("high, kind", [(255, jnp.uint8), (1, jnp.bool_), (9, jnp.float32)])
+def test_a_grid_of_small_numbers_is_not_scaled_as_bytes_are(register, high, kind):
+    """Networks divide bytes by 255: 0 and 1 would be all but the same to them."""
+    register("walk", lambda: Walk(lambda p: jnp.full((2, 2), p == 0, jnp.uint8), BOX(0, high, (2, 2), jnp.uint8)))
+    assert registry.make("walk").spec.observation.dtype == kind
+    np.testing.assert_array_equal(positions(registry.make("walk"))[0], np.ones((2, 2)))
+
+
 def test_bytes_stay_bytes(register):
     register("walk", lambda: Walk(lambda p: jnp.full(128, p + 100, jnp.uint8), BOX(0, 255, (128,), jnp.uint8)))
     environment = registry.make("walk")
@@ -648,8 +657,9 @@ def test_actions_start_where_their_space_does(register):
 def test_a_time_limit_that_is_a_termination_is_refused(register):
     """As in gymnax 0.x; in 1.x both flags are then set, and the limit would be learned as a death."""
     walk = functools.partial(Walk, lambda p: p.astype(jnp.float32), BOX(-3.0, 3.0, ()))
-    register("walk", lambda: walk(merged=True))
-    assert_refused("'walk'", "terminated as well as truncated", "learned as a death", name="walk")
+    for changes in ({}, {"cut": False}):
+        register("walk", lambda changes=changes: walk(merged=True, **changes))
+        assert_refused("'walk'", "sets terminated where only its time limit", "learned as a death", name="walk")
     register("walk", lambda: walk(values=5))
     assert_refused("'walk'", "step returns 5 values", "learned as a death", name="walk")
     register("walk", walk)

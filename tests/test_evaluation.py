@@ -158,6 +158,15 @@ def test_fingerprints_see_order_rewards_and_length():
     assert of(*episodes[0]) == of(*episodes[0])
 
 
+def test_nothing_seen_is_still_an_episode_of_some_length_and_zero_has_no_sign():
+    blank, zero = jnp.zeros((1, 3)), jnp.zeros(1)
+    found = [jnp.zeros(1, jnp.uint32)]
+    for _ in range(9):
+        found.append(fingerprints.extend(found[-1], blank, zero))
+    assert len(set(np.concatenate(found).tolist())) == 10
+    np.testing.assert_array_equal(fingerprints.extend(found[0], -blank, -zero), found[1])
+
+
 def test_distinct_counts_each_row():
     rows = np.array([[3, 1, 3, 2], [5, 5, 5, 5]], np.uint32)
     assert fingerprints.distinct(rows).tolist() == [3, 1]
@@ -321,6 +330,11 @@ def test_unfinished_episodes_are_counted_and_said_once(population):
     assert entry["unfinished_per_member"][0] == (~one.finished).sum() > 0
     assert entry["distinct_per_member"][0] == fingerprints.distinct(one.fingerprints[None])[0]
     assert result.metrics.eval_unfinished.max() > 0 and said == 1
+
+
+def test_runs_of_one_seed_each_are_judged_on_episodes_of_their_own(population, monkeypatch):
+    monkeypatch.setattr("jaxdqn.results.evaluate_params", lambda *args: args[4])
+    assert [population[0].evaluate(member=member) for member in range(4)] == [5, 6, 5, 6]
 
 
 def test_evaluate_compiles_once_and_members_have_their_own_episodes(population):

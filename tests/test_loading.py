@@ -235,6 +235,10 @@ def test_the_sweeps_of_runs(tmp_path):
     (tmp_path / "link").mkdir()
     (tmp_path / "link" / "there").symlink_to(tmp_path / "s")
     assert loading.sweeps([tmp_path / "link"]) == [tmp_path / "s"]
+    (tmp_path / "s" / "runs").rename(tmp_path / "elsewhere")
+    (tmp_path / "s" / "runs").symlink_to(tmp_path / "elsewhere")
+    assert loading.sweeps(tmp_path / "s") == [tmp_path / "s"]
+    assert set(loading.load(tmp_path / "s").sweep) == {"s"}
 
 
 def test_a_path_without_runs_is_named(tmp_path):

@@ -262,13 +262,15 @@ def script(name):
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_only_a_regular_file_is_replaced_and_of_a_link_what_it_points_to(odd):
+def test_only_a_regular_file_is_replaced_and_a_link_followed_only_where_a_person_gave_it(odd):
     paths.write_text(odd / "file", "new")
     (odd / "link").symlink_to("file")
-    paths.write_text(odd / "link", "newer")
+    paths.write_text(paths.followed(odd / "link"), "newer")
     assert (odd / "link").is_symlink() and (odd / "file").read_text() == "newer"
-    paths.write_text(odd / "dangling", "made")
+    paths.write_text(paths.followed(odd / "dangling"), "made")
     assert (odd / "dangling").is_symlink() and (odd / "nowhere").read_text() == "made"
+    paths.write_text(odd / "link", "newest")  # a stranger's directory may have links to what is ours
+    assert not (odd / "link").is_symlink() and (odd / "file").read_text() == "newer"
     for name in ("pipe", "full", "/dev/null", "/dev/stdout", "/proc/self/fd/1"):
         refused_before(odd, lambda name=name: paths.write_text(odd / name, "x"), "cannot write .*Give the name of a")
         refused_before(odd, lambda name=name: paths.check_file(odd / name), "cannot write .*Give the name of a")

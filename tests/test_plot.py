@@ -200,6 +200,31 @@ def test_a_broken_space_is_the_users_error(plot, tmp_path):
         list(plot.of_sweep(sweep))
 
 
+def test_a_damaged_lineage_is_the_users_error(plot, tmp_path):
+    sweep, columns = write_sweep(tmp_path / "sweep", 2), ("generation", "member", "parent", "score", "learning_rate")
+    for write, words in (
+        (lambda path: path.write_text("junk"), r"lineage.parquet cannot be read"),
+        (pd.DataFrame({name: ["x"] for name in columns}).to_parquet, "holds something else than numbers"),
+    ):
+        write(sweep / "lineage.parquet")
+        with pytest.raises(UserError, match=words):
+            list(plot.of_sweep(sweep))
+
+
+def test_figures_do_not_go_where_a_strangers_link_leads(plot, tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "seeds.png").write_text("precious")
+    (run / "figures").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="is a link, which may lead anywhere; give --out"):
+        plot.run([str(run)])
+    (run / "figures").unlink()
+    (run / "figures").mkdir()
+    (run / "figures" / "seeds.png").symlink_to(tmp_path / "mine" / "seeds.png")
+    drawn(plot, capsys, run)
+    assert (tmp_path / "mine" / "seeds.png").read_text() == "precious"
+
+
 def test_names_from_a_strangers_files_do_not_lead_out_of_the_directory(plot, tmp_path, capsys, monkeypatch):
     run = write_run(tmp_path / "run")
     names = ["response-../../evil", "/evil", "..", ".hidden", "a\nb", "x" * 300, "größe-1", "a b"]

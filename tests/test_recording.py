@@ -253,6 +253,12 @@ def test_what_was_shown_after_a_checkpoint_is_cut_off_and_shown_anew(tmp_path):
     assert {key[:2] for key in shown(tmp_path)} == {
         ("member-0000", 10), ("member-0000", 20), ("member-0002", 10), ("member-0002", 20)
     }  # fmt: skip
+    (file,) = (tmp_path / "member-0000").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-16] + b"\xff" * 16)  # damaged, and as long
+    second.cut({0: 20, 2: 40})
+    assert whole.startswith(file.read_bytes()) and len(file.read_bytes()) < len(whole)
+    file.write_bytes(whole)
     for batch, step in ((0, 30), (1, 10), (1, 20), (1, 30), (2, 30)):
         second.write(batch, step, columns)
     assert len(shown(tmp_path)) == 3 * 3 * 2

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import probe_environments
 import pytest
+import yaml
 
 import jaxdqn
 from jaxdqn import cli, experiment, paths
@@ -26,7 +27,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import devices, schemes
 from jaxdqn.progress import Progress, tell
 from jaxdqn.runs import checkpoints, metrics
-from jaxdqn.session import INTERRUPTED, OK, Settings, catch_signals
+from jaxdqn.session import INTERRUPTED, OK, Settings, catch_signals, first_of_shards
 
 ROOT = pathlib.Path(jaxdqn.__file__).parents[1]
 TINY = Config(
@@ -183,6 +184,44 @@ def test_a_checkpoint_that_may_not_be_read_is_not_passed_over_for_an_older_one(r
     with pytest.raises(UserError, match=r"cannot read .*no permission"):
         experiment.resume(run, total_steps=240, settings=QUIET)
     assert contents(run) == before
+
+
+def edited(run, name, **changes):
+    values = yaml.safe_load((run / name).read_text()) | changes
+    (run / name).write_text(yaml.safe_dump(values) if name.endswith("yaml") else json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"init_from": [1]}, "init_from is"),
+        ({"init_from": "x", "init_member": -1}, "init_member is -1"),
+        ({"labels": [{"seed": "abc"}, {}]}, "seed of a label is 'abc'"),
+    ],
+)
+def test_a_configuration_that_no_run_has_is_one_line(run, changes, words):
+    edited(run, "config.yaml", **changes)
+    with pytest.raises(UserError, match=words):
+        experiment.resume(run, total_steps=240, settings=QUIET)
+
+
+def test_a_summary_that_was_spoilt_is_written_again(run, finished):
+    (run / "summary.json").write_text('{"status": "finished"}')
+    assert experiment.resume(run, settings=QUIET).summary["final_returns"] == finished.summary["final_returns"]
+    with pytest.raises(UserError, match="for asynchronous presets"):
+        experiment.resume(run, settings=QUIET._replace(engine="ray"))
+
+
+def test_a_picture_that_cannot_be_written_costs_no_result(run, capsys):
+    (run / "curves.png").unlink(missing_ok=True)
+    (run / "curves.png").mkdir()
+    result = experiment.resume(run, total_steps=240, settings=QUIET._replace(figure=True))
+    assert result.summary["status"] == OK and "warning: no curves: cannot write" in capsys.readouterr().err
+
+
+def test_the_first_bad_update_is_that_of_any_shard():
+    first_bad = np.array([[-1, -1], [-1, 7], [9, 7], [5, -1]])
+    assert first_of_shards(range(10, 14), first_bad) == {11: 7, 12: 7, 13: 5}
 
 
 def test_parameters_need_no_metrics(run, finished):

@@ -674,6 +674,8 @@ SIZES = ("num-workers", "refresh", "local-steps", "total-steps", "num-devices")
         ("--total-steps 0", "total_steps is 0"),
         ("--method partitioned --num-workers 17", "1 to 16"),
         ("--method distributed --aggregate mean", "unknown aggregate"),
+        ("--num-workers 8", "--num-workers is for --method partitioned and distributed, not for q_learning"),
+        ("--method partitioned --aggregate equal", "--aggregate is for --method distributed, not for partitioned"),
         ("--gamma 1", "gamma is 1.0"),
         ("--omega 0", "omega is 0.0"),
         ("--gamma nan", "gamma is nan"),

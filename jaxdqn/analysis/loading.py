@@ -64,6 +64,11 @@ def trials(path: Path) -> pd.DataFrame:
     file = expanded(path) / "trials.parquet"
     if not file.is_file():
         raise UserError(f"{path} holds no sweep with trials: there is no trials.parquet in it.")
+    return table(file)
+
+
+def table(file: pathlib.Path) -> pd.DataFrame:
+    """A table of a sweep, by its file. Raises `UserError` where it is damaged."""
     try:
         return pq.read_table(file).to_pandas()
     except (OSError, pa.ArrowException) as error:
@@ -88,20 +93,20 @@ def _find(paths: Path | Iterable[Path]) -> tuple[list[pathlib.Path], list[str]]:
     paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not paths:
         raise UserError("no path to load runs from.")
-    found: dict[pathlib.Path, None] = {}
+    found: dict[str, pathlib.Path] = {}  # by what they are, as links may lead to one run twice
     unseen: dict[str, None] = {}
     for path in paths:
         below, errors = _search(expanded(path))
         if not below and not errors:
             missing = not expanded(path).exists()
             raise UserError(f"{path} does not exist." if missing else f"{path} holds no run (no config.yaml below it).")
-        found.update(dict.fromkeys(below))
+        found = {os.path.realpath(run): run for run in below} | found
         unseen.update(dict.fromkeys(f"{error.filename} ({_line(error)})" for error in errors))
-    return list(found), list(unseen)
+    return list(found.values()), list(unseen)
 
 
 def _search(root: pathlib.Path) -> tuple[list[pathlib.Path], list[OSError]]:
-    """The real directories of runs, and errors of folders that cannot be listed."""
+    """The directories of runs, each once, and errors of folders that cannot be listed."""
     runs: list[pathlib.Path] = []
     errors: list[OSError] = []
     seen: set[str] = set()  # a link may lead back
@@ -114,7 +119,9 @@ def _search(root: pathlib.Path) -> tuple[list[pathlib.Path], list[OSError]]:
         if "space.yaml" in files:
             folders[:] = [name for name in folders if name == "runs"]  # beside them are copies of their metrics
         elif "config.yaml" in files or "metrics.parquet" in folders:
-            runs.append(pathlib.Path(real))
+            # By its own name, unless a link made it a sweep's.
+            own, linked = pathlib.Path(real), pathlib.Path(folder)
+            runs.append(linked if is_sweep(linked.parent.parent) and not is_sweep(own.parent.parent) else own)
             folders.clear()  # what lies in a run is its own
         folders[:] = sorted(name for name in folders if not name.startswith("."))
     return runs, [error for error in errors if isinstance(error, PermissionError)]

@@ -30,13 +30,15 @@ def encoder(name: str, raw: jax.ShapeDtypeStruct, space: Any) -> Callable[[Any],
     """What makes the stored observation of a raw one, from the space it is declared to be in.
 
     Integers in at most one dimension are one-hot, each from its lowest value on; a value outside its bounds would be
-    all zeros. Bytes (uint8 from 0 to 255) and everything else stay as they are: networks scale bytes. Raises
-    `UserError` for integers without bounds, or of too many values.
+    all zeros. Bytes (uint8 from 0 to 255) stay bytes, which networks scale; other uint8 in a grid become float32, and
+    those of 0 and 1 bits. Everything else stays as it is. Raises `UserError` for integers without bounds, or of too
+    many values.
     """
     if not categorical(raw):
-        return lambda observation: jax.lax.convert_element_type(observation, raw.dtype)
+        kind = _of_grid(bounds(name, raw, space)) if raw.dtype == jnp.uint8 else raw.dtype
+        return lambda observation: jnp.asarray(observation).astype(kind)
     low, high = limits = bounds(name, raw, space)
-    if raw.dtype == jnp.uint8 and (limits.bits > MOST_BITS or (low.min(), high.max()) == BYTES):
+    if raw.dtype == jnp.uint8 and np.all((low == BYTES[0]) & (high == BYTES[1])):
         return lambda observation: jax.lax.convert_element_type(observation, raw.dtype)
     if limits.bits > MOST_BITS:
         raise UserError(
@@ -46,6 +48,13 @@ def encoder(name: str, raw: jax.ShapeDtypeStruct, space: Any) -> Callable[[Any],
     value = np.concatenate([np.arange(first, last + 1) for first, last in zip(low, high, strict=True)])
     place = np.repeat(np.arange(len(low)), high - low + 1)
     return lambda observation: jnp.asarray(observation).astype(jnp.int32).reshape(-1)[place] == value
+
+
+def _of_grid(limits: Bounds) -> Any:
+    """How a grid of uint8 is stored: networks divide bytes by 255, which would all but hide numbers that are small."""
+    if np.all(limits.high <= 1):
+        return jnp.bool_
+    return jnp.uint8 if limits.high.max() == BYTES[1] else jnp.float32
 
 
 def categorical(raw: jax.ShapeDtypeStruct) -> bool:

@@ -14,7 +14,7 @@ from jaxdqn.environments.encoding import Bounds
 from jaxdqn.errors import UserError, shown
 
 TRIALS, STEPS = 16, 64
-NO_LIMIT = 2**30
+LIMIT, NO_LIMIT = 2, 2**30
 
 
 def check_values(name: str, env: Any, params: Any, first_action: int) -> None:
@@ -36,28 +36,34 @@ def check_values(name: str, env: Any, params: Any, first_action: int) -> None:
 
 
 def check_limit(name: str, env: Any, params: Any, actions: tuple[int, int]) -> None:
-    """Raises `UserError` where the time limit alone also sets `terminated`, as gymnax 0.x's is_terminal did.
+    """Raises `UserError` where the time limit alone sets `terminated`, as gymnax 0.x's is_terminal did.
 
-    The same first steps are taken with a limit of one step, and without; `actions` are the lowest and their number.
+    The same first steps are taken with a limit of LIMIT steps, and without; `actions` are the lowest and their number.
     """
     limit = getattr(params, "max_steps_in_episode", None)
     if limit is None:
         return
 
     def ends(params: Any, key: Key) -> tuple[Array, Array]:
-        reset_key, action_key, step_key = jax.random.split(key, 3)
-        action = actions[0] + jax.random.randint(action_key, (), 0, actions[1])
-        returned = env.step(step_key, env.reset(reset_key, params)[1], action, params)
-        return jnp.asarray(returned[3], bool), jnp.asarray(returned[4], bool)
+        """The step of the first end, and whether that was a termination; after LIMIT + 1 steps without one."""
+        state, first, died = env.reset(key, params)[1], jnp.int32(LIMIT + 1), jnp.bool_(False)
+        for index in range(LIMIT + 1):
+            action_key, step_key = jax.random.split(jax.random.fold_in(key, index))
+            action = actions[0] + jax.random.randint(action_key, (), 0, actions[1])
+            _, state, _, terminated, truncated, _ = env.step(step_key, state, action, params)
+            new = (first > LIMIT) & (terminated | truncated)
+            first, died = jnp.where(new, index, first), jnp.where(new, terminated, died)
+        return first, died
 
     run, keys = jax.jit(jax.vmap(ends, (None, 0))), jax.random.split(jax.random.key(0), TRIALS)
-    (at_limit, cut), (before, _) = (
-        run(params.replace(max_steps_in_episode=type(limit)(steps)), keys) for steps in (1, NO_LIMIT)
+    (at_limit, died), (without, _) = (
+        run(params.replace(max_steps_in_episode=type(limit)(steps)), keys) for steps in (LIMIT, NO_LIMIT)
     )
-    if np.any(at_limit & cut & ~before):
+    if np.any(died & (at_limit < without)):
         raise UserError(
-            f"environment {name!r} sets terminated as well as truncated where only its time limit is reached, as in "
-            "gymnax 0.x: it would be learned as a death. Leave the limit out of the done that step_env returns."
+            f"environment {name!r} sets terminated where only its time limit max_steps_in_episode is reached, as in "
+            "gymnax 0.x: it would be learned as a death. Leave the limit out of the done that step_env returns; if the "
+            "length is part of the task, give that parameter another name."
         )
 
 

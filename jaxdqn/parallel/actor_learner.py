@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxdqn import replay, training
 from jaxdqn.base import Array, Key, LearnerState, PyTree, Transition
-from jaxdqn.config import Config, HParams, learns_from_latest, replay_rows, timeline
+from jaxdqn.config import INT32_MAX, Config, HParams, learns_from_latest, replay_rows, timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import actor, couplings, telemetry
@@ -116,6 +116,12 @@ def validate(config: Config, axes: Axes) -> None:
             f"{replay_rows(config)} rows; lower merge_every or raise replay_capacity."
         )
     line = timeline(config)
+    most = line.total * axes.num_actors * config.rollout_length
+    if axes.coupling == "async" and most >= INT32_MAX:
+        raise UserError(
+            f"one actor may act for all of them, {most:,} rows, and counters end at {INT32_MAX}; lower total_steps or "
+            "raise num_envs."
+        )
     if axes.broadcast_every > line.updates(line.total, config.updates_per_iteration):
         raise UserError(
             f"broadcast_every {axes.broadcast_every} is more than the run's gradient updates: the actors would never "

@@ -137,10 +137,11 @@ def combine(state: AveragedState, rule: Rule, shards: Shards | None) -> Averaged
     drift = jnp.sqrt(mean_over_shards(jnp.sum(jnp.array(jax.tree.leaves(gaps), jnp.float32)), shards))
     params, kept = rule.combine(learner.params, average, state.kept, shards.size if shards else 1)
     first_bad = jnp.where(
-        all_finite((params, kept)) | (learner.first_bad_update >= 0), learner.first_bad_update, learner.updates
+        all_finite((params, target, kept)) | (learner.first_bad_update >= 0), learner.first_bad_update, learner.updates
     )
     if shards is not None:
-        first_bad = jax.lax.pmax(first_bad, shards.axis_name)
+        earliest = jax.lax.pmin(jnp.where(first_bad < 0, INT32_MAX, first_bad), shards.axis_name)
+        first_bad = jnp.where(earliest == INT32_MAX, -1, earliest)
     taken = (params, target, kept), (learner.params, learner.target_params, state.kept)
     params, target, kept = jax.tree.map(lambda new, old: jnp.where(first_bad < 0, new, old), *taken)
     learner = learner._replace(params=params, target_params=target, first_bad_update=first_bad)

@@ -26,7 +26,9 @@ class Seen:
 
     def __init__(self, counts: Iterable[str], waits: Iterable[str] = ()) -> None:
         self._lock = threading.Lock()
-        self._zeros: dict[str, float] = {**dict.fromkeys(counts, 0), **{f"{name}_seconds": 0.0 for name in waits}}
+        # Each lag may have been many versions: their sum is for a mean, and no count.
+        sums = {name: 0.0 for name in ("lag_sum",) if name in counts} | {f"{name}_seconds": 0.0 for name in waits}
+        self._zeros: dict[str, float] = {**dict.fromkeys(counts, 0), **sums}
         self._sums = dict(self._zeros)
 
     def count(self, name: str, by: int = 1) -> None:

@@ -14,7 +14,7 @@ import yaml
 from jaxdqn import documents, paths
 from jaxdqn.axes import Axes
 from jaxdqn.axes import validate as validate_axes
-from jaxdqn.config import Config, HParams, from_dict, members, to_dict, validate
+from jaxdqn.config import UINT32_MAX, Config, HParams, check_whole, from_dict, members, to_dict, validate
 from jaxdqn.errors import UserError, shown, unknown_name
 from jaxdqn.paths import write_text
 
@@ -123,6 +123,8 @@ class RunSpec:
         count = len(members(self.hparams, self.seeds, self.vary, self.config.epsilon_schedule))
         if self.labels and len(self.labels) != count:
             raise UserError(f"labels are of {len(self.labels)} members; there are {count}.")
+        for label in self.labels:
+            check_whole("the seed of a label", label.get("seed", 0), 0, UINT32_MAX)
         origin = self.continues
         if origin is not None and not len(origin.states) == len(origin.learners) == count:
             raise UserError(f"continues names {len(origin.states)} members; there are {count}.")
@@ -238,6 +240,18 @@ def load(path: pathlib.Path) -> tuple[RunSpec, dict[str, Any]]:
         run = (path / spec.continues.run).resolve()
         spec = dataclasses.replace(spec, continues=dataclasses.replace(spec.continues, run=str(run)))
     return spec, values
+
+
+def check_same(path: pathlib.Path, config: Config, hparams: HParams, seeds: Sequence[int]) -> None:
+    """Raises `UserError` where the run in `path` is not of these settings and seeds, or is none."""
+    spec, _ = load(path)
+    saved = {**to_dict(spec.config), **spec.hparams._asdict(), "seeds": list(spec.seeds)}
+    wanted = {**to_dict(config), **hparams._asdict(), "seeds": list(seeds)}
+    for name, value in wanted.items():
+        if value is not None and saved[name] != value:  # None is chosen when it is trained
+            raise UserError(
+                f"{path} holds a run with {name} {shown(saved[name])}, not {shown(value)}: choose another --out."
+            )
 
 
 def summary(path: pathlib.Path) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def parts(path: pathlib.Path, batch: int | None = None, until: int | None = None
 def span(part: pathlib.Path) -> tuple[int, int]:
     """The first and last iteration that `part` has rows of; all of it is read. Raises `UserError` for damage."""
     frame = _read_part(part)
-    if "iteration" not in frame or not len(frame):
+    if "iteration" not in frame or not len(frame) or not pd.api.types.is_integer_dtype(frame.iteration):
         raise _damaged(part, "no iterations in it")
     return int(frame.iteration.min()), int(frame.iteration.max())
 

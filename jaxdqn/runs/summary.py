@@ -84,6 +84,12 @@ def returns(
     }
 
 
+def is_complete(summary: dict[str, Any]) -> bool:
+    """Whether a summary, which somebody may have edited, has what is said of a run at its end."""
+    numbers = "env_steps run_seconds env_steps_per_second compile_seconds num_members dead_workers".split()
+    return all(isinstance(summary.get(name), int | float) for name in numbers) and "final_returns" in summary
+
+
 def _within_rates(rows: pd.DataFrame) -> bool:
     """Whether all returns of a run could be rates: 1 alone may also be the best of -1 and 1, as in Catch."""
     seen = rows[[name for name in ("eval_return", "episode_return") if name in rows]].to_numpy(float)

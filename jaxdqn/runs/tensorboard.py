@@ -122,7 +122,8 @@ def _record(event: Any) -> bytes:
 
 
 def _cut(file: pathlib.Path, last: int) -> None:
-    """Ends an event file before its first event after step `last`, and before a record that is not complete."""
+    """Ends an event file before its first event after step `last`, and before a record that is damaged."""
+    from google.protobuf.message import DecodeError
     from tensorboardX.proto.event_pb2 import Event
 
     data, at, points = file.read_bytes(), 0, 0
@@ -130,7 +131,10 @@ def _cut(file: pathlib.Path, last: int) -> None:
         (length,) = struct.unpack_from("<Q", data, at)
         if at + 16 + length > len(data):
             break
-        event = Event.FromString(data[at + 12 : at + 12 + length])
+        try:
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+        except DecodeError:
+            break
         if event.step > last:
             break
         points += event.HasField("summary")

@@ -1,0 +1,36 @@
+"""compare_parallel.py: all presets are looked at before one is trained, and what is there is what is asked for."""
+
+import pytest
+from test_scripts import script
+
+from jaxdqn import experiment
+from jaxdqn.config import Config
+from jaxdqn.errors import UserError
+from jaxdqn.session import Settings
+
+compare = script("compare_parallel")
+
+
+def refused(monkeypatch, out, *arguments):
+    """What is said before anything is trained."""
+    monkeypatch.setattr(compare, "train", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(UserError) as error:
+        compare.run([*arguments, "--out", str(out)])
+    return str(error.value)
+
+
+def test_a_flag_that_train_would_refuse_ends_it_before_the_first_preset_is_trained(monkeypatch, tmp_path):
+    assert "bogus" in refused(monkeypatch, tmp_path, "--presets", "fused", "a3c --bogus 3")
+    assert "batch_size" in refused(monkeypatch, tmp_path, "--presets", "fused", "fused --batch-size 0")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_presets_are_not_kept_in_one_folder(monkeypatch, tmp_path):
+    presets = ("fused --stop-at-return 100", "fused --stop-at-return -100")
+    assert "would both be kept in" in refused(monkeypatch, tmp_path, "--presets", *presets)
+
+
+def test_a_run_of_another_setting_is_not_taken_for_the_one_that_is_wanted(monkeypatch, tmp_path):
+    config = Config(env="Catch-bsuite", num_envs=4, hidden_sizes=(4,), learning_starts=16, total_steps=40, batch_size=8)
+    experiment.train(config, seeds=(0,), out=tmp_path / "fused", settings=Settings(progress=False, figure=False))
+    assert "holds a run with" in refused(monkeypatch, tmp_path, "--presets", "fused", "--env", "CartPole-v1")
