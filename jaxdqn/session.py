@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import os
 import pathlib
 import signal
 import time
@@ -71,7 +72,7 @@ def check(settings: Settings) -> None:
     check_number("checkpoint_seconds", settings.checkpoint_seconds, 0)
     check_whole("tensorboard_members", settings.tensorboard_members, 0)
     check_whole("init_member", settings.init_member, 0)
-    if settings.init_from is not None and not isinstance(settings.init_from, str):
+    if settings.init_from is not None and not isinstance(settings.init_from, str | os.PathLike):
         raise UserError(f"init_from is {shown(settings.init_from)}; it must be the directory of a run.")
 
 

@@ -86,6 +86,8 @@ def test_every_number_of_a_script_is_checked_before_it_starts(scripts, monkeypat
 
     def changed(*args):
         """What tyro made of the flags, with the number that it would have made of another."""
+        if args[0] is not scripts[name].Args:  # compare_parallel asks train
+            return parse(*args)
         if not read:
             read.append(parse(*args))
         return dataclasses.replace(read[0], **change)
