@@ -355,6 +355,13 @@ def test_a_combination_that_is_not_finite_is_not_taken():
     assert healthy.learner.first_bad_update == -1 and np.all(np.isfinite(healthy.learner.params["w"]))
 
 
+def test_a_combination_of_targets_that_is_not_finite_is_not_taken():
+    fine, far = {"w": jnp.ones(2)}, {"w": jnp.array([jnp.inf, 1.0])}
+    learner = LearnerState(fine, far, (), jnp.int32(7), jnp.int32(-1))
+    state = averaging.AveragedState(learner, (), (), (), (), jnp.float32(0))
+    assert averaging.combine(state, averaging.mean(), None).learner.first_bad_update == 7
+
+
 def test_a_replica_that_is_frozen_freezes_all_at_the_next_combination():
     built, states = build()
     states = prefilled(built, states)

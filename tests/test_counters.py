@@ -185,3 +185,10 @@ def test_one_actor_may_act_for_all_where_they_do_not_wait_for_each_other():
         actor_learner.validate(
             dataclasses.replace(config, total_steps=INT32_MAX), actor_learner.Axes(num_actors=4, coupling="async")
         )
+
+
+def test_a_return_counts_every_step_of_an_evaluation():
+    """A float32 that counts by ones stands still at 2^24."""
+    validate(Config(eval_max_steps=FLOAT_WHOLE))
+    with pytest.raises(UserError, match="eval_max_steps is 16777217; it must be at most 16777216"):
+        validate(Config(eval_max_steps=FLOAT_WHOLE + 1))

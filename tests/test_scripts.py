@@ -250,6 +250,11 @@ def test_evaluate_in_words_and_to_a_named_gif(inside, trained, tmp_path, capsys)
     assert report["returns"] == jaxdqn.load(trained[0]).evaluate(3, epsilon=0.5).returns.tolist()
 
 
+def test_a_gif_is_either_wanted_or_not(inside, trained, tmp_path):
+    with pytest.raises(UserError, match="either --gif or --no-gif"):
+        inside("evaluate", trained[0], "--gif", tmp_path / "b.gif", "--no-gif")
+
+
 def test_export_writes_a_policy_that_chooses_as_the_run_does(inside, trained, tmp_path, capsys):
     path = tmp_path / "policy.jax"
     assert inside("export", trained[0], "--member", 1, "--out", path) == 0
