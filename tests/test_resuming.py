@@ -359,9 +359,10 @@ class Broken:
     """A stream whose reader has gone, or whose disk is full."""
 
     def __init__(self, error):
-        self.error = error
+        self.error, self.tried = error, 0
 
     def write(self, text):
+        self.tried += 1
         raise self.error
 
     def flush(self):
@@ -373,11 +374,14 @@ class Broken:
 
 @pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space"), ValueError("closed")])
 def test_progress_that_cannot_be_shown_is_dropped(monkeypatch, error):
-    monkeypatch.setattr(sys, "stderr", Broken(error))
+    stream = Broken(error)
+    monkeypatch.setattr(sys, "stderr", stream)
     with Progress(10, "x") as progress:
         progress.update(1, 0.0, final=True)
         progress.say("y")
+    before = stream.tried
     tell("z")
+    assert stream.tried > before > 0  # each was tried, and its error dropped
 
 
 def test_a_run_whose_progress_cannot_be_shown_goes_on(monkeypatch):
@@ -392,10 +396,14 @@ def test_a_bar_whose_terminal_has_gone_is_dropped(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     with Progress(10, "x") as progress:
         progress.update(1, 0.0)
-        os.close(master)  # from here on every write fails
+        assert os.read(master, 10_000)  # it was shown until now
+        os.close(master)
         progress.update(2, 0.0)
         progress.say("y")
     monkeypatch.undo()
+    with pytest.raises(OSError):  # as did those above
+        terminal.write("z")
+        terminal.flush()
     with contextlib.suppress(OSError):
         terminal.close()
 

@@ -384,6 +384,7 @@ def test_a_broken_config_is_the_users_error_at_once_and_in_one_line(tmp_path, na
     began = time.perf_counter()
     with pytest.raises(UserError) as caught:
         directory.load(tmp_path)
+    assert "move" in str(caught.value) and "train anew" in str(caught.value)
     line = str(caught.value)
     assert part in line and str(tmp_path / "config.yaml") in line and "\n" not in line and len(line) < 1_000
     assert time.perf_counter() - began < 5.0

@@ -231,11 +231,15 @@ def load(path: pathlib.Path) -> tuple[RunSpec, dict[str, Any]]:
     file = path / "config.yaml"
     if not file.is_file():
         raise UserError(f"{path} holds no run: there is no config.yaml in it.")
-    values = documents.read_yaml(file)
+    advice = f"Bring it back from a copy, or move {path} away and train anew."
+    try:
+        values = documents.read_yaml(file)
+    except UserError as error:
+        raise UserError(f"{error} {advice}") from None
     try:
         spec = RunSpec.from_dict(values)
     except UserError as error:
-        raise UserError(f"{file} cannot be used: {error}") from None
+        raise UserError(f"{file} cannot be used: {error} {advice}") from None
     if spec.continues is not None:
         run = (path / spec.continues.run).resolve()
         spec = dataclasses.replace(spec, continues=dataclasses.replace(spec.continues, run=str(run)))
