@@ -4,16 +4,15 @@
     python experiments/compare_agents.py --envs Catch-bsuite --agents dqn random --num-seeds 30 --out runs/agents
 
 Each agent is one population of seeds on each environment, in a folder OUT/ENV-AGENT that holds config.yaml,
-metrics.parquet and summary.json, and appears when it is complete; what is there is not trained again. On one
-environment all agents take equally many steps, as its preset says, and are judged by 100 greedy episodes each time,
-which no other seed or step shares.
+metrics.parquet and summary.json, and appears when it is complete; what is there is not trained again, and what was
+stopped goes on. On one environment all agents take equally many steps, as its preset says, and are judged by 100 greedy
+episodes each time, which no other seed or step shares.
 """
 
 import dataclasses
 import pathlib
 import shutil
 import sys
-import tempfile
 
 from jaxdqn import cli, presets
 from jaxdqn.config import MAX_MEMBERS, Config, HParams, check_whole
@@ -68,6 +67,7 @@ def run(arguments: list[str]) -> int:
             directory.check_same(args.out / name, config, hparams, range(args.num_seeds))
     for name, config, hparams in cells:
         if name in there:
+            shutil.rmtree(unfinished(args.out / name), ignore_errors=True)  # of a process that was killed at its end
             cli.say(f"{name}: there already")
         else:
             cli.say(f"== {name}")
@@ -85,25 +85,35 @@ def settings(env: str, agent: str, steps: int | None) -> tuple[Config, HParams]:
 
 
 def train(path: pathlib.Path, config: Config, hparams: HParams, num_seeds: int) -> None:
-    """One population, kept in `path` once it has finished. Raises `UserError` where it is stopped before."""
+    """One population, kept in `path` once it has finished; until then in `unfinished(path)`, where the next call goes
+    on. Raises `UserError` where it is stopped before."""
     cli.prepare_backend(config, num_seeds, None, 1)
     from jaxdqn import experiment
-    from jaxdqn.runs import metrics
+    from jaxdqn.runs import directory, metrics
     from jaxdqn.session import OK, Settings
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        work, whole = pathlib.Path(folder) / "run", pathlib.Path(folder) / "whole"
-        result = experiment.train(
-            config, hparams, seeds=range(num_seeds), out=work, settings=Settings(tensorboard=False)
-        )
-        if result.summary["status"] != OK:
-            raise UserError(f"{path.name} is {result.summary['status']}; run this again, what has finished is kept.")
-        metrics.join_parts(work / "metrics.parquet")
-        whole.mkdir()
-        for name in KEPT:
-            shutil.move(work / name, whole / name)
-        whole.rename(path)
+    work, settings = unfinished(path), Settings(tensorboard=False, figure=False)
+    if (work / "config.yaml").exists():
+        directory.check_same(work, config, hparams, range(num_seeds))
+        result = experiment.resume(work, settings=settings)
+    else:
+        result = experiment.train(config, hparams, seeds=range(num_seeds), out=work, settings=settings)
+    if result.summary["status"] != OK:
+        raise UserError(f"{path.name} is {result.summary['status']}; run this again to go on.")
+    whole = work / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    whole.mkdir()
+    for name in KEPT:
+        copy = shutil.copytree if (work / name).is_dir() else shutil.copy2
+        copy(work / name, whole / name)
+    metrics.join_parts(whole / "metrics.parquet")
+    whole.rename(path)
+    shutil.rmtree(work)
+
+
+def unfinished(path: pathlib.Path) -> pathlib.Path:
+    """Where the run of `path` is while it trains."""
+    return path.with_name(f".{path.name}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ environment steps and against seconds.
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 import re
@@ -25,6 +26,7 @@ from jaxdqn.axes import preset
 from jaxdqn.config import MAX_MEMBERS, UINT32_MAX, check_number, check_whole, validate
 from jaxdqn.environments.names import GYMNAX
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.paths import write_atomically, write_text
 
 PR_SET_PDEATHSIG = 1
 TRAIN = pathlib.Path(__file__).parent / "train.py"
@@ -93,22 +95,28 @@ def run(arguments: list[str]) -> int:
         raise unknown_name("environment", args.env, GYMNAX, "`python experiments/list.py` shows all.")
     if not args.presets:
         raise UserError("nothing to compare: --presets needs at least one name.")
-    check(args)
+    script = load_train()
+    check(args, script)
     for name in args.presets:
-        train(args, name)
+        train(args, name, script)
     write(args)
     return 0
 
 
-def check(args: Args) -> None:
-    """Raises `UserError` for a preset or flag that train.py would refuse, and for a run in `out` of another setting."""
-    from jaxdqn.runs import directory
-
+def load_train() -> Any:
+    """train.py, for what it makes of flags."""
     script = importlib.util.spec_from_file_location("train", TRAIN)
     assert script is not None and script.loader is not None
     module = importlib.util.module_from_spec(script)
     sys.modules["train"] = module  # dataclasses look their module up
     script.loader.exec_module(module)
+    return module
+
+
+def check(args: Args, script: Any) -> None:
+    """Raises `UserError` for a preset or flag that train.py would refuse, and for a run in `out` of another setting."""
+    from jaxdqn.runs import directory
+
     names: dict[pathlib.Path, str] = {}
     for name in args.presets:
         preset(name.split()[0] if name.split() else name)
@@ -116,7 +124,7 @@ def check(args: Args) -> None:
         if path in names:
             raise UserError(f"presets {names[path]!r} and {name!r} would both be kept in {path}.")
         names[path] = name
-        wanted, _ = module.parse(flags_of(args, name))
+        wanted, _ = script.parse(flags_of(args, name))
         validate(wanted.config, wanted.devices_per_agent)
         if (path / "config.yaml").exists():
             seeds = range(args.seed, args.seed + args.num_seeds)
@@ -128,7 +136,22 @@ def flags_of(args: Args, name: str) -> list[str]:
     parallel, *more = name.split()
     steps = args.on_policy_steps if preset(parallel).config.get("learning_starts") == 0 else args.steps
     flags = ["--env", args.env, "--seed", str(args.seed), "--num-seeds", str(args.num_seeds)]
-    return [*flags, "--out", str(folder(args, name)), "--total-steps", str(steps), "--parallel", parallel, *more]
+    flags += ["--out", str(folder(args, name)), "--total-steps", str(steps), "--parallel", parallel]
+    for flag in sorted(cli.given(flags) & cli.given(more)):
+        raise UserError(f"preset {name!r}: --{flag.replace('_', '-')} is the same for all here; leave it out there.")
+    return [*flags, *more]
+
+
+def flags_of_resume(args: Args, name: str, script: Any) -> list[str]:
+    """The flags with which a preset's run goes on: those of its own that no run directory keeps."""
+    wanted, _ = script.parse(flags_of(args, name))
+    flags = ["--resume", str(folder(args, name))]
+    for field in dataclasses.fields(wanted):
+        value = getattr(wanted, field.name)
+        if field.name in script.ACT_ON_RESUME - {"resume"} and value != field.default:
+            flag = field.name.replace("_", "-")
+            flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return flags
 
 
 def folder(args: Args, name: str) -> pathlib.Path:
@@ -141,14 +164,15 @@ def titled(name: str) -> str:
     return re.sub(r"(?<=\d) ", ", ", name.replace("--axes.", "").replace("--", "").replace("-", " "))
 
 
-def train(args: Args, name: str) -> None:
+def train(args: Args, name: str, script: Any) -> None:
     """One preset's run, where it is not there yet. Raises `UserError` where it fails."""
     from jaxdqn.runs import directory
 
     path = folder(args, name)
     if directory.status(path) in ("finished", "solved", "diverged"):
         return
-    flags = ["--resume", str(path)] if (path / "config.yaml").exists() else flags_of(args, name)
+    begun = (path / "config.yaml").exists()
+    flags = flags_of_resume(args, name, script) if begun else flags_of(args, name)
     cli.say(f"== {titled(name)}")
     done = subprocess.run([sys.executable, str(TRAIN), *flags], preexec_fn=end_with_parent)
     if done.returncode:
@@ -196,7 +220,7 @@ def write(args: Args) -> None:
 
     rows = sorted(row(args, name) for name in args.presets)
     table = pd.DataFrame(rows, columns=list(HEADER))
-    table.to_csv(args.out / "table.csv", index=False)
+    write_text(args.out / "table.csv", table.to_csv(index=False))
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(cells) + " |" for cells in rows]
     summaries = [documents.read_json(folder(args, name) / "summary.json") for name in args.presets]
@@ -204,13 +228,13 @@ def write(args: Args) -> None:
     seeds = f"seeds {args.seed}-{args.seed + args.num_seeds - 1}"
     lines += ["", f"{args.env}, {seeds}; {', '.join(sorted(devices))}; commit {', '.join(sorted(commits))}."]
     text = "\n".join(lines) + "\n"
-    (args.out / "table.md").write_text(text, encoding="utf-8")
+    write_text(args.out / "table.md", text)
     cli.say(text)
     for column, label in (("env_steps", "environment steps"), ("seconds", "seconds of training, compilation apart")):
         figure = draw(args, column, label)
-        name = {"env_steps": "steps", "seconds": "seconds"}[column]
-        figure.savefig(args.out / f"{name}.png", dpi=130)
-        cli.say(f"figure: {args.out / f'{name}.png'}")
+        path = args.out / {"env_steps": "steps.png", "seconds": "seconds.png"}[column]
+        write_atomically(path, functools.partial(figure.savefig, dpi=130))
+        cli.say(f"figure: {path}")
 
 
 def draw(args: Args, column: str, label: str) -> Any:

@@ -34,6 +34,7 @@ FLAGS_OF = {
 }
 """The methods that a flag is for, where these are not all."""
 POINTS = 50  # of the error curve
+CALL = 1_000_000  # updates of a compiled call, which Ctrl-C waits for
 MAX_WORKERS = 10_000
 
 
@@ -153,10 +154,11 @@ def rounds(args: Args, mdp: Any, made: Any) -> Iterator[Any]:
 
 
 def learn(args: Args, run: Any, made: Any, mdp: Any, optimal: Any) -> tuple[Any, list[dict[str, float]], float]:
-    """The learned table, the rows of the error curve, and the seconds that compiling took."""
+    """The learned table, the rows of the error curve, and the seconds that compiling took. Ctrl-C ends it early."""
     import jax
 
     from jaxdqn.progress import Progress
+    from jaxdqn.session import catch_signals
     from jaxdqn.tabular import planning
 
     state = made.init()
@@ -167,12 +169,15 @@ def learn(args: Args, run: Any, made: Any, mdp: Any, optimal: Any) -> tuple[Any,
     total = math.ceil(args.total_steps / per_round)
     rows: list[dict[str, float]] = []
     done, seconds = 0, 0.0
-    with Progress(total * per_round, f"{args.mdp} {args.method}", not args.quiet, "error", digits=4) as progress:
-        while done < total:
-            length = min(math.ceil(total / POINTS), total - done)
+    label = f"{args.mdp} {args.method}"
+    with catch_signals() as stop, Progress(total * per_round, label, not args.quiet, "error", digits=4) as progress:
+        while done < total and not (rows and stop()):
+            point = min(done + math.ceil(total / POINTS), total)
             began = time.perf_counter()
-            state = jax.block_until_ready(run(state, done, length))
-            seconds, done = seconds + time.perf_counter() - began, done + length
+            while done < point and not (done and stop()):
+                length = min(point - done, max(1, CALL // per_round))
+                state, done = jax.block_until_ready(run(state, done, length)), done + length
+            seconds += time.perf_counter() - began
             error = float(planning.max_error(made.table(state).q, optimal, mdp.terminal))
             counts = {"rounds": done, "updates": done * per_round, "parallel_updates": done * int(made.load.max())}
             rows.append({**counts, "seconds": seconds, "error": error})
@@ -231,7 +236,7 @@ def run(arguments: list[str]) -> int:
         arrays = {"q": table.q, "counts": table.counts, "optimal": optimal, "terminal": mdp.terminal}
         arrays = {name: np.asarray(value) for name, value in arrays.items()}
         summary = {
-            "status": "finished",
+            "status": "finished" if last["updates"] >= args.total_steps else "interrupted",
             **{name: value for name, value in dataclasses.asdict(args).items() if name not in ("out", "quiet")},
             **last,
             "run_seconds": last["seconds"],
@@ -247,15 +252,15 @@ def run(arguments: list[str]) -> int:
 
 def report(summary: dict[str, Any], out: pathlib.Path) -> int:
     """The last lines a user reads; returns the exit code."""
-    load = summary["load"]
+    finished, load = summary["status"] == "finished", summary["load"]
     shares = f", load of its {len(load)} learners {min(load)}-{max(load)} a round" if len(load) > 1 else ""
     cli.say(
-        f"{summary['mdp']}, {summary['method']}: error {summary['error']:.4f} (max-norm against value iteration) after "
-        f"{summary['updates']:,} updates in {summary['run_seconds']:.1f} s (compiled in "
-        f"{summary['compile_seconds']:.1f} s){shares}"
+        f"{'' if finished else 'interrupted: '}{summary['mdp']}, {summary['method']}: error {summary['error']:.4f} "
+        f"(max-norm against value iteration) after {summary['updates']:,} updates in {summary['run_seconds']:.1f} s "
+        f"(compiled in {summary['compile_seconds']:.1f} s){shares}"
     )
     cli.say(f"values: {out / 'values.png'}")
-    return 0
+    return 0 if finished else 130
 
 
 if __name__ == "__main__":

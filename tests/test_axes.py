@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from test_scripts import script
+from scripts import script
 
 import jaxdqn
 from jaxdqn import axes as axes_module

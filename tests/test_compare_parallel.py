@@ -1,7 +1,7 @@
 """compare_parallel.py: all presets are looked at before one is trained, and what is there is what is asked for."""
 
 import pytest
-from test_scripts import script
+from scripts import script
 
 from jaxdqn import experiment
 from jaxdqn.config import Config
@@ -34,3 +34,16 @@ def test_a_run_of_another_setting_is_not_taken_for_the_one_that_is_wanted(monkey
     config = Config(env="Catch-bsuite", num_envs=4, hidden_sizes=(4,), learning_starts=16, total_steps=40, batch_size=8)
     experiment.train(config, seeds=(0,), out=tmp_path / "fused", settings=Settings(progress=False, figure=False))
     assert "holds a run with" in refused(monkeypatch, tmp_path, "--presets", "fused", "--env", "CartPole-v1")
+
+
+def test_what_is_the_same_for_all_is_no_flag_of_a_preset(monkeypatch, tmp_path):
+    assert "--total-steps is the same for all" in refused(monkeypatch, tmp_path, "--presets", "fused --total-steps 100")
+
+
+def test_a_run_goes_on_with_the_flags_that_no_run_directory_keeps(tmp_path):
+    args = compare.Args(out=tmp_path)
+    flags = "--axes.workers 2 --engine ray --stop-at-return 480 --no-tensorboard --quiet"
+    resumed = compare.flags_of_resume(args, f"a3c {flags}", compare.load_train())
+    assert resumed[:2] == ["--resume", str(compare.folder(args, f"a3c {flags}"))]
+    assert sorted(resumed[2:]) == sorted("--engine ray --stop-at-return 480.0 --no-tensorboard --quiet".split())
+    assert compare.flags_of_resume(args, "fused", compare.load_train()) == ["--resume", str(tmp_path / "fused")]

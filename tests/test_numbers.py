@@ -1,15 +1,14 @@
 """Every number of a script and of `jaxdqn.train`: what cannot be meant is refused in one line, before work starts."""
 
 import dataclasses
-import importlib.util
 import math
 import pathlib
 import subprocess
-import sys
 import typing
 
 import numpy as np
 import pytest
+from scripts import script
 
 import jaxdqn
 from jaxdqn import cli, experiment
@@ -39,12 +38,7 @@ def start(*_, **__):
 
 @pytest.fixture(scope="module")
 def scripts():
-    found = {}
-    for name in NAMES:
-        spec = importlib.util.spec_from_file_location(f"numbers_{name}", EXPERIMENTS / f"{name}.py")
-        found[name] = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found[name])
-    return found
+    return {name: script(name) for name in NAMES}
 
 
 def numeric_fields(kind):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from scripts import script
 
 import jaxdqn
 from jaxdqn import cli, experiment, paths, rendering
@@ -245,18 +246,6 @@ def test_a_path_is_taken_as_it_stands(monkeypatch, arguments, out):
     evaluate = script("evaluate")
     args = cli.parse(evaluate.Args, ["--episodes", "1e1", "1e3"], evaluate.Args(), "")
     assert args.run == pathlib.Path("1e3") and args.episodes == 10
-
-
-def script(name):
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,7 @@
 """plot.py: which figures a run, several runs and a sweep get, and mistakes in one line."""
 
-import importlib.util
 import math
 import pathlib
-import sys
 
 import numpy as np
 import pandas as pd
@@ -12,6 +10,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from matplotlib.figure import Figure
+from scripts import script
 
 from jaxdqn import cli
 from jaxdqn.errors import UserError
@@ -23,11 +22,7 @@ SPACE = {"learning_rate": {"log": [1e-5, 1e-1]}, "batch_size": {"choice": [32, 6
 
 @pytest.fixture(scope="module")
 def plot():
-    spec = importlib.util.spec_from_file_location("experiments_plot", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return script("plot")
 
 
 def write_run(path, agent="dqn", env="CartPole-v1", seeds=(0, 1, 2), first=0, **labels):

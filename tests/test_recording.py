@@ -20,6 +20,7 @@ import jaxdqn
 from jaxdqn import documents, session
 from jaxdqn.acting import EpisodeSums
 from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.errors import UserError
 from jaxdqn.evaluation import Episodes
 from jaxdqn.parallel import memory
 from jaxdqn.runs import directory, files, metrics, recording, reporting, tensorboard, weights_and_biases
@@ -336,6 +337,8 @@ def test_a_wandb_run_goes_on_with_its_directory_and_starts_anew_without(tmp_path
         file.write_text(damaged)
         weights_and_biases.Log("mine", config, file)
     assert len(recorded.runs) == 8
+    with pytest.raises(UserError, match="it is a directory"):
+        weights_and_biases.Log("mine", config, tmp_path)
 
 
 # -- sessions ---------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -19,6 +18,7 @@ import numpy as np
 import probe_environments
 import pytest
 import yaml
+from scripts import script
 
 import jaxdqn
 from jaxdqn import cli, experiment, paths
@@ -36,14 +36,6 @@ TINY = Config(
 )  # fmt: skip
 QUIET = Settings(progress=False, tensorboard=False, figure=False)
 FLUSHED = QUIET._replace(checkpoint_seconds=0.0)  # a checkpoint and a part at every logging point
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 train_script, evaluate_script = script("train"), script("evaluate")

@@ -1,6 +1,5 @@
 """The scripts as a user runs them: files, JSON, Ctrl-C, a kill, and mistakes that end in one line."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -16,6 +15,7 @@ import pandas as pd
 import PIL.Image
 import probe_environments
 import pytest
+from scripts import script
 
 import jaxdqn
 from jaxdqn import cli
@@ -34,14 +34,6 @@ TINY = FLAGS.split()
 # The reference is not interrupted; with a checkpoint at every row there is something to interrupt.
 OFTEN = ["--checkpoint-seconds", "0"]
 LIMIT = 120
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"experiments_{name}", ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -381,6 +373,10 @@ MISTAKES = {
     "--preset=": "unknown preset ''",
     "--parallel=": "unknown parallel preset ''",
     "--wandb=": "--wandb is empty",
+    "--num-envs 8 --num_envs 16": "--num-envs is given twice",
+    "--tensorboard --no-tensorboard": "--tensorboard is given twice",
+    "--resume nothing-here --resume=nowhere": "--resume is given twice",
+    "--vary.gamma 0.9 --num-envs 8 --vary.gamma 0.99": "--vary.gamma is given twice",
 }
 
 

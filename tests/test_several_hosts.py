@@ -1,6 +1,5 @@
 """Several hosts, as processes on one machine: the same training as in one process, and errors that end all of them."""
 
-import importlib.util
 import os
 import pathlib
 import signal
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from scripts import script
 
 import jaxdqn
 from jaxdqn import axes, cli
@@ -280,12 +280,8 @@ def test_one_process_is_the_identity():
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(flags, message):
-    spec = importlib.util.spec_from_file_location("experiments_train_hosts", ROOT / "experiments" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
     with pytest.raises(UserError, match=message):
-        module.run(flags.split())
+        script("train").run(flags.split())
 
 
 @pytest.mark.parametrize("parallel", [name for name, chosen in axes.PARALLEL.items() if chosen.axes.scheme != "fused"])

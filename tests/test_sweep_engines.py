@@ -16,8 +16,8 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from test_scripts import ROOT, script
-from test_sweeps import CATCH, HALVING, TIMES, assert_same, curves
+from scripts import ROOT, script
+from test_sweeps import CATCH, TIMES, assert_same, curves
 
 from jaxdqn.errors import UserError
 from jaxdqn.sweeps import engines, processes, reading
@@ -31,7 +31,7 @@ TWO_GROUPS = {
     "seeds": 2,
 }
 # Long enough to be killed in the middle.
-LONGER = {**CATCH, "halving": HALVING, "config": {**CATCH["config"], "total_steps": 16_000, "eval_interval": 800}}
+LONGER = {**CATCH, "halving": {"rungs": [0.5], "keep": 0.5}, "config": {**CATCH["config"], "total_steps": 16_000, "eval_interval": 800}}
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 """The tabular part against gymnax's own steps, closed forms, a linear solve, and value iteration."""
 
 import functools
-import importlib.util
 import json
 import math
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -19,8 +19,9 @@ import pandas as pd
 import PIL.Image
 import pytest
 import scipy.stats
+import scripts
 
-from jaxdqn import cli
+from jaxdqn import cli, progress
 from jaxdqn.environments import dynamics
 from jaxdqn.errors import UserError
 from jaxdqn.tabular import distributed as dist
@@ -661,6 +662,30 @@ def test_the_script_writes_its_run(tmp_path):
     )
 
 
+@pytest.fixture
+def script(monkeypatch):
+    """tabular.py in this process, whose backend has long started."""
+    monkeypatch.setattr(cli, "prepare_backend", lambda *_: None)
+    return scripts.script("tabular")
+
+
+def test_ctrl_c_keeps_what_was_learned(script, tmp_path, monkeypatch):
+    class Pressed(progress.Progress):
+        """Somebody presses Ctrl-C when the second point is shown."""
+
+        def update(self, done, *values, **options):
+            super().update(done, *values, **options)
+            if done >= 400:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(progress, "Progress", Pressed)
+    assert script.run(f"--mdp FrozenLake-4x4 --total-steps 10000 --out {tmp_path / 'run'}".split()) == 130
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    rows = pd.read_parquet(tmp_path / "run" / "metrics.parquet")
+    assert summary["status"] == "interrupted" and summary["updates"] == rows.updates.iloc[-1] == 512
+    assert np.load(tmp_path / "run" / "table.npz")["counts"].sum() == 512
+
+
 SIZES = ("num-workers", "refresh", "local-steps", "total-steps", "num-devices")
 
 
@@ -689,12 +714,7 @@ SIZES = ("num-workers", "refresh", "local-steps", "total-steps", "num-devices")
         ("--seed 4294967296", "seed is 4294967296"),
     ],
 )
-def test_mistakes_end_in_one_line(flags, words, tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("experiments_tabular", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, script)  # dataclasses look their module up
-    spec.loader.exec_module(script)
-    monkeypatch.setattr(cli, "prepare_backend", lambda *_: None)  # this process has a backend already
+def test_mistakes_end_in_one_line(flags, words, script, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(lambda: script.run([*flags.split(), "--out", str(tmp_path / "run")]))
     said = capsys.readouterr().err

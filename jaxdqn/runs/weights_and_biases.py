@@ -11,19 +11,22 @@ import numpy as np
 
 from jaxdqn import documents
 from jaxdqn.errors import UserError
-from jaxdqn.paths import write_text
+from jaxdqn.paths import check_file, write_text
 
 
 class Log:
     """A W&B run, kept over the sessions of a run directory by `file`, which says what was sent (none: not kept).
 
     W&B's own steps must rise, and members train one after the other: so `env_steps` is a metric, the x-axis of all
-    others. What a session that was killed has sent is not sent again.
+    others. What a session that was killed has sent is not sent again. Raises `UserError` where `file` cannot be
+    written.
     """
 
     def __init__(self, project: str, config: Mapping[str, Any], file: pathlib.Path | None):
         import wandb
 
+        if file is not None:
+            check_file(file)
         self._file, self._sent = file, _read(file, project)
         self._run = wandb.init(project=project, config=dict(config), id=self._sent["id"], resume="allow")
         self._run.define_metric("env_steps")
