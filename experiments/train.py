@@ -115,7 +115,6 @@ class Args:
 
 def parse(arguments: list[str]) -> tuple[Args, dict[str, list[float]]]:
     """Flags over the defaults of --resume, --preset or --env and --agent, in this order; and the values of --vary."""
-    cli.check_once(arguments)
     env_params, arguments = cli.take_dotted(arguments, "env-params")
     env_kwargs, arguments = cli.take_dotted(arguments, "env-kwargs")
     vary, arguments = cli.take_dotted(arguments, "vary")

@@ -1,6 +1,5 @@
 """What the scripts share: flags that tyro cannot know, one-line errors, and the backend's set-up."""
 
-import collections
 import contextlib
 import dataclasses
 import io
@@ -114,7 +113,6 @@ def _fail(line: str, code: int) -> NoReturn:
 def parse(kind: type[T], arguments: Sequence[str], default: T, description: str) -> T:
     """tyro's parsing into dataclass `kind`, its errors as one line. Raises `UserError`."""
     types = _types(kind)
-    check_once(arguments)
     arguments = _as_meant(arguments, types)
     captured = io.StringIO()
     try:
@@ -130,24 +128,19 @@ def parse(kind: type[T], arguments: Sequence[str], default: T, description: str)
 
 def given(arguments: Sequence[str]) -> set[str]:
     """The names of the flags among the arguments, as fields are called; --no-x is x."""
-    return set(_names(arguments))
-
-
-def check_once(arguments: Sequence[str]) -> None:
-    """Raises `UserError` for a flag that is given twice: all but one would be passed over."""
-    for name, count in collections.Counter(_names(arguments)).items():
-        if count > 1:
-            raise UserError(f"--{name.replace('_', '-')} is given twice; give it once.")
+    flags = [argument.partition("=")[0][2:] for argument in arguments if argument.startswith("--")]
+    return {re.sub(r"(^|\.)no_", r"\1", flag.replace("-", "_")) for flag in flags}
 
 
 def flag_value(arguments: Sequence[str], flag: str) -> str | None:
-    """The value of `--flag VALUE` or `--flag=VALUE`, read before the parsing proper."""
+    """The value of `--flag VALUE` or `--flag=VALUE`, read before the parsing proper: there, too, the last one counts."""
+    value = None
     for index, argument in enumerate(arguments):
         if argument == flag and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.split("=", 1)[1]
-    return None
+            value = arguments[index + 1]
+        elif argument.startswith(f"{flag}="):
+            value = argument.split("=", 1)[1]
+    return value
 
 
 def take_dotted(arguments: Sequence[str], prefix: str) -> tuple[dict[str, list[Any]], list[str]]:
@@ -219,11 +212,6 @@ def prepare_backend(
         convolves = config.network in ("minatar", "nature") or ("MinAtar" in config.env or "Pong" in config.env)
         devices.prepare_cpu(count, one_thread_each=not convolves or count >= cores)
     devices.prepare_cache()
-
-
-def _names(arguments: Sequence[str]) -> list[str]:
-    flags = [argument.partition("=")[0][2:] for argument in arguments if argument.startswith("--")]
-    return [re.sub(r"(^|\.)no_", r"\1", flag.replace("-", "_")) for flag in flags]
 
 
 def _yaml(text: str) -> Any:

@@ -26,7 +26,7 @@ jax.config.update("jax_num_cpu_devices", NUM_CPU_DEVICES)
 jax.config.update(
     "jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir()) / f"jaxdqn-test-cache-{os.getuid()}")
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 hypothesis.settings.register_profile("jaxdqn", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("jaxdqn")

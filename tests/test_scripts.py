@@ -373,10 +373,8 @@ MISTAKES = {
     "--preset=": "unknown preset ''",
     "--parallel=": "unknown parallel preset ''",
     "--wandb=": "--wandb is empty",
-    "--num-envs 8 --num_envs 16": "--num-envs is given twice",
-    "--tensorboard --no-tensorboard": "--tensorboard is given twice",
-    "--resume nothing-here --resume=nowhere": "--resume is given twice",
-    "--vary.gamma 0.9 --num-envs 8 --vary.gamma 0.99": "--vary.gamma is given twice",
+    "--resume elsewhere --resume=nothing-here": "nothing-here holds no run",
+    "--preset cartpole-a2c --preset nothing": "unknown preset 'nothing'",
 }
 
 
