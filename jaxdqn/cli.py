@@ -133,7 +133,7 @@ def given(arguments: Sequence[str]) -> set[str]:
 
 
 def flag_value(arguments: Sequence[str], flag: str) -> str | None:
-    """The value of `--flag VALUE` or `--flag=VALUE`, read before the parsing proper: there, too, the last one counts."""
+    """The value of `--flag VALUE` or `--flag=VALUE`, read before the parsing proper; as there, the last one counts."""
     value = None
     for index, argument in enumerate(arguments):
         if argument == flag and index + 1 < len(arguments):

@@ -31,7 +31,11 @@ TWO_GROUPS = {
     "seeds": 2,
 }
 # Long enough to be killed in the middle.
-LONGER = {**CATCH, "halving": {"rungs": [0.5], "keep": 0.5}, "config": {**CATCH["config"], "total_steps": 16_000, "eval_interval": 800}}
+LONGER = {
+    **CATCH,
+    "config": {**CATCH["config"], "total_steps": 16_000, "eval_interval": 800},
+    "halving": {"rungs": [0.5], "keep": 0.5},
+}
 
 
 @pytest.fixture(scope="module")
