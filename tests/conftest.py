@@ -9,9 +9,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jaxlib
 
-# Compiling is most of the time that tests take, and XLA's older generators of CPU code, with fewer of LLVM's passes,
-# do it in half the time. What tests compare is all compiled so. Whoever wants what users get says so: XLA_FLAGS= pytest
-# ... XLA ends where it does not know a flag, so these are for the versions in which they were tried.
+# Compiling is the largest part of the time of tests, and XLA's older generators of CPU code, with fewer of LLVM's
+# passes, do it in half the time. What tests compare is all compiled so. Whoever wants what users get says so:
+# XLA_FLAGS= pytest ... XLA ends where it does not know a flag: these are for the versions in which they were tried.
 if jaxlib.__version__.startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1")
 
