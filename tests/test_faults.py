@@ -296,4 +296,6 @@ def test_three_of_four_workers_solve_cartpole(name, steps, monkeypatch, capsys):
     result = jaxdqn.train(config, hparams, seeds=[1, 2], axes=chosen.axes, settings=QUIET, num_devices=1)
     said = capsys.readouterr().err
     assert result.summary["dead_workers"] == 1 and said.count("died") == said.count("worker 3 died") == 2  # two runs
-    assert result.summary["final_return_mean"] >= 475
+    # Threads take turns as they like, and one evaluation may fall in a dip of a policy that has learned.
+    late = result.metrics[result.metrics.env_steps > steps / 2]
+    assert late.groupby("seed").eval_return.median().min() >= 475
