@@ -22,10 +22,10 @@ import sys
 from typing import Any
 
 from jaxdqn import cli, documents
-from jaxdqn.axes import preset
 from jaxdqn.config import MAX_MEMBERS, UINT32_MAX, check_number, check_whole, validate
 from jaxdqn.environments.names import GYMNAX
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.parallel.axes import preset
 from jaxdqn.paths import write_atomically, write_text
 
 PR_SET_PDEATHSIG = 1

@@ -6,9 +6,9 @@ python experiments/list.py
 import sys
 
 from jaxdqn import cli
-from jaxdqn.axes import PARALLEL
 from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.errors import UserError
+from jaxdqn.parallel.axes import PARALLEL
 from jaxdqn.presets import BY_ENVIRONMENT, PRESETS
 
 AGENTS = "dqn, double_dqn, ensemble_dqn, partitioned_dqn, a2c, random"

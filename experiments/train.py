@@ -24,8 +24,6 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxdqn import cli, paths, presets
-from jaxdqn.axes import Axes, over, preset
-from jaxdqn.axes import validate as validate_axes
 from jaxdqn.config import (
     MAX_MEMBERS,
     Config,
@@ -40,6 +38,8 @@ from jaxdqn.config import (
 )
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import hosts
+from jaxdqn.parallel.axes import Axes, over, preset
+from jaxdqn.parallel.axes import validate as validate_axes
 from jaxdqn.progress import tell
 
 if TYPE_CHECKING:

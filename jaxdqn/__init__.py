@@ -6,10 +6,10 @@ __version__ = "0.1.0"
 __all__ = ["Axes", "Config", "HParams", "Result", "Settings", "load", "preset", "register", "resume", "train"]
 
 if TYPE_CHECKING:
-    from jaxdqn.axes import Axes
     from jaxdqn.config import Config, HParams
     from jaxdqn.environments.registry import register
     from jaxdqn.experiment import resume, train
+    from jaxdqn.parallel.axes import Axes
     from jaxdqn.presets import preset
     from jaxdqn.results import Result, load
     from jaxdqn.session import Settings

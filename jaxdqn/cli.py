@@ -16,10 +16,10 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 
 from jaxdqn import documents, paths
-from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError, shortened, unknown_name
 from jaxdqn.parallel import hosts
+from jaxdqn.parallel.axes import Axes
 from jaxdqn.progress import stderr
 
 T = TypeVar("T")

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from jaxdqn import paths
-from jaxdqn.axes import THREADED, Axes
 from jaxdqn.config import (
     Config,
     HParams,
@@ -27,6 +26,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import devices as _devices
 from jaxdqn.parallel import engine, hosts, memory, schemes
 from jaxdqn.parallel import fleet as _fleet
+from jaxdqn.parallel.axes import THREADED, Axes
 from jaxdqn.parallel.fleet import Parts
 from jaxdqn.results import Result, load, read_params
 from jaxdqn.runs import checkpoints, directory

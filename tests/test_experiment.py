@@ -13,10 +13,10 @@ import pytest
 import jaxdqn
 from jaxdqn import experiment
 from jaxdqn.analysis.intervals import mean_interval
-from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import fleet, memory
+from jaxdqn.parallel.axes import Axes
 from jaxdqn.runs import reporting
 from jaxdqn.session import Settings
 

@@ -12,11 +12,11 @@ import pytest
 
 import jaxdqn
 from jaxdqn import cli, presets
-from jaxdqn.axes import Axes, over, preset
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import actor_learner, couplings, fleet, parameter_server
+from jaxdqn.parallel.axes import Axes, over, preset
 from jaxdqn.session import Settings
 
 LIMIT = 120  # seconds; a hang is a failure

@@ -9,10 +9,10 @@ import pytest
 
 import jaxdqn
 from jaxdqn import driver
-from jaxdqn.axes import Axes
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import fleet, population, schemes
+from jaxdqn.parallel.axes import Axes
 
 U = 150
 CONFIG = Config(

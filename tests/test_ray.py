@@ -20,11 +20,11 @@ import test_parameter_server as servers
 import test_tabular as tables
 from probe_environments import observed_action
 
-from jaxdqn import axes, experiment
+from jaxdqn import experiment
 from jaxdqn.config import timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import engine, fleet, parameter_server, ray_engine
+from jaxdqn.parallel import axes, engine, fleet, parameter_server, ray_engine
 from jaxdqn.parallel.ray_engine import NodeDied, Pool
 from jaxdqn.session import Settings
 from jaxdqn.tabular import method, on_ray

@@ -17,10 +17,10 @@ import pytest
 from scripts import script
 
 import jaxdqn
-from jaxdqn import axes, cli
+from jaxdqn import cli
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import devices, hosts, meeting
+from jaxdqn.parallel import axes, devices, hosts, meeting
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 90  # seconds, of any process
