@@ -24,8 +24,9 @@ from jaxdqn.config import (
 )
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import devices as _devices
-from jaxdqn.parallel import engine, hosts, memory, schemes
 from jaxdqn.parallel import fleet as _fleet
+from jaxdqn.parallel import hosts, memory, schemes
+from jaxdqn.parallel.asynchronous import engine
 from jaxdqn.parallel.axes import THREADED, Axes
 from jaxdqn.parallel.fleet import Parts
 from jaxdqn.results import Result, load, read_params

@@ -20,8 +20,9 @@ from jaxdqn.base import PyTree
 from jaxdqn.config import advice, check_number, check_whole, members, timeline, varying
 from jaxdqn.driver import Hooks, Point, Progressed
 from jaxdqn.errors import UserError, shown
-from jaxdqn.parallel import engine, hosts, memory, population, schemes, telemetry
 from jaxdqn.parallel import fleet as _fleet
+from jaxdqn.parallel import hosts, memory, population, schemes
+from jaxdqn.parallel.asynchronous import engine, telemetry
 from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.progress import Progress, tell
 from jaxdqn.results import Result, read_params

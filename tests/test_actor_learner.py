@@ -18,10 +18,11 @@ from jaxdqn import agents, training
 from jaxdqn.base import Transition
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import actor_learner, couplings, fleet, population, telemetry
-from jaxdqn.parallel.actor import Actor, Node, Programs
-from jaxdqn.parallel.actor_learner import Axes
-from jaxdqn.parallel.workers import Crew
+from jaxdqn.parallel import fleet, population
+from jaxdqn.parallel.asynchronous import actor_learner, couplings, telemetry
+from jaxdqn.parallel.asynchronous.actor import Actor, Node, Programs
+from jaxdqn.parallel.asynchronous.actor_learner import Axes
+from jaxdqn.parallel.asynchronous.workers import Crew
 from jaxdqn.replay import ring
 
 SMALL = Config(

@@ -13,8 +13,8 @@ from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import axes as axes_module
 from jaxdqn.parallel import schemes
+from jaxdqn.parallel.asynchronous.telemetry import LAG_BINS
 from jaxdqn.parallel.axes import OF_SCHEME, PARALLEL, Axes, over, preset, validate
-from jaxdqn.parallel.telemetry import LAG_BINS
 from jaxdqn.presets import for_environment
 
 SMALL = (

@@ -17,7 +17,7 @@ from jaxdqn.base import Network, Policy, Transition
 from jaxdqn.config import FLOAT_WHOLE, INT32_MAX, Config, HParams, timeline, validate, validate_hparams
 from jaxdqn.errors import UserError
 from jaxdqn.learning import sgd_agent
-from jaxdqn.parallel import actor_learner, telemetry
+from jaxdqn.parallel.asynchronous import actor_learner, telemetry
 from jaxdqn.parallel.averaging import Schedule
 from jaxdqn.replay import ring
 from jaxdqn.sweeps import space

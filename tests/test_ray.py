@@ -24,8 +24,9 @@ from jaxdqn import experiment
 from jaxdqn.config import timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import axes, engine, fleet, parameter_server, ray_engine
-from jaxdqn.parallel.ray_engine import NodeDied, Pool
+from jaxdqn.parallel import axes, fleet
+from jaxdqn.parallel.asynchronous import engine, parameter_server, ray_engine
+from jaxdqn.parallel.asynchronous.ray_engine import NodeDied, Pool
 from jaxdqn.session import Settings
 from jaxdqn.tabular import method, on_ray
 

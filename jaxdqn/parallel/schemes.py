@@ -8,9 +8,10 @@ import jax
 from jaxdqn.config import Config, HParams
 from jaxdqn.config import validate as validate_config
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import actor_learner, averaging, devices, fleet, hosts, model_sharding, parameter_server
+from jaxdqn.parallel import averaging, devices, fleet, hosts, model_sharding
+from jaxdqn.parallel.asynchronous import actor_learner, parameter_server
+from jaxdqn.parallel.asynchronous.engine import Engine
 from jaxdqn.parallel.axes import Axes, validate
-from jaxdqn.parallel.engine import Engine
 from jaxdqn.parallel.fleet import Fleet, Parts
 from jaxdqn.parallel.population import Assignment
 

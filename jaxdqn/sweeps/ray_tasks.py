@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import ray_engine
+from jaxdqn.parallel.asynchronous import ray_engine
 from jaxdqn.sweeps import engines
 from jaxdqn.sweeps import stage as _stage
 from jaxdqn.sweeps.engines import Engine, Lost, Run, Tasks

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxdqn.base import Array, Key, PyTree
-from jaxdqn.parallel.ray_engine import Cluster, Pool
+from jaxdqn.parallel.asynchronous.ray_engine import Cluster, Pool
 from jaxdqn.tabular.mdp import MDP
 from jaxdqn.tabular.method import Method
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxdqn.base import Array, LearnerState, PyTree
 from jaxdqn.errors import UserError
-from jaxdqn.parallel.telemetry import LAGS, Seen
+from jaxdqn.parallel.asynchronous.telemetry import LAGS, Seen
 
 LOCKS = ("global", "leaf", "none")
 

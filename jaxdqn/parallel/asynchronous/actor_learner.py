@@ -23,9 +23,11 @@ from jaxdqn.base import Array, Key, LearnerState, PyTree, Transition
 from jaxdqn.config import INT32_MAX, Config, HParams, learns_from_latest, replay_rows, timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import actor, couplings, telemetry
-from jaxdqn.parallel.actor import Actor, Node
-from jaxdqn.parallel.engine import Engine, remake
+from jaxdqn.parallel.asynchronous import actor, couplings, telemetry
+from jaxdqn.parallel.asynchronous.actor import Actor, Node
+from jaxdqn.parallel.asynchronous.engine import Engine, remake
+from jaxdqn.parallel.asynchronous.telemetry import LAGS, Seen, rollouts_of
+from jaxdqn.parallel.asynchronous.workers import Crew
 from jaxdqn.parallel.fleet import (
     EXPERIENCE_STREAM,
     PARAMS_STREAM,
@@ -37,8 +39,6 @@ from jaxdqn.parallel.fleet import (
     over_members,
 )
 from jaxdqn.parallel.memory import tree_bytes
-from jaxdqn.parallel.telemetry import LAGS, Seen, rollouts_of
-from jaxdqn.parallel.workers import Crew
 
 
 class Axes(NamedTuple):

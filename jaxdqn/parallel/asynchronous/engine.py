@@ -34,7 +34,7 @@ def check(name: str, address: str | None = None) -> None:
     if name == "local" and address is not None:
         raise UserError(f'ray_address {address!r} is for engine "ray"; the engine is "local".')
     if name == "ray":
-        from jaxdqn.parallel import ray_engine
+        from jaxdqn.parallel.asynchronous import ray_engine
 
         ray_engine.check(address)
 
@@ -49,7 +49,7 @@ def running(name: str, address: str | None = None) -> Iterator[Engine | None]:
     if name == "local":
         yield None
         return
-    from jaxdqn.parallel import ray_engine
+    from jaxdqn.parallel.asynchronous import ray_engine
 
     with ray_engine.cluster(address) as cluster:
         yield cluster

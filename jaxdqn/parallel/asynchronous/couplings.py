@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxdqn.base import PyTree, Transition
 from jaxdqn.config import timeline
-from jaxdqn.parallel import telemetry
-from jaxdqn.parallel.survivors import ended, mended
-from jaxdqn.parallel.workers import POLL_SECONDS, Work
+from jaxdqn.parallel.asynchronous import telemetry
+from jaxdqn.parallel.asynchronous.survivors import ended, mended
+from jaxdqn.parallel.asynchronous.workers import POLL_SECONDS, Work
 from jaxdqn.training import Metrics
 
 

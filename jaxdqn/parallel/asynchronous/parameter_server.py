@@ -23,15 +23,15 @@ from jaxdqn import training
 from jaxdqn.base import Array, LearnerState
 from jaxdqn.config import Config, HParams
 from jaxdqn.environments import registry
-from jaxdqn.parallel import telemetry
-from jaxdqn.parallel.engine import Engine, remake
+from jaxdqn.parallel.asynchronous import telemetry
+from jaxdqn.parallel.asynchronous.engine import Engine, remake
+from jaxdqn.parallel.asynchronous.server import Axes, Server, put, take, validate
+from jaxdqn.parallel.asynchronous.server_worker import Node, Worker, compile_programs, first_learner, start
+from jaxdqn.parallel.asynchronous.survivors import ended, mended
+from jaxdqn.parallel.asynchronous.telemetry import Seen, rollouts_of
+from jaxdqn.parallel.asynchronous.workers import Crew, Work
 from jaxdqn.parallel.fleet import Fleet, Parts, greedy_episodes, of_scheme, on_one, over_members
 from jaxdqn.parallel.memory import tree_bytes
-from jaxdqn.parallel.server import Axes, Server, put, take, validate
-from jaxdqn.parallel.server_worker import Node, Worker, compile_programs, first_learner, start
-from jaxdqn.parallel.survivors import ended, mended
-from jaxdqn.parallel.telemetry import Seen, rollouts_of
-from jaxdqn.parallel.workers import Crew, Work
 
 
 class ServerState(NamedTuple):

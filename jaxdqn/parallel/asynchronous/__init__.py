@@ -1,0 +1,1 @@
+"""Schemes whose workers are threads, or processes on Ray: actors and a learner, workers and a server."""
