@@ -140,8 +140,8 @@ def rounds(args: Args, mdp: Any, made: Any) -> Iterator[Any]:
     """run(state, first, num_rounds), on the devices or nodes that were asked for."""
     import jax
 
-    from jaxdqn.parallel import devices
     from jaxdqn.parallel.asynchronous import engine
+    from jaxdqn.parallel.compiled import devices
     from jaxdqn.tabular import method
 
     key = jax.random.key(args.seed)

@@ -349,7 +349,8 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: Vary) -> None:
 
     from jaxdqn import experiment
     from jaxdqn.config import advice, timeline
-    from jaxdqn.parallel import memory, population, schemes
+    from jaxdqn.parallel import schemes
+    from jaxdqn.parallel.compiled import memory, population
 
     spec, parts, budget = experiment.plan(
         args.config, args.hparams, seeds, vary, args.num_devices, args.devices_per_agent, args.axes

@@ -188,7 +188,7 @@ def prepare_backend(
     Each core becomes a device where there are members for it; `num_devices` are those of all processes. Raises
     `UserError` for more CPU devices than sensible.
     """
-    from jaxdqn.parallel import devices
+    from jaxdqn.parallel.compiled import devices
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     axes = axes or Axes()

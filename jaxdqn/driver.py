@@ -12,7 +12,7 @@ import jax
 
 from jaxdqn.config import Config, Timeline
 from jaxdqn.parallel import hosts
-from jaxdqn.parallel.fleet import Fleet
+from jaxdqn.parallel.compiled.runner import Fleet
 
 CHUNK_SECONDS = 1.0  # long enough to hide the dispatch, short enough for Ctrl-C
 

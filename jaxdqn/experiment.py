@@ -23,12 +23,13 @@ from jaxdqn.config import (
     validate_hparams,
 )
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import devices as _devices
-from jaxdqn.parallel import fleet as _fleet
-from jaxdqn.parallel import hosts, memory, schemes
+from jaxdqn.parallel import hosts, schemes
 from jaxdqn.parallel.asynchronous import engine
 from jaxdqn.parallel.axes import THREADED, Axes
-from jaxdqn.parallel.fleet import Parts
+from jaxdqn.parallel.compiled import devices as _devices
+from jaxdqn.parallel.compiled import memory
+from jaxdqn.parallel.compiled import runner as _fleet
+from jaxdqn.parallel.compiled.runner import Parts
 from jaxdqn.results import Result, load, read_params
 from jaxdqn.runs import checkpoints, directory
 from jaxdqn.runs.directory import Continuation, RunDirectory, RunSpec

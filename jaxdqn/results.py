@@ -16,8 +16,8 @@ from jaxdqn import acting, evaluation, paths
 from jaxdqn.base import Agent, Environment, PyTree
 from jaxdqn.config import MOST_EPISODES, UINT32_MAX, Config, HParams, check_probability, check_whole, members, varying
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import fleet as _fleet
-from jaxdqn.parallel.fleet import Parts
+from jaxdqn.parallel.compiled import runner as _fleet
+from jaxdqn.parallel.compiled.runner import Parts
 from jaxdqn.runs import checkpoints, directory, metrics, reporting
 
 MAX_WATCHED = 2_500  # steps of an episode that is drawn

@@ -20,10 +20,11 @@ from jaxdqn.base import PyTree
 from jaxdqn.config import advice, check_number, check_whole, members, timeline, varying
 from jaxdqn.driver import Hooks, Point, Progressed
 from jaxdqn.errors import UserError, shown
-from jaxdqn.parallel import fleet as _fleet
-from jaxdqn.parallel import hosts, memory, population, schemes
+from jaxdqn.parallel import hosts, schemes
 from jaxdqn.parallel.asynchronous import engine, telemetry
-from jaxdqn.parallel.fleet import Fleet, Parts
+from jaxdqn.parallel.compiled import memory, population
+from jaxdqn.parallel.compiled import runner as _fleet
+from jaxdqn.parallel.compiled.runner import Fleet, Parts
 from jaxdqn.progress import Progress, tell
 from jaxdqn.results import Result, read_params
 from jaxdqn.runs import checkpoints, metrics, recording, reporting, resuming, tensorboard, weights_and_biases

@@ -11,10 +11,10 @@ import numpy as np
 from jaxdqn.base import PyTree
 from jaxdqn.driver import Progressed
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import devices as _devices
-from jaxdqn.parallel import fleet as _fleet
-from jaxdqn.parallel.fleet import Fleet
-from jaxdqn.parallel.population import Assignment
+from jaxdqn.parallel.compiled import devices as _devices
+from jaxdqn.parallel.compiled import runner as _fleet
+from jaxdqn.parallel.compiled.population import Assignment
+from jaxdqn.parallel.compiled.runner import Fleet
 from jaxdqn.runs import checkpoints, directory
 from jaxdqn.runs.checkpoints import Checkpoint
 from jaxdqn.runs.directory import Continuation

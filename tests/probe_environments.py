@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxdqn import agents, replay, training
 from jaxdqn.base import Array, Environment, Key, PyTree, Spec, TimeStep
 from jaxdqn.config import Config, HParams
-from jaxdqn.parallel.fleet import Parts
+from jaxdqn.parallel.compiled.runner import Parts
 
 OBSERVATION = jax.ShapeDtypeStruct((1,), jnp.float32)
 

@@ -15,7 +15,7 @@ from jaxdqn.base import Batch, Spec, Transition
 from jaxdqn.config import Config, HParams, timeline, validate
 from jaxdqn.errors import UserError
 from jaxdqn.networks import actor_critic
-from jaxdqn.parallel import fleet
+from jaxdqn.parallel.compiled import runner as fleet
 from jaxdqn.replay.latest import block_batch, latest
 
 A, KEY = 3, jax.random.key(0)

@@ -18,11 +18,12 @@ from jaxdqn import agents, training
 from jaxdqn.base import Transition
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import fleet, population
 from jaxdqn.parallel.asynchronous import actor_learner, couplings, telemetry
 from jaxdqn.parallel.asynchronous.actor import Actor, Node, Programs
 from jaxdqn.parallel.asynchronous.actor_learner import Axes
 from jaxdqn.parallel.asynchronous.workers import Crew
+from jaxdqn.parallel.compiled import population
+from jaxdqn.parallel.compiled import runner as fleet
 from jaxdqn.replay import ring
 
 SMALL = Config(

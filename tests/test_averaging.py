@@ -14,7 +14,8 @@ from jaxdqn.base import LearnerState, LossOutput, Network, Policy
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.learning import sgd_agent, update
-from jaxdqn.parallel import averaging, devices, fleet, memory, population
+from jaxdqn.parallel.compiled import averaging, devices, memory, population
+from jaxdqn.parallel.compiled import runner as fleet
 from jaxdqn.session import Settings
 
 SMALL = Config(

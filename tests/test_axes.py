@@ -35,8 +35,8 @@ ON_POLICY = ("--learning-starts", "0")
 @pytest.fixture
 def train(monkeypatch, capfd):
     """train.py in this process, whose backend has long started: train(*flags, code=0) -> what it printed."""
-    monkeypatch.setattr("jaxdqn.parallel.devices.prepare_cpu", lambda *args, **options: None)
-    monkeypatch.setattr("jaxdqn.parallel.devices.prepare_cache", lambda: None)
+    monkeypatch.setattr("jaxdqn.parallel.compiled.devices.prepare_cpu", lambda *args, **options: None)
+    monkeypatch.setattr("jaxdqn.parallel.compiled.devices.prepare_cache", lambda: None)
 
     def run(*flags, code=0):
         with pytest.raises(SystemExit) as stop:

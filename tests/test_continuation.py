@@ -11,7 +11,7 @@ import jaxdqn
 from jaxdqn import experiment
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import population
+from jaxdqn.parallel.compiled import population
 from jaxdqn.runs import checkpoints
 from jaxdqn.runs.directory import Continuation
 from jaxdqn.session import Session, Settings
@@ -116,7 +116,7 @@ def test_labels_and_lists_of_settings_are_columns(tmp_path):
 
 def test_a_run_in_batches_that_is_extended_and_killed_has_each_row_once(tmp_path, monkeypatch):
     """The first batch has a checkpoint of the extension, the second none: their rows are dropped apart."""
-    from jaxdqn.parallel import memory
+    from jaxdqn.parallel.compiled import memory
 
     real = memory.plan
     monkeypatch.setattr(memory, "plan", lambda *args: real(*args)._replace(members_per_batch=1, num_batches=2))

@@ -18,7 +18,7 @@ from jaxdqn.config import FLOAT_WHOLE, INT32_MAX, Config, HParams, timeline, val
 from jaxdqn.errors import UserError
 from jaxdqn.learning import sgd_agent
 from jaxdqn.parallel.asynchronous import actor_learner, telemetry
-from jaxdqn.parallel.averaging import Schedule
+from jaxdqn.parallel.compiled.averaging import Schedule
 from jaxdqn.replay import ring
 from jaxdqn.sweeps import space
 

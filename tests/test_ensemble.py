@@ -259,7 +259,8 @@ def test_the_configured_ensemble_acts_as_it_says(aggregate):
 
 @pytest.mark.parametrize("agent", sorted(agents.STACKED))
 def test_stacks_are_not_split_over_devices_by_layer(agent):
-    from jaxdqn.parallel import fleet, model_sharding
+    from jaxdqn.parallel.compiled import model_sharding
+    from jaxdqn.parallel.compiled import runner as fleet
 
     config = Config(agent=agent, hidden_sizes=(8, 8), num_envs=4, batch_size=8, replay_capacity=64)
     with pytest.raises(UserError, match=rf"agent '{agent}'.*model 1"):

@@ -18,7 +18,7 @@ from jaxdqn.analysis import intervals
 from jaxdqn.base import Network
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import fleet
+from jaxdqn.parallel.compiled import runner as fleet
 from jaxdqn.runs import summary
 from jaxdqn.session import Settings
 from jaxdqn.tabular import mdp, planning

@@ -15,8 +15,9 @@ from jaxdqn import experiment
 from jaxdqn.analysis.intervals import mean_interval
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import fleet, memory
 from jaxdqn.parallel.axes import Axes
+from jaxdqn.parallel.compiled import memory
+from jaxdqn.parallel.compiled import runner as fleet
 from jaxdqn.runs import reporting
 from jaxdqn.session import Settings
 

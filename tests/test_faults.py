@@ -15,9 +15,9 @@ from jaxdqn import cli, presets
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import fleet
 from jaxdqn.parallel.asynchronous import actor_learner, couplings, parameter_server
 from jaxdqn.parallel.axes import Axes, over, preset
+from jaxdqn.parallel.compiled import runner as fleet
 from jaxdqn.session import Settings
 
 LIMIT = 120  # seconds; a hang is a failure

@@ -13,7 +13,8 @@ import jaxdqn
 from jaxdqn import evaluation
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import fleet, memory, model_sharding, population
+from jaxdqn.parallel.compiled import memory, model_sharding, population
+from jaxdqn.parallel.compiled import runner as fleet
 from jaxdqn.session import Settings
 
 WIDE = Config(

@@ -28,7 +28,8 @@ from jaxdqn import learning
 from jaxdqn.base import Batch
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.learning import Shards, mean_over_shards
-from jaxdqn.parallel import devices, fleet, population
+from jaxdqn.parallel.compiled import devices, population
+from jaxdqn.parallel.compiled import runner as fleet
 from jaxdqn.session import Settings
 
 SMALL = Config(

@@ -15,9 +15,10 @@ from jaxdqn.base import LearnerState, Network, Policy
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.learning import OPTIMIZERS, sgd_agent
-from jaxdqn.parallel import fleet, population
 from jaxdqn.parallel.asynchronous import parameter_server, server, server_worker, telemetry
 from jaxdqn.parallel.asynchronous.parameter_server import Axes, Server
+from jaxdqn.parallel.compiled import population
+from jaxdqn.parallel.compiled import runner as fleet
 
 SMALL = Config(
     agent="a2c",

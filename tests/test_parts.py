@@ -11,8 +11,10 @@ import jaxdqn
 from jaxdqn import driver
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import fleet, population, schemes
+from jaxdqn.parallel import schemes
 from jaxdqn.parallel.axes import Axes
+from jaxdqn.parallel.compiled import population
+from jaxdqn.parallel.compiled import runner as fleet
 
 U = 150
 CONFIG = Config(

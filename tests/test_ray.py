@@ -24,9 +24,10 @@ from jaxdqn import experiment
 from jaxdqn.config import timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import axes, fleet
+from jaxdqn.parallel import axes
 from jaxdqn.parallel.asynchronous import engine, parameter_server, ray_engine
 from jaxdqn.parallel.asynchronous.ray_engine import NodeDied, Pool
+from jaxdqn.parallel.compiled import runner as fleet
 from jaxdqn.session import Settings
 from jaxdqn.tabular import method, on_ray
 

@@ -22,7 +22,7 @@ from jaxdqn.acting import EpisodeSums
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.evaluation import Episodes
-from jaxdqn.parallel import memory
+from jaxdqn.parallel.compiled import memory
 from jaxdqn.runs import directory, files, metrics, recording, reporting, tensorboard, weights_and_biases
 from jaxdqn.training import Metrics
 

@@ -24,7 +24,8 @@ import jaxdqn
 from jaxdqn import cli, experiment, paths
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import devices, schemes
+from jaxdqn.parallel import schemes
+from jaxdqn.parallel.compiled import devices
 from jaxdqn.progress import Progress, tell
 from jaxdqn.runs import checkpoints, metrics
 from jaxdqn.session import INTERRUPTED, OK, Settings, catch_signals, first_of_shards

@@ -24,7 +24,7 @@ from jaxdqn.analysis import intervals
 from jaxdqn.config import timeline
 from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import devices, memory
+from jaxdqn.parallel.compiled import devices, memory
 from jaxdqn.presets import PRESETS
 
 ROOT = pathlib.Path(__file__).parent.parent

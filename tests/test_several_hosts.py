@@ -20,7 +20,8 @@ import jaxdqn
 from jaxdqn import cli
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import axes, devices, hosts, meeting
+from jaxdqn.parallel import axes, hosts, meeting
+from jaxdqn.parallel.compiled import devices
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 90  # seconds, of any process

@@ -10,9 +10,9 @@ from probe_environments import clocked
 
 from jaxdqn.base import Transition
 from jaxdqn.config import Config, HParams
-from jaxdqn.parallel import fleet
 from jaxdqn.parallel.asynchronous import actor_learner
 from jaxdqn.parallel.asynchronous.actor_learner import Axes
+from jaxdqn.parallel.compiled import runner as fleet
 
 ACTORS, ROWS, N_STEP, SAMPLED_EVERY = 8, 5_000, 3, 100
 H = HParams(learning_rate=0.0)

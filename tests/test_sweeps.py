@@ -12,7 +12,8 @@ import pytest
 
 import jaxdqn
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import devices, memory, schemes
+from jaxdqn.parallel import schemes
+from jaxdqn.parallel.compiled import devices, memory
 from jaxdqn.runs import checkpoints, metrics
 from jaxdqn.session import Settings
 from jaxdqn.sweeps import directory, engines, planning, reading, report, running, samplers, search

@@ -26,7 +26,8 @@ def train(num_members: int, num_devices: int, seconds: float, begin: float) -> d
 
     from jaxdqn import presets
     from jaxdqn.config import timeline
-    from jaxdqn.parallel import devices, fleet, population
+    from jaxdqn.parallel.compiled import devices, population
+    from jaxdqn.parallel.compiled import runner as fleet
 
     devices.prepare_cpu(num_devices, one_thread_each=True)
     preset = presets.preset("cartpole-reference")

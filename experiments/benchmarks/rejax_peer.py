@@ -118,7 +118,8 @@ def peer() -> Iterator[Any]:
 def ours() -> Iterator[Any]:
     """This library: the same, for the same settings."""
     from jaxdqn.config import timeline
-    from jaxdqn.parallel import devices, fleet, population
+    from jaxdqn.parallel.compiled import devices, population
+    from jaxdqn.parallel.compiled import runner as fleet
 
     devices.prepare_cpu(DEVICES, one_thread_each=True)
     import jax

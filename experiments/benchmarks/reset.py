@@ -44,7 +44,8 @@ def training_iterations(name: str) -> tuple[Any, int]:
     import numpy as np
 
     from jaxdqn import presets
-    from jaxdqn.parallel import fleet, population
+    from jaxdqn.parallel.compiled import population
+    from jaxdqn.parallel.compiled import runner as fleet
 
     chosen = presets.for_environment(name)
     config = dataclasses.replace(chosen.config, num_envs=NUM_ENVS, replay_capacity=16_000)

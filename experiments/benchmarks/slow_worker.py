@@ -25,8 +25,8 @@ def crew(num_workers: int) -> Callable[[tuple[float, ...], float], float]:
     import jax
 
     from jaxdqn.config import Config, HParams
-    from jaxdqn.parallel import fleet
     from jaxdqn.parallel.asynchronous import parameter_server
+    from jaxdqn.parallel.compiled import runner as fleet
 
     config = Config(agent="a2c", num_envs=2, rollout_length=4, n_step=4, hidden_sizes=(32,), learning_starts=0)
     sleeping: tuple[float, ...] = (0.0,) * num_workers

@@ -8,12 +8,14 @@ import jax
 from jaxdqn.config import Config, HParams
 from jaxdqn.config import validate as validate_config
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import averaging, devices, fleet, hosts, model_sharding
+from jaxdqn.parallel import hosts
 from jaxdqn.parallel.asynchronous import actor_learner, parameter_server
 from jaxdqn.parallel.asynchronous.engine import Engine
 from jaxdqn.parallel.axes import Axes, validate
-from jaxdqn.parallel.fleet import Fleet, Parts
-from jaxdqn.parallel.population import Assignment
+from jaxdqn.parallel.compiled import averaging, devices, model_sharding
+from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled.population import Assignment
+from jaxdqn.parallel.compiled.runner import Fleet, Parts
 
 MOST_UPDATES = 1_000  # of an iteration, in schemes that do not divide it
 

@@ -81,7 +81,7 @@ def plan(sweep: Sweep, num_devices: int | None) -> Plan:
 
 def described(plan: Plan, sweep: Sweep) -> list[str]:
     """The plan for people, one line each."""
-    from jaxdqn.parallel import memory
+    from jaxdqn.parallel.compiled import memory
 
     up_to = "up to " if sweep.sampler.adaptive else ""
     batches = f" in {plan.batches_per_group} batches" if plan.batches_per_group > 1 else ""
@@ -138,7 +138,7 @@ def _update_flops(config: Config) -> float:
     import jax.numpy as jnp
 
     from jaxdqn import training
-    from jaxdqn.parallel import fleet
+    from jaxdqn.parallel.compiled import runner as fleet
 
     parts = fleet.make_parts(config)
 

@@ -133,7 +133,7 @@ def _end_with(parent: Any) -> None:
 
 def prepare(num_devices: int) -> None:
     """Sets up JAX in a process that trains a stage."""
-    from jaxdqn.parallel import devices
+    from jaxdqn.parallel.compiled import devices
 
     devices.prepare_cache()
     devices.prepare_cpu(num_devices, one_thread_each=True)

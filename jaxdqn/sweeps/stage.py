@@ -139,7 +139,7 @@ def _lanes(folder: pathlib.Path, name: str) -> int:
     """Lanes of each device in a stage that was trained; 1 where a program has one lane whatever their number."""
     import jax
 
-    from jaxdqn.parallel import population
+    from jaxdqn.parallel.compiled import population
     from jaxdqn.runs import directory
 
     if population.fastest_width(jax.default_backend(), 2) == 1:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxdqn.base import Array, Key, PyTree
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import devices as _devices
+from jaxdqn.parallel.compiled import devices as _devices
 from jaxdqn.tabular.mdp import MDP
 
 

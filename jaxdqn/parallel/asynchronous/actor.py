@@ -14,7 +14,7 @@ from jaxdqn import acting, training
 from jaxdqn.acting import ActorState, EpisodeSums
 from jaxdqn.base import Array, Key, PyTree, Transition
 from jaxdqn.config import HParams
-from jaxdqn.parallel.fleet import Parts, on_one
+from jaxdqn.parallel.compiled.runner import Parts, on_one
 
 
 class Actor(NamedTuple):

@@ -28,7 +28,8 @@ from jaxdqn.parallel.asynchronous.actor import Actor, Node
 from jaxdqn.parallel.asynchronous.engine import Engine, remake
 from jaxdqn.parallel.asynchronous.telemetry import LAGS, Seen, rollouts_of
 from jaxdqn.parallel.asynchronous.workers import Crew
-from jaxdqn.parallel.fleet import (
+from jaxdqn.parallel.compiled.memory import tree_bytes
+from jaxdqn.parallel.compiled.runner import (
     EXPERIENCE_STREAM,
     PARAMS_STREAM,
     Fleet,
@@ -38,7 +39,6 @@ from jaxdqn.parallel.fleet import (
     on_one,
     over_members,
 )
-from jaxdqn.parallel.memory import tree_bytes
 
 
 class Axes(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from jaxdqn.config import Config
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError, unknown_name
-from jaxdqn.parallel.fleet import Parts, make_parts
+from jaxdqn.parallel.compiled.runner import Parts, make_parts
 
 ENGINES = ("local", "ray")
 

@@ -30,8 +30,8 @@ from jaxdqn.parallel.asynchronous.server_worker import Node, Worker, compile_pro
 from jaxdqn.parallel.asynchronous.survivors import ended, mended
 from jaxdqn.parallel.asynchronous.telemetry import Seen, rollouts_of
 from jaxdqn.parallel.asynchronous.workers import Crew, Work
-from jaxdqn.parallel.fleet import Fleet, Parts, greedy_episodes, of_scheme, on_one, over_members
-from jaxdqn.parallel.memory import tree_bytes
+from jaxdqn.parallel.compiled.memory import tree_bytes
+from jaxdqn.parallel.compiled.runner import Fleet, Parts, greedy_episodes, of_scheme, on_one, over_members
 
 
 class ServerState(NamedTuple):

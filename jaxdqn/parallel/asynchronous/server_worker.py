@@ -13,7 +13,7 @@ from jaxdqn import acting, training
 from jaxdqn.acting import ActorState, EpisodeSums
 from jaxdqn.base import Array, Key, LearnerState, PyTree
 from jaxdqn.config import Config, learns_from_latest
-from jaxdqn.parallel.fleet import EXPERIENCE_STREAM, PARAMS_STREAM, Parts, on_one
+from jaxdqn.parallel.compiled.runner import EXPERIENCE_STREAM, PARAMS_STREAM, Parts, on_one
 
 
 class Worker(NamedTuple):

@@ -18,10 +18,11 @@ from jaxdqn.base import Agent, Environment, PyTree, Replay
 from jaxdqn.config import Config, HParams, learns_from_latest, replay_rows
 from jaxdqn.environments import registry
 from jaxdqn.learning import shard_index
-from jaxdqn.parallel import devices as _devices
-from jaxdqn.parallel import hosts, population
-from jaxdqn.parallel.memory import tree_bytes
-from jaxdqn.parallel.population import Assignment
+from jaxdqn.parallel import hosts
+from jaxdqn.parallel.compiled import devices as _devices
+from jaxdqn.parallel.compiled import population
+from jaxdqn.parallel.compiled.memory import tree_bytes
+from jaxdqn.parallel.compiled.population import Assignment
 
 PARAMS_STREAM, EXPERIENCE_STREAM = 0, 1
 MOST_UNSPLIT = 128  # updates of an iteration that Ctrl-C may have to wait for

@@ -20,10 +20,10 @@ from jaxdqn import agents, training
 from jaxdqn.base import PyTree, Replay
 from jaxdqn.config import ON_POLICY, Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import fleet as _fleet
-from jaxdqn.parallel import population
-from jaxdqn.parallel.fleet import Fleet, Parts
-from jaxdqn.parallel.memory import tree_bytes
+from jaxdqn.parallel.compiled import population
+from jaxdqn.parallel.compiled import runner as _fleet
+from jaxdqn.parallel.compiled.memory import tree_bytes
+from jaxdqn.parallel.compiled.runner import Fleet, Parts
 
 DATA, MODEL = "data", "model"
 _LAYER = re.compile(r"(Dense|LayerNorm)_(\d+)/(kernel|bias|scale)$")

@@ -23,11 +23,11 @@ from jaxdqn.base import Array, Key, LearnerState, PyTree
 from jaxdqn.config import INT32_MAX, HParams
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.learning import Shards, all_finite, mean_over_shards
-from jaxdqn.parallel import devices as _devices
-from jaxdqn.parallel import fleet as _fleet
-from jaxdqn.parallel import population
-from jaxdqn.parallel.fleet import Fleet, Lane, Parts
-from jaxdqn.parallel.memory import tree_bytes
+from jaxdqn.parallel.compiled import devices as _devices
+from jaxdqn.parallel.compiled import population
+from jaxdqn.parallel.compiled import runner as _fleet
+from jaxdqn.parallel.compiled.memory import tree_bytes
+from jaxdqn.parallel.compiled.runner import Fleet, Lane, Parts
 from jaxdqn.training import Metrics, TrainState
 
 

@@ -7,7 +7,7 @@ import jax
 
 from jaxdqn.base import PyTree
 from jaxdqn.errors import UserError
-from jaxdqn.parallel.host_memory import host_bytes
+from jaxdqn.parallel.compiled.host_memory import host_bytes
 
 MOST_REGIONS = 20_000
 HEADROOM = 0.8  # of the free memory; the rest is for temporaries, the program and Python
