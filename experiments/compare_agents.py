@@ -14,10 +14,11 @@ import pathlib
 import shutil
 import sys
 
-from jaxdqn import cli, presets
+from jaxdqn import presets
 from jaxdqn.config import MAX_MEMBERS, Config, HParams, check_whole
 from jaxdqn.environments.names import GYMNAX
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.runs import cli
 
 # What is changed of the preset of environment and agent.
 AGENTS = {
@@ -88,9 +89,8 @@ def train(path: pathlib.Path, config: Config, hparams: HParams, num_seeds: int) 
     """One population, kept in `path` once it has finished; until then in `unfinished(path)`, where the next call goes
     on. Raises `UserError` where it is stopped before."""
     cli.prepare_backend(config, num_seeds, None, 1)
-    from jaxdqn import experiment
-    from jaxdqn.runs import directory, metrics
-    from jaxdqn.session import OK, Settings
+    from jaxdqn.runs import directory, experiment, metrics
+    from jaxdqn.runs.session import OK, Settings
 
     work, settings = unfinished(path), Settings(tensorboard=False, figure=False)
     if (work / "config.yaml").exists():

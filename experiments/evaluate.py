@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from jaxdqn import cli, documents, paths
+from jaxdqn import documents, paths
 from jaxdqn.config import MOST_EPISODES, UINT32_MAX, check_probability, check_whole
 from jaxdqn.errors import UserError
+from jaxdqn.runs import cli
 
 if TYPE_CHECKING:
-    from jaxdqn.results import Result
+    from jaxdqn.runs.results import Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,9 @@ def run(arguments: list[str]) -> int:
         args = dataclasses.replace(args, gif=paths.followed(args.gif))
         paths.check_file(args.gif)
     cli.prepare_backend(spec.config, 1, 1, 1)
-    from jaxdqn import fingerprints, rendering, results
+    from jaxdqn import fingerprints
     from jaxdqn.analysis import intervals
+    from jaxdqn.runs import rendering, results
 
     result = results.load(args.run)
     picture = None if args.no_gif else args.gif or args.run / f"policy-member-{args.member}.gif"
@@ -105,7 +107,7 @@ def run(arguments: list[str]) -> int:
 
 def draw(result: "Result", member: int, seed: int, path: pathlib.Path) -> None:
     """Writes an episode as a GIF. Raises `UserError`, and OSError."""
-    from jaxdqn import rendering, results
+    from jaxdqn.runs import rendering, results
 
     spec, env_kwargs = result.parts.environment.spec, result.config.env_kwargs
     observations = rendering.thin(results.watch(result, member, seed))

@@ -14,8 +14,9 @@ from typing import Annotated
 
 import tyro
 
-from jaxdqn import cli, paths
+from jaxdqn import paths
 from jaxdqn.config import check_whole
+from jaxdqn.runs import cli
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ def run(arguments: list[str]) -> int:
     path = args.run / f"policy-member-{args.member}.jax" if args.out is None else paths.followed(args.out)
     paths.check_file(path)
     cli.prepare_backend(spec.config, 1, 1, 1)
-    from jaxdqn import exporting
+    from jaxdqn.runs import export as exporting
 
     agreed = exporting.export_policy(args.run, args.member, path)
     cli.say(f"policy: {path} ({path.stat().st_size / 1024:.0f} KiB); {agreed} reloaded actions equal the run's")

@@ -5,11 +5,11 @@ python experiments/list.py
 
 import sys
 
-from jaxdqn import cli
 from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.axes import PARALLEL
 from jaxdqn.presets import BY_ENVIRONMENT, PRESETS
+from jaxdqn.runs import cli
 
 AGENTS = "dqn, double_dqn, ensemble_dqn, partitioned_dqn, a2c, random"
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jaxdqn import cli
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.runs import cli
 
 if TYPE_CHECKING:
     import pandas as pd

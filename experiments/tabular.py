@@ -20,9 +20,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from jaxdqn import cli, paths
+from jaxdqn import paths
 from jaxdqn.config import INT32_MAX, MOST, Config
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.runs import cli
 
 METHODS = ("q_learning", "partitioned", "distributed")
 COVERAGES = ("all", "part")
@@ -158,8 +159,8 @@ def learn(args: Args, run: Any, made: Any, mdp: Any, optimal: Any) -> tuple[Any,
     """The learned table, the rows of the error curve, and the seconds that compiling took. Ctrl-C ends it early."""
     import jax
 
-    from jaxdqn.progress import Progress
-    from jaxdqn.session import catch_signals
+    from jaxdqn.runs.progress import Progress
+    from jaxdqn.runs.session import catch_signals
     from jaxdqn.tabular import planning
 
     state = made.init()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxdqn import cli, paths, presets
+from jaxdqn import paths, presets
 from jaxdqn.config import (
     MAX_MEMBERS,
     Config,
@@ -40,7 +40,8 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import hosts
 from jaxdqn.parallel.axes import Axes, over, preset
 from jaxdqn.parallel.axes import validate as validate_axes
-from jaxdqn.progress import tell
+from jaxdqn.runs import cli
+from jaxdqn.runs.progress import tell
 
 if TYPE_CHECKING:
     from jaxdqn.runs.directory import RunSpec
@@ -172,7 +173,7 @@ def run(arguments: list[str]) -> int:
     check_replicates(everyone)
     validate_axes(args.axes, args.num_processes or 1)
     prepare(args, len(everyone), args.num_devices, args.devices_per_agent, vary)
-    from jaxdqn import experiment
+    from jaxdqn.runs import experiment
 
     if args.dry_run:
         dry_run(args, seeds, vary)
@@ -237,7 +238,7 @@ def prepare(args: Args, num_members: int, num_devices: int | None, per_agent: in
 
 def settings(args: Args):  # type: ignore[no-untyped-def]
     """The flags that do not change a run's result."""
-    from jaxdqn.session import Settings
+    from jaxdqn.runs.session import Settings
 
     if args.wandb is not None and not args.wandb.strip():
         raise UserError("--wandb is empty; it must be the name of a project.")
@@ -303,7 +304,7 @@ def resume(args: Args) -> int:
     assert args.resume is not None
     spec = check_resume(args)
     prepare(args, spec.num_devices, spec.num_devices, spec.devices_per_agent, {})
-    from jaxdqn import experiment
+    from jaxdqn.runs import experiment
 
     if args.dry_run:
         done = experiment.steps_done(args.resume, spec.config)
@@ -317,7 +318,7 @@ def resume(args: Args) -> int:
 
 def report(summary: dict, out: pathlib.Path) -> int:
     """The last lines a user reads; returns the exit code."""
-    from jaxdqn.session import DIVERGED, INTERRUPTED, TIMEOUT
+    from jaxdqn.runs.session import DIVERGED, INTERRUPTED, TIMEOUT
 
     code = {INTERRUPTED: 130, DIVERGED: 1}.get(summary["status"], 0)
     if not hosts.is_first():
@@ -347,10 +348,10 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: Vary) -> None:
     import jax
     import yaml
 
-    from jaxdqn import experiment
     from jaxdqn.config import advice, timeline
     from jaxdqn.parallel import schemes
     from jaxdqn.parallel.compiled import memory, population
+    from jaxdqn.runs import experiment
 
     spec, parts, budget = experiment.plan(
         args.config, args.hparams, seeds, vary, args.num_devices, args.devices_per_agent, args.axes

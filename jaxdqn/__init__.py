@@ -8,11 +8,11 @@ __all__ = ["Axes", "Config", "HParams", "Result", "Settings", "load", "preset", 
 if TYPE_CHECKING:
     from jaxdqn.config import Config, HParams
     from jaxdqn.environments.registry import register
-    from jaxdqn.experiment import resume, train
     from jaxdqn.parallel.axes import Axes
     from jaxdqn.presets import preset
-    from jaxdqn.results import Result, load
-    from jaxdqn.session import Settings
+    from jaxdqn.runs.experiment import resume, train
+    from jaxdqn.runs.results import Result, load
+    from jaxdqn.runs.session import Settings
 
 _HOME = {
     "Axes": "axes",

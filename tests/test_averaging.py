@@ -16,7 +16,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.learning import sgd_agent, update
 from jaxdqn.parallel.compiled import averaging, devices, memory, population
 from jaxdqn.parallel.compiled import runner as fleet
-from jaxdqn.session import Settings
+from jaxdqn.runs.session import Settings
 
 SMALL = Config(
     hidden_sizes=(16,),

@@ -8,7 +8,6 @@ import pytest
 from scripts import script
 
 import jaxdqn
-from jaxdqn import cli
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import axes as axes_module
@@ -16,6 +15,7 @@ from jaxdqn.parallel import schemes
 from jaxdqn.parallel.asynchronous.telemetry import LAG_BINS
 from jaxdqn.parallel.axes import OF_SCHEME, PARALLEL, Axes, over, preset, validate
 from jaxdqn.presets import for_environment
+from jaxdqn.runs import cli
 
 SMALL = (
     "--num-envs",

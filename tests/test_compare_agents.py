@@ -4,10 +4,9 @@ import pandas as pd
 import pytest
 from scripts import script
 
-from jaxdqn import cli, experiment
 from jaxdqn.analysis import loading
 from jaxdqn.errors import UserError
-from jaxdqn.runs import directory
+from jaxdqn.runs import cli, directory, experiment
 
 agents = script("compare_agents")
 DEFAULT = agents.Args()

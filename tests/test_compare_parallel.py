@@ -3,10 +3,10 @@
 import pytest
 from scripts import script
 
-from jaxdqn import experiment
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
-from jaxdqn.session import Settings
+from jaxdqn.runs import experiment
+from jaxdqn.runs.session import Settings
 
 compare = script("compare_parallel")
 

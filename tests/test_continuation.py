@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 
 import jaxdqn
-from jaxdqn import experiment
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import population
-from jaxdqn.runs import checkpoints
+from jaxdqn.runs import checkpoints, experiment
 from jaxdqn.runs.directory import Continuation
-from jaxdqn.session import Session, Settings
+from jaxdqn.runs.session import Session, Settings
 
 SMALL = Config(
     env="Catch-bsuite",

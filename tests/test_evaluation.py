@@ -20,7 +20,7 @@ from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import runner as fleet
 from jaxdqn.runs import summary
-from jaxdqn.session import Settings
+from jaxdqn.runs.session import Settings
 from jaxdqn.tabular import mdp, planning
 
 SUCCESS = 0.7402  # of FrozenLake's optimal policy within 100 steps
@@ -333,7 +333,7 @@ def test_unfinished_episodes_are_counted_and_said_once(population):
 
 
 def test_runs_of_one_seed_each_are_judged_on_episodes_of_their_own(population, monkeypatch):
-    monkeypatch.setattr("jaxdqn.results.evaluate_params", lambda *args: args[4])
+    monkeypatch.setattr("jaxdqn.runs.results.evaluate_params", lambda *args: args[4])
     assert [population[0].evaluate(member=member) for member in range(4)] == [5, 6, 5, 6]
 
 

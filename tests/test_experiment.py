@@ -11,15 +11,14 @@ import pandas as pd
 import pytest
 
 import jaxdqn
-from jaxdqn import experiment
 from jaxdqn.analysis.intervals import mean_interval
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.axes import Axes
 from jaxdqn.parallel.compiled import memory
 from jaxdqn.parallel.compiled import runner as fleet
-from jaxdqn.runs import reporting
-from jaxdqn.session import Settings
+from jaxdqn.runs import experiment, reporting
+from jaxdqn.runs.session import Settings
 
 SMALL = Config(
     num_envs=4,

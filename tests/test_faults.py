@@ -11,14 +11,15 @@ import pandas as pd
 import pytest
 
 import jaxdqn
-from jaxdqn import cli, presets
+from jaxdqn import presets
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.asynchronous import actor_learner, couplings, parameter_server
 from jaxdqn.parallel.axes import Axes, over, preset
 from jaxdqn.parallel.compiled import runner as fleet
-from jaxdqn.session import Settings
+from jaxdqn.runs import cli
+from jaxdqn.runs.session import Settings
 
 LIMIT = 120  # seconds; a hang is a failure
 SMALL = Config(

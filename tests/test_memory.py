@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdqn import experiment
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import schemes
 from jaxdqn.parallel.axes import Axes
 from jaxdqn.parallel.compiled import devices, host_memory, memory, model_sharding, population
 from jaxdqn.parallel.compiled import runner as fleet
-from jaxdqn.session import Settings
+from jaxdqn.runs import experiment
+from jaxdqn.runs.session import Settings
 
 RING = Config(hidden_sizes=(8,), num_envs=8, batch_size=8, replay_capacity=400_000, learning_starts=64)
 

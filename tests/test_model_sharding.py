@@ -15,7 +15,7 @@ from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import memory, model_sharding, population
 from jaxdqn.parallel.compiled import runner as fleet
-from jaxdqn.session import Settings
+from jaxdqn.runs.session import Settings
 
 WIDE = Config(
     hidden_sizes=(256, 128),

@@ -30,7 +30,7 @@ from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.learning import Shards, mean_over_shards
 from jaxdqn.parallel.compiled import devices, population
 from jaxdqn.parallel.compiled import runner as fleet
-from jaxdqn.session import Settings
+from jaxdqn.runs.session import Settings
 
 SMALL = Config(
     hidden_sizes=(32,),
@@ -222,7 +222,7 @@ def test_extending_a_finished_run_equals_the_longer_run(tmp_path):
 
 def test_a_checkpoint_in_the_middle_of_a_window_loses_nothing(tmp_path, monkeypatch):
     """Ctrl-C falls between two logging points: the sums so far are in the checkpoint."""
-    from jaxdqn import driver
+    from jaxdqn.runs import driver
 
     monkeypatch.setattr(driver, "CHUNK_SECONDS", 1e-9)  # chunks of one iteration
     whole = jaxdqn.train(SMALL, H, settings=QUIET, num_devices=1)

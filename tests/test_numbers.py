@@ -11,11 +11,10 @@ import pytest
 from scripts import script
 
 import jaxdqn
-from jaxdqn import cli, experiment
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.runs import directory
-from jaxdqn.session import Settings
+from jaxdqn.runs import cli, directory, experiment
+from jaxdqn.runs.session import Settings
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 NAMES = ("train", "sweep", "compare_agents", "compare_parallel", "evaluate", "export", "tabular")

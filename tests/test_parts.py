@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import jaxdqn
-from jaxdqn import driver
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import schemes
 from jaxdqn.parallel.axes import Axes
 from jaxdqn.parallel.compiled import population
 from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.runs import driver
 
 U = 150
 CONFIG = Config(

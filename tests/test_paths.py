@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from scripts import script
 
 import jaxdqn
-from jaxdqn import cli, experiment, paths, rendering
+from jaxdqn import paths
 from jaxdqn.analysis import loading
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
-from jaxdqn.runs import checkpoints, directory, metrics, reporting, tensorboard
-from jaxdqn.session import Settings
+from jaxdqn.runs import checkpoints, cli, directory, experiment, metrics, rendering, reporting, tensorboard
+from jaxdqn.runs.session import Settings
 from jaxdqn.sweeps import optuna_sampler
 from jaxdqn.sweeps.space import parse as parse_space
 from jaxdqn.sweeps.sweep import Sampler

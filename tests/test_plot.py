@@ -12,9 +12,8 @@ import yaml
 from matplotlib.figure import Figure
 from scripts import script
 
-from jaxdqn import cli
 from jaxdqn.errors import UserError
-from jaxdqn.runs import metrics
+from jaxdqn.runs import cli, metrics
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "experiments" / "plot.py"
 SPACE = {"learning_rate": {"log": [1e-5, 1e-1]}, "batch_size": {"choice": [32, 64]}, "gamma": {"fixed": 0.99}}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxdqn import progress
+from jaxdqn.runs import progress
 
 
 @pytest.fixture

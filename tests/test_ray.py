@@ -20,7 +20,6 @@ import test_parameter_server as servers
 import test_tabular as tables
 from probe_environments import observed_action
 
-from jaxdqn import experiment
 from jaxdqn.config import timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
@@ -28,7 +27,8 @@ from jaxdqn.parallel import axes
 from jaxdqn.parallel.asynchronous import engine, parameter_server, ray_engine
 from jaxdqn.parallel.asynchronous.ray_engine import NodeDied, Pool
 from jaxdqn.parallel.compiled import runner as fleet
-from jaxdqn.session import Settings
+from jaxdqn.runs import experiment
+from jaxdqn.runs.session import Settings
 from jaxdqn.tabular import method, on_ray
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from jaxdqn import rendering
 from jaxdqn.base import Spec
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
+from jaxdqn.runs import rendering
 
 NIGHT, LINE, CYAN, RED = (22, 27, 46), (32, 39, 63), (76, 201, 240), (249, 65, 68)
 AMBER, AGENT, HOLE, GOAL, WALL = (232, 150, 58), (228, 87, 46), (51, 89, 127), (47, 158, 98), (47, 62, 85)

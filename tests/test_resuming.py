@@ -21,14 +21,14 @@ import yaml
 from scripts import script
 
 import jaxdqn
-from jaxdqn import cli, experiment, paths
+from jaxdqn import paths
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import schemes
 from jaxdqn.parallel.compiled import devices
-from jaxdqn.progress import Progress, tell
-from jaxdqn.runs import checkpoints, metrics
-from jaxdqn.session import INTERRUPTED, OK, Settings, catch_signals, first_of_shards
+from jaxdqn.runs import checkpoints, cli, experiment, metrics
+from jaxdqn.runs.progress import Progress, tell
+from jaxdqn.runs.session import INTERRUPTED, OK, Settings, catch_signals, first_of_shards
 
 ROOT = pathlib.Path(jaxdqn.__file__).parents[1]
 TINY = Config(
@@ -424,7 +424,7 @@ def test_the_first_signal_is_a_flag_the_second_of_its_kind_acts_as_always(number
 
 STREAMS = """
 import sys
-from jaxdqn import cli
+from jaxdqn.runs import cli
 
 def script():
     print("in", file=sys.stderr, flush=True)
@@ -470,13 +470,13 @@ def test_evaluate_prints_its_result_before_it_draws(run, monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "prepare_backend", lambda *_: None)
     with monkeypatch.context() as patch:
-        patch.setattr("jaxdqn.rendering.save_gif", full)
+        patch.setattr("jaxdqn.runs.rendering.save_gif", full)
         with pytest.raises(SystemExit) as stop:
             cli.main(lambda: evaluate_script.run([str(run), "--episodes", "2"]))
     said = capsys.readouterr()
     assert stop.value.code == 1 and said.out.startswith("dqn on Catch-bsuite, member 0: return ")
     assert said.err.splitlines() == ["error: No space left on device: x.gif"]
-    monkeypatch.setattr("jaxdqn.results.Result.evaluate", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr("jaxdqn.runs.results.Result.evaluate", lambda *_: pytest.fail("it went on"))
     for path in ("/dev/null", "/dev/stdout", run, run / "no" / "x.gif"):
         with pytest.raises(UserError, match="cannot write"):
             evaluate_script.run([str(run), "--gif", str(path)])
@@ -517,7 +517,7 @@ def unknown(*_):
 pwd.getpwuid = pwd.getpwnam = unknown
 sys.path.insert(0, {experiments!r})
 import train
-from jaxdqn import cli
+from jaxdqn.runs import cli
 cli.main(lambda: train.run({arguments}))
 """
 

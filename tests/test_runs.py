@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 import jaxdqn
-from jaxdqn import experiment, paths
+from jaxdqn import paths
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.runs import checkpoints, directory, metrics
+from jaxdqn.runs import checkpoints, directory, experiment, metrics
 from jaxdqn.runs.directory import Continuation, RunSpec
 
 SMALL = Config(num_envs=4, batch_size=16, hidden_sizes=(16,), replay_capacity=400, learning_starts=64, total_steps=400)

@@ -17,11 +17,11 @@ import pytest
 from scripts import script
 
 import jaxdqn
-from jaxdqn import cli
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import axes, hosts, meeting
 from jaxdqn.parallel.compiled import devices
+from jaxdqn.runs import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 90  # seconds, of any process

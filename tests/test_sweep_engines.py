@@ -278,7 +278,7 @@ def fails(capsys, *arguments):
 @pytest.fixture
 def inside(monkeypatch):
     """sweep.py in this process, whose backend has long started."""
-    monkeypatch.setattr("jaxdqn.cli.prepare_backend", lambda *args, **options: None)
+    monkeypatch.setattr("jaxdqn.runs.cli.prepare_backend", lambda *args, **options: None)
 
 
 def test_one_clear_line_for_each_mistake(inside, capsys, tmp_path):

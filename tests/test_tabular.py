@@ -21,9 +21,9 @@ import pytest
 import scipy.stats
 import scripts
 
-from jaxdqn import cli, progress
 from jaxdqn.environments import dynamics
 from jaxdqn.errors import UserError
+from jaxdqn.runs import cli, progress
 from jaxdqn.tabular import distributed as dist
 from jaxdqn.tabular import drawing, mdp, method, planning
 from jaxdqn.tabular import partitioned as part

@@ -29,7 +29,7 @@ import json, sys, time
 began = time.perf_counter()
 sys.path.insert(0, "experiments")
 import train
-from jaxdqn import session
+from jaxdqn.runs import session
 first = []
 original = session.Session._on_point
 def on_point(self, *args):

@@ -4,7 +4,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from jaxdqn.progress import stderr, tell
+from jaxdqn.runs.progress import stderr, tell
 from jaxdqn.sweeps.sweep import Sweep
 
 PLAIN_EVERY, REDRAWN_EVERY, SHOWN = 10.0, 0.5, 8

@@ -40,7 +40,7 @@ def plan(sweep: Sweep, num_devices: int | None) -> Plan:
 
     Raises `UserError`.
     """
-    from jaxdqn import experiment
+    from jaxdqn.runs import experiment
 
     sampler = sweep.sampler
     if sampler.adaptive:

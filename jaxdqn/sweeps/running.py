@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from jaxdqn import paths
-from jaxdqn.progress import tell
 from jaxdqn.runs.directory import RunDirectory
-from jaxdqn.session import catch_signals
+from jaxdqn.runs.progress import tell
+from jaxdqn.runs.session import catch_signals
 from jaxdqn.sweeps import directory, engines, planning, reading, report, search
 from jaxdqn.sweeps.board import Board
 from jaxdqn.sweeps.sweep import Sweep

@@ -53,9 +53,9 @@ def execute(
     on_chunk: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> str:
     """Trains the stage, or goes on with it where it was stopped; its status. Raises `UserError`."""
-    from jaxdqn import experiment
+    from jaxdqn.runs import experiment
     from jaxdqn.runs.directory import Continuation
-    from jaxdqn.session import Settings
+    from jaxdqn.runs.session import Settings
 
     path = path_of(folder, stage.name)
     settings = Settings(
@@ -88,7 +88,7 @@ def execute(
 def finished(folder: pathlib.Path, stage: Stage) -> bool:
     """Whether the stage has trained to its end."""
     from jaxdqn.runs import directory
-    from jaxdqn.session import DIVERGED, OK
+    from jaxdqn.runs.session import DIVERGED, OK
 
     return directory.status(path_of(folder, stage.name)) in (OK, DIVERGED)
 

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from jaxdqn.base import PyTree
-from jaxdqn.driver import Progressed
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import devices as _devices
 from jaxdqn.parallel.compiled import runner as _fleet
@@ -18,6 +17,7 @@ from jaxdqn.parallel.compiled.runner import Fleet
 from jaxdqn.runs import checkpoints, directory
 from jaxdqn.runs.checkpoints import Checkpoint
 from jaxdqn.runs.directory import Continuation
+from jaxdqn.runs.driver import Progressed
 
 
 def of(fleet: Fleet, at: Progressed) -> dict[str, Any]:

@@ -30,12 +30,12 @@ from jaxdqn.parallel.compiled import devices as _devices
 from jaxdqn.parallel.compiled import memory
 from jaxdqn.parallel.compiled import runner as _fleet
 from jaxdqn.parallel.compiled.runner import Parts
-from jaxdqn.results import Result, load, read_params
 from jaxdqn.runs import checkpoints, directory
 from jaxdqn.runs.directory import Continuation, RunDirectory, RunSpec
+from jaxdqn.runs.results import Result, load, read_params
+from jaxdqn.runs.session import OK, Session, Settings
+from jaxdqn.runs.session import check as check_settings
 from jaxdqn.runs.summary import is_complete
-from jaxdqn.session import OK, Session, Settings
-from jaxdqn.session import check as check_settings
 
 
 def plan(

@@ -20,7 +20,7 @@ from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError, shortened, unknown_name
 from jaxdqn.parallel import hosts
 from jaxdqn.parallel.axes import Axes
-from jaxdqn.progress import stderr
+from jaxdqn.runs.progress import stderr
 
 T = TypeVar("T")
 NOBODY_READS = 128 + signal.SIGPIPE

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jaxdqn import results
 from jaxdqn.base import Array
 from jaxdqn.paths import write_atomically
+from jaxdqn.runs import results
 
 NUM_CHECKED = 256
 

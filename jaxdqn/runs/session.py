@@ -15,22 +15,32 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from jaxdqn import driver, paths, snapshots
+from jaxdqn import paths
 from jaxdqn.base import PyTree
 from jaxdqn.config import advice, check_number, check_whole, members, timeline, varying
-from jaxdqn.driver import Hooks, Point, Progressed
 from jaxdqn.errors import UserError, shown
 from jaxdqn.parallel import hosts, schemes
 from jaxdqn.parallel.asynchronous import engine, telemetry
 from jaxdqn.parallel.compiled import memory, population
 from jaxdqn.parallel.compiled import runner as _fleet
 from jaxdqn.parallel.compiled.runner import Fleet, Parts
-from jaxdqn.progress import Progress, tell
-from jaxdqn.results import Result, read_params
-from jaxdqn.runs import checkpoints, metrics, recording, reporting, resuming, tensorboard, weights_and_biases
+from jaxdqn.runs import (
+    checkpoints,
+    driver,
+    metrics,
+    recording,
+    reporting,
+    resuming,
+    snapshots,
+    tensorboard,
+    weights_and_biases,
+)
 from jaxdqn.runs import summary as _summary
 from jaxdqn.runs.directory import RunDirectory, RunSpec
+from jaxdqn.runs.driver import Hooks, Point, Progressed
 from jaxdqn.runs.files import provenance
+from jaxdqn.runs.progress import Progress, tell
+from jaxdqn.runs.results import Result, read_params
 
 FLUSH_SECONDS = 5.0
 OK, INTERRUPTED, SOLVED, TIMEOUT, DIVERGED = "finished", "interrupted", "solved", "out of time", "diverged"
