@@ -21,11 +21,10 @@ import pytest
 import scipy.stats
 import scripts
 
-from jaxdqn.environments import dynamics
 from jaxdqn.errors import UserError
 from jaxdqn.runs import cli, progress
 from jaxdqn.tabular import distributed as dist
-from jaxdqn.tabular import drawing, mdp, method, planning
+from jaxdqn.tabular import drawing, dynamics, mdp, method, planning
 from jaxdqn.tabular import partitioned as part
 from jaxdqn.tabular import q_learning as ql
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxdqn.base import Array, Key
 from jaxdqn.config import LARGEST
-from jaxdqn.environments import dynamics
 from jaxdqn.errors import UserError, shown, unknown_name
+from jaxdqn.tabular import dynamics
 
 MOST_NUMBERS = 50_000_000  # of an array [S, A, S]
 RANDOM_STATES, RANDOM_ACTIONS, RANDOM_BRANCHES = 50, 4, 5
