@@ -21,12 +21,12 @@ import subprocess
 import sys
 from typing import Any
 
-from jaxdqn import documents
 from jaxdqn.config import MAX_MEMBERS, UINT32_MAX, check_number, check_whole, validate
 from jaxdqn.environments.names import GYMNAX
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.files import documents
+from jaxdqn.files.paths import write_atomically, write_text
 from jaxdqn.parallel.axes import preset
-from jaxdqn.paths import write_atomically, write_text
 from jaxdqn.runs import cli
 
 PR_SET_PDEATHSIG = 1

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from jaxdqn import documents, paths
 from jaxdqn.config import MOST_EPISODES, UINT32_MAX, check_probability, check_whole
 from jaxdqn.errors import UserError
+from jaxdqn.files import documents, paths
 from jaxdqn.runs import cli
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def run(arguments: list[str]) -> int:
     result = results.load(args.run)
     picture = None if args.no_gif else args.gif or args.run / f"policy-member-{args.member}.gif"
     try:
-        rendering.painter(result.parts.environment.spec, spec.config.env_kwargs)
+        rendering.painter(result.components.environment.spec, spec.config.env_kwargs)
     except UserError as error:
         if args.gif is not None:
             raise
@@ -109,7 +109,7 @@ def draw(result: "Result", member: int, seed: int, path: pathlib.Path) -> None:
     """Writes an episode as a GIF. Raises `UserError`, and OSError."""
     from jaxdqn.runs import rendering, results
 
-    spec, env_kwargs = result.parts.environment.spec, result.config.env_kwargs
+    spec, env_kwargs = result.components.environment.spec, result.config.env_kwargs
     observations = rendering.thin(results.watch(result, member, seed))
     rendering.save_gif(path, rendering.frames(spec, observations, env_kwargs))
 

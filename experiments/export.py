@@ -14,8 +14,8 @@ from typing import Annotated
 
 import tyro
 
-from jaxdqn import paths
 from jaxdqn.config import check_whole
+from jaxdqn.files import paths
 from jaxdqn.runs import cli
 
 

@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
     if not args.paths:
         raise UserError("no path; give run directories, sweep directories, or folders of them.")
     from jaxdqn.analysis import loading
-    from jaxdqn.paths import write_atomically
+    from jaxdqn.files.paths import write_atomically
 
     frame = loading.load(args.paths)
     for name in args.by:
@@ -172,7 +172,7 @@ def of_sweep(path: pathlib.Path) -> Figures:
 
 def searched(path: pathlib.Path, trials: "pd.DataFrame") -> list[str]:
     """The fields of a sweep's search space that differ between its trials. Raises `UserError`."""
-    from jaxdqn import documents
+    from jaxdqn.files import documents
 
     space = documents.read_yaml(path / "space.yaml").get("space")
     if not isinstance(space, dict):

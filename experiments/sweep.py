@@ -18,9 +18,9 @@ import sys
 
 import tyro
 
-from jaxdqn import paths
 from jaxdqn.config import check_number, check_whole
 from jaxdqn.errors import UserError
+from jaxdqn.files import paths
 from jaxdqn.runs import cli
 from jaxdqn.sweeps import reading
 from jaxdqn.sweeps.sweep import Sweep

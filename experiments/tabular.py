@@ -20,9 +20,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from jaxdqn import paths
 from jaxdqn.config import INT32_MAX, MOST, Config
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.files import paths
 from jaxdqn.runs import cli
 
 METHODS = ("q_learning", "partitioned", "distributed")
@@ -192,7 +192,7 @@ def write(args: Args, out: pathlib.Path, arrays: dict[str, Any], rows: list[dict
     import numpy as np
     import pandas as pd
 
-    from jaxdqn.paths import write_atomically, write_text
+    from jaxdqn.files.paths import write_atomically, write_text
     from jaxdqn.tabular import drawing
 
     frame = pd.DataFrame(rows)
@@ -217,7 +217,7 @@ def run(arguments: list[str]) -> int:
     import numpy as np
 
     from jaxdqn.runs import directory
-    from jaxdqn.runs.files import provenance
+    from jaxdqn.runs.provenance import provenance
     from jaxdqn.tabular import mdp as mdps
     from jaxdqn.tabular import planning
 

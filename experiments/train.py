@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxdqn import paths, presets
+from jaxdqn import presets
 from jaxdqn.config import (
     MAX_MEMBERS,
     Config,
@@ -37,6 +37,7 @@ from jaxdqn.config import (
     validate_hparams,
 )
 from jaxdqn.errors import UserError
+from jaxdqn.files import paths
 from jaxdqn.parallel import hosts
 from jaxdqn.parallel.axes import Axes, over, preset
 from jaxdqn.parallel.axes import validate as validate_axes
@@ -353,7 +354,7 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: Vary) -> None:
     from jaxdqn.parallel.compiled import memory, population
     from jaxdqn.runs import experiment
 
-    spec, parts, budget = experiment.plan(
+    spec, components, budget = experiment.plan(
         args.config, args.hparams, seeds, vary, args.num_devices, args.devices_per_agent, args.axes
     )
     print(yaml.safe_dump(spec.to_dict(), sort_keys=False).strip())
@@ -363,10 +364,10 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: Vary) -> None:
     chosen = everyone[: spec.members_per_batch]
     chosen_seeds, chosen_settings = [seed for seed, _ in chosen], [setting for _, setting in chosen]
     made, states = schemes.build(
-        spec.axes, parts, used, spec.devices_per_agent, assignment, chosen_seeds, chosen_settings, print
+        spec.axes, components, used, spec.devices_per_agent, assignment, chosen_seeds, chosen_settings, print
     )
     line = timeline(spec.config)
-    states, sums = made.collect(states, made.zero_metrics, 0, line.prefill)
+    states, sums = made.prefill(states, made.zero_metrics, 0, line.prefill)
     length, elapsed = 8, 0.0
     while elapsed < 0.5:
         length *= 2

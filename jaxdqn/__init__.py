@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from jaxdqn.runs.session import Settings
 
 _HOME = {
-    "Axes": "axes",
+    "Axes": "parallel.axes",
     "Config": "config",
     "HParams": "config",
     "preset": "presets",
     "register": "environments.registry",
-    **dict.fromkeys(("Result", "load"), "results"),
-    **dict.fromkeys(("resume", "train"), "experiment"),
-    "Settings": "session",
+    **dict.fromkeys(("Result", "load"), "runs.results"),
+    **dict.fromkeys(("resume", "train"), "runs.experiment"),
+    "Settings": "runs.session",
 }
 
 

@@ -45,7 +45,7 @@ class Trainer(NamedTuple):
 
     init(params_key, stream_key, hparams) -> TrainState    params_key is equal on all shards, stream_key differs
     zero_metrics() -> Metrics
-    collect(state, metrics, iteration [], hparams) -> (state, metrics)    acts at random and stores
+    prefill(state, metrics, iteration [], hparams) -> (state, metrics)    acts at random and stores
     step(state, metrics, iteration [], hparams) -> (state, metrics)       acts, stores, learns
     part(state, metrics, iteration [], first [], last [], hparams) -> (state, metrics)    updates first <= u < last of
     a `step`, of which the one with first 0 also acts and stores: for iterations too long to wait for
@@ -53,7 +53,7 @@ class Trainer(NamedTuple):
 
     init: Callable[[Key, Key, Any], TrainState]
     zero_metrics: Callable[[], Metrics]
-    collect: Callable[[TrainState, Metrics, Array, Any], tuple[TrainState, Metrics]]
+    prefill: Callable[[TrainState, Metrics, Array, Any], tuple[TrainState, Metrics]]
     step: Callable[[TrainState, Metrics, Array, Any], tuple[TrainState, Metrics]]
     part: Callable[[TrainState, Metrics, Array, Array, Array, Any], tuple[TrainState, Metrics]]
 
@@ -186,7 +186,7 @@ def make_trainer(
         episodes = jax.tree.map(jnp.add, metrics.episodes, sums)
         return state._replace(actor=actor, replay=ring), metrics._replace(episodes=episodes)
 
-    def collect(state: TrainState, metrics: Metrics, iteration: Array, hparams: Any) -> tuple[TrainState, Metrics]:
+    def prefill(state: TrainState, metrics: Metrics, iteration: Array, hparams: Any) -> tuple[TrainState, Metrics]:
         del hparams
         metrics = metrics._replace(epsilon=jnp.float32(1), first_bad_update=state.learner.first_bad_update)
         key, _ = stream_keys(state.key, iteration)
@@ -235,13 +235,13 @@ def make_trainer(
         state, metrics = jax.lax.fori_loop(jnp.minimum(first, 1), 1, act_once, (state, metrics))
         return learn_some(state, metrics, iteration, hparams, first, last)
 
-    return Trainer(init, lambda: zero_metrics(agent, replay, config), collect, step, part)
+    return Trainer(init, lambda: zero_metrics(agent, replay, config), prefill, step, part)
 
 
 def loop(
     iterate: Callable[..., tuple[TrainState, Metrics]],
 ) -> Callable[[TrainState, Metrics, Any, Array, Array], tuple[TrainState, Metrics]]:
-    """`collect` or `step`, repeated for iterations start <= i < stop: run(state, metrics, hparams, start, stop).
+    """`prefill` or `step`, repeated for iterations start <= i < stop: run(state, metrics, hparams, start, stop).
 
     Both bounds are traced, so that one compiled program serves every chunk length.
     """

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxdqn import agents, replay, training
 from jaxdqn.base import Array, Environment, Key, PyTree, Spec, TimeStep
 from jaxdqn.config import Config, HParams
-from jaxdqn.parallel.compiled.runner import Parts
+from jaxdqn.parallel.compiled.runner import Components
 
 OBSERVATION = jax.ShapeDtypeStruct((1,), jnp.float32)
 
@@ -120,9 +120,9 @@ def clock() -> Environment:
     return Environment(reset, step, Spec("clock", jax.ShapeDtypeStruct((2,), jnp.float32), 2))
 
 
-def clocked(config: Config) -> Parts:
+def clocked(config: Config) -> Components:
     """The parts of an agent that learns from clocks."""
     environment = clock()
     agent = agents.make(config, environment.spec)
     example = training.transition_example(environment, agent, HParams())
-    return Parts(config, environment, agent, replay.uniform(example, 10, config.num_envs, config.batch_size))
+    return Components(config, environment, agent, replay.uniform(example, 10, config.num_envs, config.batch_size))

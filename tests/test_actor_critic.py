@@ -15,7 +15,7 @@ from jaxdqn.base import Batch, Spec, Transition
 from jaxdqn.config import Config, HParams, timeline, validate
 from jaxdqn.errors import UserError
 from jaxdqn.networks import actor_critic
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled import runner
 from jaxdqn.replay.latest import block_batch, latest
 
 A, KEY = 3, jax.random.key(0)
@@ -177,5 +177,5 @@ def test_on_policy_agents_learn_from_their_first_block():
 
 def test_on_policy_agents_refuse_old_experience():
     with pytest.raises(UserError, match="on-policy"):
-        fleet.make_parts(Config(agent="a2c", replay="uniform"))
-    assert fleet.make_parts(Config(agent="dqn", replay="latest")).replay.init().reward.shape == (1, 16)
+        runner.make_components(Config(agent="a2c", replay="uniform"))
+    assert runner.make_components(Config(agent="dqn", replay="latest")).replay.init().reward.shape == (1, 16)

@@ -21,9 +21,8 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel.asynchronous import actor_learner, couplings, telemetry
 from jaxdqn.parallel.asynchronous.actor import Actor, Node, Programs
 from jaxdqn.parallel.asynchronous.actor_learner import Axes
-from jaxdqn.parallel.asynchronous.workers import Crew
-from jaxdqn.parallel.compiled import population
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.asynchronous.workers import WorkerPool
+from jaxdqn.parallel.compiled import population, runner
 from jaxdqn.replay import ring
 
 SMALL = Config(
@@ -44,7 +43,7 @@ H = HParams(learning_rate=2e-2, target_period=50, epsilon_end=0.02, epsilon_step
 
 def run(built, states, iterations, chunk=None, config=SMALL):
     prefill = timeline(config).prefill
-    states, metrics = built.collect(states, built.zero_metrics, 0, prefill)
+    states, metrics = built.prefill(states, built.zero_metrics, 0, prefill)
     stop = prefill + iterations
     for start in range(prefill, stop, chunk or iterations):
         states, metrics = built.step(states, metrics, start, min(start + (chunk or iterations), stop))
@@ -52,16 +51,16 @@ def run(built, states, iterations, chunk=None, config=SMALL):
 
 
 def build(axes, config=SMALL, devices=1, **options):
-    return actor_learner.build(fleet.make_parts(config), jax.devices()[:devices], [3], [H], axes, **options)
+    return actor_learner.build(runner.make_components(config), jax.devices()[:devices], [3], [H], axes, **options)
 
 
 def params(states):
-    return fleet.gather([state.learner.params for state in states])
+    return runner.gather([state.learner.params for state in states])
 
 
 @pytest.fixture(scope="module")
 def fused():
-    built, states = fleet.build(fleet.make_parts(SMALL), jax.devices()[:1], 1, population.assign(1, 1), [3], [H])
+    built, states = runner.build(runner.make_components(SMALL), jax.devices()[:1], 1, population.assign(1, 1), [3], [H])
     return run(built, states, 1_000)
 
 
@@ -69,7 +68,7 @@ def test_one_actor_in_lockstep_is_the_fused_loop(fused):
     """Bitwise over 1,000 iterations, metrics included."""
     states, metrics = run(*build(Axes(num_actors=1, merge_every=1, broadcast_every=1)), 1_000)
     jax.tree.map(np.testing.assert_array_equal, params(states), params(fused[0]))
-    jax.tree.map(np.testing.assert_array_equal, fleet.gather(metrics), fleet.gather(fused[1]))
+    jax.tree.map(np.testing.assert_array_equal, runner.gather(metrics), runner.gather(fused[1]))
 
 
 def test_the_comparison_with_the_fused_loop_notices_what_is_late_or_another_key(fused):
@@ -91,7 +90,7 @@ def test_the_comparison_with_the_fused_loop_notices_what_is_late_or_another_key(
 def test_lockstep_does_not_depend_on_the_chunks(axes):
     whole, _ = run(*build(axes), 200)
     pieces, _ = run(*build(axes), 200, chunk=33)
-    jax.tree.map(np.testing.assert_array_equal, fleet.gather(whole), fleet.gather(pieces))
+    jax.tree.map(np.testing.assert_array_equal, runner.gather(whole), runner.gather(pieces))
 
 
 def test_after_a_broadcast_the_actors_have_the_learners_parameters():
@@ -107,7 +106,7 @@ def test_late_parameters_are_one_broadcast_old():
     built, states = build(Axes(num_actors=2, broadcast_every=10, lag=1))
     initial = params(states)
     states, _ = run(built, states, 10)
-    jax.tree.map(np.testing.assert_array_equal, fleet.gather([states[0].broadcast[0]]), initial)
+    jax.tree.map(np.testing.assert_array_equal, runner.gather([states[0].broadcast[0]]), initial)
     jax.tree.map(np.testing.assert_array_equal, states[0].broadcast[1], states[0].learner.params)
 
 
@@ -123,10 +122,10 @@ def test_every_transition_arrives_once_in_its_actors_order(coupling, devices):
     random = np.random.default_rng(0)
     pauses = itertools.cycle(random.exponential(2e-4, 1_000))
     axes = Axes(num_actors=4, merge_every=5, coupling=coupling)
-    options = {"disturb": lambda actor, acted: time.sleep(next(pauses))} if coupling == "async" else {}
+    options = {"fault_hook": lambda actor, acted: time.sleep(next(pauses))} if coupling == "async" else {}
     built, states = actor_learner.build(clocked(config), jax.devices()[:devices], [0], [H], axes, **options)
     states, _ = run(built, states, 200, chunk=60, config=config)
-    state = jax.tree.map(lambda x: x[0, 0], fleet.gather(states))
+    state = jax.tree.map(lambda x: x[0, 0], runner.gather(states))
     acted = np.array([actor.acted for actor in state.actors])
     assert acted.sum() == 4 * (timeline(config).prefill + 200)
     np.testing.assert_array_equal(state.merged, acted // 5 * 5 * 2)
@@ -183,14 +182,14 @@ def test_old_experience_is_dropped_and_counted_and_no_return_reads_across_it():
     """A local replay is as old as its oldest rollout: one that an actor fills slowly is too late. And all adds up:
     rollouts to environment steps, lags to blocks, inserted and dropped blocks to those acted."""
 
-    def disturb(actor, acted):
+    def fault_hook(actor, acted):
         if actor == 1 and acted % 2:
             time.sleep(0.02)
 
     axes = Axes(num_actors=4, coupling="async", merge_every=2, broadcast_every=1, max_lag=2)
-    built, states = actor_learner.build(clocked(CLOCKS), jax.devices()[:1], [0], [H], axes, disturb=disturb)
+    built, states = actor_learner.build(clocked(CLOCKS), jax.devices()[:1], [0], [H], axes, fault_hook=fault_hook)
     states, metrics = run(built, states, 100, chunk=60, config=CLOCKS)
-    state, sums = (jax.tree.map(lambda x: x[0, 0], fleet.gather(tree)) for tree in (states, metrics))
+    state, sums = (jax.tree.map(lambda x: x[0, 0], runner.gather(tree)) for tree in (states, metrics))
     seen = sums.seen
     acted = np.array([actor.acted for actor in state.actors])
     assert seen["dropped"] == (acted // 2).sum() - state.merged.sum() // 2 > 0 and seen["lag_max"] > 2
@@ -276,8 +275,8 @@ def test_the_stream_of_a_dead_actor_is_cut(broken, two_actors):
         if actor == 0:
             wait_for(lambda: done[1] > 5)
 
-    def chunk(state, start, stop, disturb):
-        scheme.disturb, scheme.crew = disturb, Crew(2, said.append)
+    def chunk(state, start, stop, fault_hook):
+        scheme.fault_hook, scheme.pool = fault_hook, WorkerPool(2, said.append)
         (state,), _ = scheme.run([state], [scheme.zero_metrics], start, stop, learning=False)
         return state
 
@@ -285,7 +284,7 @@ def test_the_stream_of_a_dead_actor_is_cut(broken, two_actors):
     state = chunk(state, 5, 25, dies)
     assert len(said) == 1
     before = int(state.merged[0, 0, 1])
-    state = jax.tree.map(lambda x: x[0, 0], fleet.gather([chunk(state, 25, 35, returns)]))
+    state = jax.tree.map(lambda x: x[0, 0], runner.gather([chunk(state, 25, 35, returns)]))
     assert len(said) == 1 and state.merged[1] > before
     check_returns(state.replay, state.merged, n_step=4)
     ages, ends = state.replay.reward[: state.merged[1], 2], state.replay.episode_end[: state.merged[1], 2]
@@ -299,12 +298,12 @@ def test_the_stream_of_a_dead_actor_is_cut(broken, two_actors):
 def test_a_dead_actor_is_reported_once_and_the_others_do_its_work():
     said = []
 
-    def disturb(actor, acted):
+    def fault_hook(actor, acted):
         if actor == 2 and acted == 70:
             raise ValueError("out of luck")
 
     axes = Axes(num_actors=4, coupling="async")
-    built, states = build(axes, report=said.append, disturb=disturb)
+    built, states = build(axes, report=said.append, fault_hook=fault_hook)
     states, _ = run(built, states, 300, chunk=50)
     assert len(said) == 1 and "worker 2 died" in said[0] and "out of luck" in said[0]
     acted = [int(actor.acted[0, 0]) for actor in states[0].actors]
@@ -313,12 +312,12 @@ def test_a_dead_actor_is_reported_once_and_the_others_do_its_work():
 
 
 def test_the_run_ends_with_the_cause_when_every_actor_died():
-    def disturb(actor, acted):
+    def fault_hook(actor, acted):
         raise ValueError("no power")
 
-    built, states = build(Axes(num_actors=2, coupling="async"), report=lambda line: None, disturb=disturb)
+    built, states = build(Axes(num_actors=2, coupling="async"), report=lambda line: None, fault_hook=fault_hook)
     with pytest.raises(UserError, match=r"every worker died.*no power"):
-        built.collect(states, built.zero_metrics, 0, 10)
+        built.prefill(states, built.zero_metrics, 0, 10)
 
 
 # -- axes that cannot work ---------------------------------------------------------------------------------------------

@@ -14,8 +14,7 @@ from jaxdqn.base import LearnerState, LossOutput, Network, Policy
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.learning import sgd_agent, update
-from jaxdqn.parallel.compiled import averaging, devices, memory, population
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled import averaging, devices, memory, population, runner
 from jaxdqn.runs.session import Settings
 
 SMALL = Config(
@@ -37,15 +36,15 @@ RULES = {"mean": averaging.mean(), "outer": averaging.outer(), "elastic": averag
 
 @functools.cache
 def compiled(rule, period, num_replicas, dense_updates):
-    parts = fleet.make_parts(SMALL, num_replicas)
+    components = runner.make_components(SMALL, num_replicas)
     used = jax.devices()[:num_replicas]
-    return averaging.build(parts, used, [3], [H], RULES[rule], period, dense_updates)
+    return averaging.build(components, used, [3], [H], RULES[rule], period, dense_updates)
 
 
 def build(rule="mean", period=10, num_replicas=2, dense_updates=0):
-    """A fleet, compiled once for all tests, and states of its own: the programs take those they are given away."""
+    """A runner, compiled once for all tests, and states of its own: the programs take those they are given away."""
     built, states = compiled(rule, period, num_replicas, dense_updates)
-    return built, fleet.scatter(states, fleet.gather(states))
+    return built, runner.scatter(states, runner.gather(states))
 
 
 def advance(built, states, start, stop, chunk=None):
@@ -56,7 +55,7 @@ def advance(built, states, start, stop, chunk=None):
 
 
 def prefilled(built, states):
-    return built.collect(states, built.zero_metrics, 0, PREFILL)[0]
+    return built.prefill(states, built.zero_metrics, 0, PREFILL)[0]
 
 
 def assert_trees(one, other, **tolerance):
@@ -200,7 +199,7 @@ def test_rounds_end_at_multiples_of_the_period_after_a_dense_phase(period, dense
 
 
 def spread_of(states):
-    params = fleet.gather(states).learner.params
+    params = runner.gather(states).learner.params
     return np.abs(vector(params, 0) - vector(params, 1)).max()
 
 
@@ -223,15 +222,15 @@ def test_drift_is_that_just_before_the_last_combination():
     assert float(built.telemetry(states)["drift"]) == 0
     stop = (PREFILL // 10 + 2) * 10
     states = advance(built, states, PREFILL, stop - 1)
-    before = fleet.gather(states)
+    before = runner.gather(states)
     # The last step of a round with the combination left out: in another schedule none is due.
     other, _ = build(period=1_000, dense_updates=5)
-    apart = fleet.gather(advance(other, fleet.scatter(states, before), stop - 1, stop)).learner.params
+    apart = runner.gather(advance(other, runner.scatter(states, before), stop - 1, stop)).learner.params
     states = advance(built, states, stop - 1, stop)
     x = [vector(apart, replica) for replica in range(2)]
     expected = np.sqrt(sum(np.sum((xi - (x[0] + x[1]) / 2) ** 2) for xi in x) / 2)
     np.testing.assert_allclose(float(built.telemetry(states)["drift"]), expected, rtol=1e-4)
-    np.testing.assert_allclose(vector(fleet.gather(states).learner.params, 1), (x[0] + x[1]) / 2, atol=1e-7)
+    np.testing.assert_allclose(vector(runner.gather(states).learner.params, 1), (x[0] + x[1]) / 2, atol=1e-7)
 
 
 def test_post_local_sgd_averages_every_iteration_at_first():
@@ -258,29 +257,29 @@ def test_bytes_per_update_are_those_of_a_ring_all_reduce(num_replicas):
 def test_one_replica_equals_plain_training_bitwise():
     built, states = build(num_replicas=1)
     states = advance(built, prefilled(built, states), PREFILL, PREFILL + 200)
-    parts = fleet.make_parts(SMALL)
-    plain, alone = fleet.build(parts, jax.devices()[:1], 1, population.assign(1, 1), [3], [H])
+    components = runner.make_components(SMALL)
+    plain, alone = runner.build(components, jax.devices()[:1], 1, population.assign(1, 1), [3], [H])
     alone = advance(plain, prefilled(plain, alone), PREFILL, PREFILL + 200)
-    assert_trees(fleet.gather([states[0].train]), fleet.gather(alone))
+    assert_trees(runner.gather([states[0].train]), runner.gather(alone))
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_chunks_and_resume_are_bitwise(rule):
     built, states = build(rule)
-    whole = fleet.gather(advance(built, prefilled(built, states), PREFILL, PREFILL + 95))
+    whole = runner.gather(advance(built, prefilled(built, states), PREFILL, PREFILL + 95))
     states = prefilled(built, build(rule)[1])
-    saved = fleet.gather(advance(built, states, PREFILL, PREFILL + 41, chunk=7))
-    states = fleet.scatter(build(rule)[1], saved)
+    saved = runner.gather(advance(built, states, PREFILL, PREFILL + 41, chunk=7))
+    states = runner.scatter(build(rule)[1], saved)
     states = advance(built, states, PREFILL + 41, PREFILL + 95, chunk=13)
-    assert_trees(fleet.gather(states), whole)
+    assert_trees(runner.gather(states), whole)
 
 
 def test_the_rule_sets_out_from_parameters_that_are_put_in():
     built, states = build("outer")
     learner = states[0].learner
-    values = jax.tree.map(lambda x: np.full(x.shape, 0.25, x.dtype), fleet.gather([learner.params]))
-    states = [states[0]._replace(learner=learner._replace(params=fleet.scatter([learner.params], values)[0]))]
-    assert_trees(fleet.gather(built.adopted(states)).kept.anchor, values)
+    values = jax.tree.map(lambda x: np.full(x.shape, 0.25, x.dtype), runner.gather([learner.params]))
+    states = [states[0]._replace(learner=learner._replace(params=runner.scatter([learner.params], values)[0]))]
+    assert_trees(runner.gather(built.adopted(states)).kept.anchor, values)
 
 
 def test_exploration_falls_with_the_environment_steps_of_all_replicas():
@@ -289,7 +288,7 @@ def test_exploration_falls_with_the_environment_steps_of_all_replicas():
     metrics = built.step(states, built.zero_metrics, PREFILL, PREFILL + 20)[1]
     steps = (PREFILL + 19) * SMALL.num_envs
     expected = 1 + (H.epsilon_end - 1) * steps / H.epsilon_steps
-    np.testing.assert_allclose(fleet.gather(metrics).epsilon, expected, rtol=1e-5)
+    np.testing.assert_allclose(runner.gather(metrics).epsilon, expected, rtol=1e-5)
 
 
 # -- what the run directory and the evaluation see --------------------------------------------------------------------
@@ -299,7 +298,7 @@ def test_exploration_falls_with_the_environment_steps_of_all_replicas():
 def test_evaluation_judges_the_combined_parameters(rule):
     built, states = build(rule)
     states = advance(built, prefilled(built, states), PREFILL, PREFILL + 45)
-    gathered, policy = fleet.gather(states), fleet.gather(built.policy(states))
+    gathered, policy = runner.gather(states), runner.gather(built.policy(states))
     assert_trees(jax.tree.map(lambda x: x[0], policy), jax.tree.map(lambda x: x[1], policy))
     if rule == "mean":
         expected = jax.tree.map(lambda x: x.mean(axis=0, keepdims=True), gathered.learner.params)
@@ -308,24 +307,24 @@ def test_evaluation_judges_the_combined_parameters(rule):
         expected = kept.anchor if rule == "outer" else kept
     assert_trees(jax.tree.map(lambda x: x[:1], policy), jax.tree.map(lambda x: x[:1], expected), atol=1e-7)
     # The same episodes as data parallelism plays with those parameters.
-    parts = fleet.make_parts(SMALL, 2)
-    shared, others = fleet.build(parts, jax.devices()[:2], 2, population.assign(1, 1), [3], [H])
+    components = runner.make_components(SMALL, 2)
+    shared, others = runner.build(components, jax.devices()[:2], 2, population.assign(1, 1), [3], [H])
     learner = others[0].learner
-    others = [others[0]._replace(learner=learner._replace(params=fleet.scatter([learner.params], policy)[0]))]
-    assert_trees(fleet.gather(built.evaluate(states, 60)), fleet.gather(shared.evaluate(others, 60)))
+    others = [others[0]._replace(learner=learner._replace(params=runner.scatter([learner.params], policy)[0]))]
+    assert_trees(runner.gather(built.evaluate(states, 60)), runner.gather(shared.evaluate(others, 60)))
 
 
 @pytest.fixture
 def averaged_run(monkeypatch):
     """`jaxdqn.train` with DiLoCo in place of data parallelism; every five iterations at most a logging point."""
-    original = fleet.build
+    original = runner.build
 
-    def build_averaged(parts, used, devices_per_agent, assignment, seeds, settings, *args, **options):
+    def build_averaged(components, used, devices_per_agent, assignment, seeds, settings, *args, **options):
         if options.get("lane"):
-            return original(parts, used, devices_per_agent, assignment, seeds, settings, *args, **options)
-        return averaging.build(parts, used, seeds, settings, RULES["outer"], period=40)
+            return original(components, used, devices_per_agent, assignment, seeds, settings, *args, **options)
+        return averaging.build(components, used, seeds, settings, RULES["outer"], period=40)
 
-    monkeypatch.setattr(fleet, "build", build_averaged)
+    monkeypatch.setattr(runner, "build", build_averaged)
 
 
 def test_a_run_logs_saves_resumes_and_loads_the_combined_parameters(averaged_run, tmp_path):
@@ -366,11 +365,11 @@ def test_a_combination_of_targets_that_is_not_finite_is_not_taken():
 def test_a_replica_that_is_frozen_freezes_all_at_the_next_combination():
     built, states = build()
     states = prefilled(built, states)
-    values = fleet.gather(states)
+    values = runner.gather(states)
     values.learner.first_bad_update[0] = 9
     values.learner.first_bad_update[1] = 3  # the first, by which they all go
-    states = advance(built, fleet.scatter(states, values), PREFILL, (PREFILL // 10 + 1) * 10)
-    np.testing.assert_array_equal(fleet.gather(states).learner.first_bad_update, 3)
+    states = advance(built, runner.scatter(states, values), PREFILL, (PREFILL // 10 + 1) * 10)
+    np.testing.assert_array_equal(runner.gather(states).learner.first_bad_update, 3)
 
 
 # -- what is compiled -------------------------------------------------------------------------------------------------
@@ -380,8 +379,8 @@ def test_a_replica_that_is_frozen_freezes_all_at_the_next_combination():
 def test_the_compiled_rounds_hold_the_ring_once_and_communicate_only_between_rounds(rule):
     config = dataclasses.replace(SMALL, hidden_sizes=(8,), replay_capacity=400_000)
     used = jax.devices()[:2]
-    built, _ = averaging.build(fleet.make_parts(config, 2), used, [3], [H], RULES[rule], period=10)
-    ring_bytes = memory.tree_bytes(jax.eval_shape(built.parts.replay.init))
+    built, _ = averaging.build(runner.make_components(config, 2), used, [3], [H], RULES[rule], period=10)
+    ring_bytes = memory.tree_bytes(jax.eval_shape(built.components.replay.init))
     analysis = built.program.memory_analysis()
     assert analysis.alias_size_in_bytes >= ring_bytes
     assert analysis.temp_size_in_bytes < 0.05 * ring_bytes

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdqn import documents
 from jaxdqn.errors import UserError
+from jaxdqn.files import documents
 
 FINITE = st.one_of(
     st.none(), st.booleans(), st.integers(-(10**300), 10**300), st.floats(allow_nan=False), st.text(max_size=20)

@@ -232,8 +232,8 @@ def test_values_of_probes_are_exact(agent, name, expected):
     ring = replay.uniform(example, replay_rows(config), config.num_envs, config.batch_size)
     trainer = training.make_trainer(environment, made, ring, config)
     state = jax.jit(trainer.init)(jax.random.key(0), jax.random.key(1), hparams)
-    collect, step = (jax.jit(training.loop(f), donate_argnums=(0, 1)) for f in (trainer.collect, trainer.step))
-    state, metrics = collect(state, trainer.zero_metrics(), hparams, jnp.int32(0), jnp.int32(line.prefill))
+    prefill, step = (jax.jit(training.loop(f), donate_argnums=(0, 1)) for f in (trainer.prefill, trainer.step))
+    state, metrics = prefill(state, trainer.zero_metrics(), hparams, jnp.int32(0), jnp.int32(line.prefill))
     state, _ = step(state, metrics, hparams, jnp.int32(line.prefill), jnp.int32(line.total))
 
     observations = jnp.array([[x] for x in expected])
@@ -259,9 +259,8 @@ def test_the_configured_ensemble_acts_as_it_says(aggregate):
 
 @pytest.mark.parametrize("agent", sorted(agents.STACKED))
 def test_stacks_are_not_split_over_devices_by_layer(agent):
-    from jaxdqn.parallel.compiled import model_sharding
-    from jaxdqn.parallel.compiled import runner as fleet
+    from jaxdqn.parallel.compiled import model_sharding, runner
 
     config = Config(agent=agent, hidden_sizes=(8, 8), num_envs=4, batch_size=8, replay_capacity=64)
     with pytest.raises(UserError, match=rf"agent '{agent}'.*model 1"):
-        model_sharding.check(fleet.make_parts(config), 1, 2)
+        model_sharding.check(runner.make_components(config), 1, 2)

@@ -18,7 +18,7 @@ from jaxdqn.analysis import intervals
 from jaxdqn.base import Network
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled import runner
 from jaxdqn.runs import summary
 from jaxdqn.runs.session import Settings
 from jaxdqn.tabular import mdp, planning
@@ -30,22 +30,22 @@ QUIET = Settings(progress=False, tensorboard=False, figure=False)
 _programs = {}
 
 
-def judged(parts, params, seeds, iteration=0, part=0):
-    """Episodes [seeds, E] as the fleet plays them."""
-    if id(parts) not in _programs:
-        over_seeds = jax.vmap(lambda *args: fleet.greedy_episodes(parts, *args), (None, 0, None, None))
-        _programs[id(parts)] = parts, jax.jit(over_seeds)
-    play = _programs[id(parts)][1]
+def judged(components, params, seeds, iteration=0, part=0):
+    """Episodes [seeds, E] as the runner plays them."""
+    if id(components) not in _programs:
+        over_seeds = jax.vmap(lambda *args: runner.greedy_episodes(components, *args), (None, 0, None, None))
+        _programs[id(components)] = components, jax.jit(over_seeds)
+    play = _programs[id(components)][1]
     return jax.tree.map(np.asarray, play(params, jnp.asarray(seeds, jnp.uint32), iteration, part))
 
 
 @pytest.fixture(scope="module")
 def lake():
-    """Parts of FrozenLake with an agent whose values are a table [S, A], and the optimal table."""
-    parts = fleet.make_parts(Config(env="FrozenLake-misc", eval_episodes=20))
+    """Components of FrozenLake with an agent whose values are a table [S, A], and the optimal table."""
+    components = runner.make_components(Config(env="FrozenLake-misc", eval_episodes=20))
     table = planning.value_iteration(mdp.make("FrozenLake-4x4"), 0.999)
     network = Network(lambda key: table, lambda params, observation: observation @ params)
-    return parts._replace(agent=agents.dqn(network, lambda hparams: None)), table
+    return components._replace(agent=agents.dqn(network, lambda hparams: None)), table
 
 
 # -- dice -------------------------------------------------------------------------------------------------------------
@@ -59,15 +59,15 @@ def test_the_interval_of_ten_optimal_policies_covers_the_truth(lake):
 
 
 def test_many_episodes_have_the_optimal_success_rate(lake):
-    parts, table = lake
-    parts = parts._replace(config=dataclasses.replace(parts.config, eval_episodes=2_000))
-    rate = judged(parts, table, [0, 1]).returns.mean()
+    components, table = lake
+    components = components._replace(config=dataclasses.replace(components.config, eval_episodes=2_000))
+    rate = judged(components, table, [0, 1]).returns.mean()
     assert abs(rate - SUCCESS) < 4 * math.sqrt(SUCCESS * (1 - SUCCESS) / 4_000)
 
 
 def test_ten_seeds_of_the_random_agent_differ():
-    parts = fleet.make_parts(Config(env="FrozenLake-misc", agent="random", eval_episodes=20))
-    lengths = judged(parts, (), range(10)).lengths
+    components = runner.make_components(Config(env="FrozenLake-misc", agent="random", eval_episodes=20))
+    lengths = judged(components, (), range(10)).lengths
     low, high = intervals.mean_interval(lengths.mean(axis=1))
     assert high - low > 0.5
 
@@ -80,12 +80,12 @@ def test_seeds_iterations_parts_and_shards_have_their_own_episodes(lake):
 
 
 def test_common_evaluation_is_the_same_for_all_seeds_and_not_for_all_iterations(lake):
-    parts, table = lake
-    parts = parts._replace(config=dataclasses.replace(parts.config, common_evaluation=True))
-    one = judged(parts, table, range(10), iteration=40)
+    components, table = lake
+    components = components._replace(config=dataclasses.replace(components.config, common_evaluation=True))
+    one = judged(components, table, range(10), iteration=40)
     for leaf in one:
         np.testing.assert_array_equal(leaf, leaf[:1].repeat(10, axis=0))
-    assert not np.array_equal(one.fingerprints, judged(parts, table, range(10), iteration=80).fingerprints)
+    assert not np.array_equal(one.fingerprints, judged(components, table, range(10), iteration=80).fingerprints)
 
 
 def test_deterministic_breakout_has_two_episodes_and_with_epsilon_many():
@@ -97,21 +97,21 @@ def test_deterministic_breakout_has_two_episodes_and_with_epsilon_many():
     counts = []
     for epsilon in (0.0, 0.05):
         config = Config(env="Breakout-MinAtar", eval_episodes=20, eval_max_steps=100, eval_epsilon=epsilon)
-        parts = fleet.make_parts(config)._replace(agent=agent)
-        counts.append(int(fingerprints.distinct(judged(parts, (), [0]).fingerprints)[0]))
+        components = runner.make_components(config)._replace(agent=agent)
+        counts.append(int(fingerprints.distinct(judged(components, (), [0]).fingerprints)[0]))
     assert counts[0] == 2 and counts[1] >= 15
 
 
 @pytest.mark.parametrize("agent", ["dqn", "ensemble_dqn", "a2c", "random"])
 @pytest.mark.parametrize("epsilon", [0.0, 0.25, 1.0])
 def test_evaluation_epsilon_is_the_share_of_random_actions(agent, epsilon):
-    parts = fleet.make_parts(Config(agent=agent, hidden_sizes=(8,)))
-    params = parts.agent.init(jax.random.key(0), HParams()).params
-    noisy = evaluation.sometimes_random(parts.agent, 2, epsilon)
+    components = runner.make_components(Config(agent=agent, hidden_sizes=(8,)))
+    params = components.agent.init(jax.random.key(0), HParams()).params
+    noisy = evaluation.sometimes_random(components.agent, 2, epsilon)
     size = 4_000
     observation = jnp.ones((size, 4))
     greedy = lambda agent, seed: agent.greedy(params, (), observation, jax.random.key(seed))[0]  # noqa: E731
-    changed = float(jnp.mean(greedy(noisy, 0) != greedy(parts.agent, 1)))
+    changed = float(jnp.mean(greedy(noisy, 0) != greedy(components.agent, 1)))
     # Of the random actions, half are the other of two; the random agent's are all random.
     assert changed == pytest.approx(0.5 if agent == "random" else epsilon / 2, abs=0.03)
 
@@ -304,7 +304,7 @@ def solved():
 def played(result, member, seed):
     """The final episodes of a member, by its kept parameters: [8]."""
     params, when = jax.tree.map(lambda x: x[member], result.params), int(result.metrics.iteration.max())
-    parts = [judged(result.parts, params, [seed], when, part) for part in (1, 2, 3)]
+    parts = [judged(result.components, params, [seed], when, part) for part in (1, 2, 3)]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[0, :8], *parts)
 
 

@@ -15,8 +15,7 @@ from jaxdqn.analysis.intervals import mean_interval
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.axes import Axes
-from jaxdqn.parallel.compiled import memory
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled import memory, runner
 from jaxdqn.runs import experiment, reporting
 from jaxdqn.runs.session import Settings
 
@@ -314,7 +313,7 @@ def test_dead_lanes_appear_in_no_result():
 
 def test_a_replay_too_large_is_refused_with_numbers_before_anything_is_allocated(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "host_bytes", lambda: 2 * 2**30)
-    monkeypatch.setattr(fleet, "build", lambda *args: pytest.fail("something was allocated"))
+    monkeypatch.setattr(runner, "build", lambda *args: pytest.fail("something was allocated"))
     out = tmp_path / "run"
     with pytest.raises(UserError, match=r"one agent needs [0-9.]+ GiB .* of 2\.0 GiB free .*lower replay_capacity to"):
         train(dataclasses.replace(SMALL, replay_capacity=2**30), out=out)
@@ -323,7 +322,7 @@ def test_a_replay_too_large_is_refused_with_numbers_before_anything_is_allocated
 
 def test_a_population_that_does_not_fit_runs_in_batches_to_the_same_end(monkeypatch, tmp_path):
     whole = train(SHORT, seeds=(0, 1, 2))
-    shard_bytes = fleet.shard_bytes(fleet.make_parts(SHORT))[0]
+    shard_bytes = runner.shard_bytes(runner.make_components(SHORT))[0]
     monkeypatch.setattr(memory, "available_bytes", lambda devices: math.ceil(2.5 * shard_bytes / memory.HEADROOM))
     split = train(SHORT, seeds=(0, 1, 2), out=tmp_path / "run")
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -337,7 +336,7 @@ def test_a_population_that_does_not_fit_runs_in_batches_to_the_same_end(monkeypa
 def test_the_status_is_that_of_the_population_not_of_its_first_batch(monkeypatch):
     options = {"vary": {"learning_rate": [1e30, 1e-3]}}
     assert train(SHORT, **options).summary["status"] == "finished"
-    shard_bytes = fleet.shard_bytes(fleet.make_parts(SHORT))[0]
+    shard_bytes = runner.shard_bytes(runner.make_components(SHORT))[0]
     monkeypatch.setattr(memory, "available_bytes", lambda devices: math.ceil(1.5 * shard_bytes / memory.HEADROOM))
     split = train(SHORT, **options).summary
     assert split["first_bad_update_per_member"].keys() == {"0"} and split["status"] == "finished"

@@ -17,7 +17,7 @@ from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.asynchronous import actor_learner, couplings, parameter_server
 from jaxdqn.parallel.axes import Axes, over, preset
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled import runner
 from jaxdqn.runs import cli
 from jaxdqn.runs.session import Settings
 
@@ -67,18 +67,18 @@ def workers_alive():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("worker-")]
 
 
-def disturbed(monkeypatch, disturb):
-    """Whole runs whose workers call disturb(worker, acted) before every rollout."""
+def with_faults(monkeypatch, fault_hook):
+    """Whole runs whose workers call fault_hook(worker, acted) before every rollout."""
     for module in (actor_learner, parameter_server):
-        monkeypatch.setattr(module, "build", functools.partial(module.build, disturb=disturb))
+        monkeypatch.setattr(module, "build", functools.partial(module.build, fault_hook=fault_hook))
 
 
 def dies(worker, acted):
-    def disturb(index, count):
+    def fault_hook(index, count):
         if index == worker and count >= acted:
             raise RuntimeError("out of luck")
 
-    return disturb
+    return fault_hook
 
 
 def train(scheme, config=SMALL, **options):
@@ -99,7 +99,7 @@ def failing_chunk(before_it_fails, merge_every=1):
     said)."""
     said = []
     axes = actor_learner.Axes(num_actors=4, merge_every=merge_every, coupling="async", slack=1_000)
-    scheme = actor_learner.Scheme(fleet.make_parts(SMALL), jax.devices()[:1], H, axes, said.append, None, None)
+    scheme = actor_learner.Scheme(runner.make_components(SMALL), jax.devices()[:1], H, axes, said.append, None, None)
     state = scheme.init(0)
     scheme.warm_up(state)
     (state,), (metrics,) = scheme.run([state], [scheme.zero_metrics], 0, LINE.prefill, learning=False)
@@ -113,7 +113,7 @@ def failing_chunk(before_it_fails, merge_every=1):
     chunk.programs = scheme.programs._replace(learn=failing)
     with pytest.raises(ZeroDivisionError) as caught:
         within_limit(lambda: chunk.asynchronous(LINE.prefill, LINE.prefill + 500))
-    assert workers_alive() == [] and said == [] and scheme.crew.alive == [0, 1, 2, 3]
+    assert workers_alive() == [] and said == [] and scheme.pool.alive == [0, 1, 2, 3]
     return caught.value, scheme
 
 
@@ -144,7 +144,7 @@ def test_an_exception_of_the_learner_surfaces_once_and_ends_the_threads():
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_run_survives_the_death_of_a_worker_and_shows_it(scheme, monkeypatch, capsys, tmp_path):
-    disturbed(monkeypatch, dies(2, 60))
+    with_faults(monkeypatch, dies(2, 60))
     result = train(scheme, out=tmp_path / "run")
     assert result.summary["status"] == "finished" and result.summary["dead_workers"] == 1
     assert_complete(result.metrics)
@@ -162,7 +162,7 @@ def test_the_last_ticket_of_a_dead_worker_is_done_by_another(scheme):
     """It dies while the others have nothing else left to do."""
     acted = [0, 0, 0, 0]
 
-    def disturb(worker, count):
+    def fault_hook(worker, count):
         if worker == 3 and not waited:
             waited.append(1)
             while sum(acted) < total - 1 and time.monotonic() < end:
@@ -172,16 +172,16 @@ def test_the_last_ticket_of_a_dead_worker_is_done_by_another(scheme):
         acted[worker] += 1
 
     waited, end = [], time.monotonic() + LIMIT / 2
-    parts, options = fleet.make_parts(SMALL), {"report": lambda line: None, "disturb": disturb}
+    components, options = runner.make_components(SMALL), {"report": lambda line: None, "fault_hook": fault_hook}
     total = 20 * (4 if scheme == "actor_learner" else 1)
     if scheme == "actor_learner":
         axes = actor_learner.Axes(num_actors=4, merge_every=2, coupling="async")
-        built, states = actor_learner.build(parts, jax.devices()[:1], [0], [H], axes, **options)
+        built, states = actor_learner.build(components, jax.devices()[:1], [0], [H], axes, **options)
     else:
         built, states = parameter_server.build(
-            parts, jax.devices()[:1], [0], [H], parameter_server.Axes(num_workers=4), **options
+            components, jax.devices()[:1], [0], [H], parameter_server.Axes(num_workers=4), **options
         )
-    (state,), _ = within_limit(lambda: built.collect(states, built.zero_metrics, 0, 20))
+    (state,), _ = within_limit(lambda: built.prefill(states, built.zero_metrics, 0, 20))
     done = state.actors if scheme == "actor_learner" else state.workers
     assert sum(int(worker.acted[0, 0]) for worker in done) == total
 
@@ -242,12 +242,12 @@ def test_the_death_of_all_workers_ends_in_one_line_and_leaves_metrics_and_checkp
 ):
     out = tmp_path / "run"
 
-    def disturb(worker, acted):
+    def fault_hook(worker, acted):
         if acted >= 60:
             raise RuntimeError("power cut")
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as stop:
-        disturbed(patched, disturb)
+        with_faults(patched, fault_hook)
         settings = QUIET._replace(checkpoint_seconds=0.0)
         cli.main(lambda: train(scheme, out=out, settings=settings) and None)
     assert stop.value.code == 2
@@ -263,11 +263,11 @@ def test_the_death_of_all_workers_ends_in_one_line_and_leaves_metrics_and_checkp
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_metrics_remain_where_every_worker_died_before_a_checkpoint(scheme, monkeypatch, tmp_path):
-    def disturb(worker, acted):
+    def fault_hook(worker, acted):
         if acted >= 60:
             raise RuntimeError("power cut")
 
-    disturbed(monkeypatch, disturb)
+    with_faults(monkeypatch, fault_hook)
     with pytest.raises(UserError, match="every worker died"):
         train(scheme, out=tmp_path / "run")
     assert len(pd.read_parquet(tmp_path / "run" / "metrics.parquet")) > 0
@@ -276,11 +276,11 @@ def test_metrics_remain_where_every_worker_died_before_a_checkpoint(scheme, monk
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_slow_worker_is_seen_in_the_rates_and_delays_nobody(scheme, monkeypatch):
-    def disturb(worker, acted):
+    def fault_hook(worker, acted):
         if worker == 1:
             time.sleep(0.05)
 
-    disturbed(monkeypatch, disturb)
+    with_faults(monkeypatch, fault_hook)
     result = train(scheme)
     assert_complete(result.metrics)
     assert result.summary["dead_workers"] == 0
@@ -291,7 +291,7 @@ def test_a_slow_worker_is_seen_in_the_rates_and_delays_nobody(scheme, monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize("name, steps", [("parallel_dqn", 500_000), ("a3c", 2_000_000)])
 def test_three_of_four_workers_solve_cartpole(name, steps, monkeypatch, capsys):
-    disturbed(monkeypatch, dies(3, 500))
+    with_faults(monkeypatch, dies(3, 500))
     chosen, cartpole = preset(name), presets.for_environment("CartPole-v1")
     config, hparams = over(chosen, cartpole.config, cartpole.hparams)
     config = dataclasses.replace(config, total_steps=steps)

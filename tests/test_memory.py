@@ -14,8 +14,7 @@ from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import schemes
 from jaxdqn.parallel.axes import Axes
-from jaxdqn.parallel.compiled import devices, host_memory, memory, model_sharding, population
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled import devices, host_memory, memory, model_sharding, population, runner
 from jaxdqn.runs import experiment
 from jaxdqn.runs.session import Settings
 
@@ -23,11 +22,13 @@ RING = Config(hidden_sizes=(8,), num_envs=8, batch_size=8, replay_capacity=400_0
 
 
 def build(num_devices, devices_per_agent, num_members, width, config=RING):
-    parts = fleet.make_parts(config, devices_per_agent)
+    components = runner.make_components(config, devices_per_agent)
     assignment = population.assign(num_members, num_devices // devices_per_agent)
     seeds, settings = list(range(num_members)), [HParams()] * num_members
-    built, _ = fleet.build(parts, jax.devices()[:num_devices], devices_per_agent, assignment, seeds, settings, width)
-    return built, memory.tree_bytes(jax.eval_shape(parts.replay.init))
+    built, _ = runner.build(
+        components, jax.devices()[:num_devices], devices_per_agent, assignment, seeds, settings, width
+    )
+    return built, memory.tree_bytes(jax.eval_shape(components.replay.init))
 
 
 FORMS = {
@@ -76,10 +77,10 @@ def test_tree_bytes_counts_arrays_and_keys():
 def test_shard_bytes_are_those_of_the_arrays():
     config = dataclasses.replace(RING, replay_capacity=1_000)
     built, ring_bytes = build(1, 1, 1, 1, config)
-    total, ring = fleet.shard_bytes(built.parts)
+    total, ring = runner.shard_bytes(built.components)
     assert ring == ring_bytes == 1_000 * (4 * 4 + 4 + 4 + 4 + 4 * 4 + 1)
-    state = fleet.build(built.parts, jax.devices()[:1], 1, built.assignment, [0], [HParams()])[1]
-    gathered = jax.tree.leaves(fleet.gather(state))
+    state = runner.build(built.components, jax.devices()[:1], 1, built.assignment, [0], [HParams()])[1]
+    gathered = jax.tree.leaves(runner.gather(state))
     assert total == sum(leaf.nbytes for leaf in gathered)
 
 
@@ -106,15 +107,15 @@ def test_the_plan_counts_the_bytes_of_the_built_state(name, agent, monkeypatch):
         pytest.skip("on-policy agents have no use for local replays")
     config = dataclasses.replace(RING, agent=agent, hidden_sizes=(8, 8), replay_capacity=1_000, eval_episodes=1)
     config = dataclasses.replace(config, learning_starts=0 if agent == "a2c" else config.learning_starts)
-    _, parts, budget = experiment.plan(config, HParams(), [0], None, None, 1, axes)
+    _, components, budget = experiment.plan(config, HParams(), [0], None, None, 1, axes)
     used = schemes.choose_devices(axes, None, 1, 1)
-    _, states = schemes.build(axes, parts, used, 1, population.assign(1, 1), [0], [HParams()], print)
+    _, states = schemes.build(axes, components, used, 1, population.assign(1, 1), [0], [HParams()], print)
     replays = {
         "actor_learner": lambda state: (state.replay, [actor.local for actor in state.actors]),
         "parameter_server": lambda state: [worker.replay for worker in state.workers],
     }.get(axes.scheme, lambda state: state.replay)
     held = [bytes_on_fullest_device(tree) for tree in (states[0], replays(states[0]))]
-    assert (budget.shard_bytes - fleet.evaluation_bytes(parts), budget.replay_bytes) == tuple(held)
+    assert (budget.shard_bytes - runner.evaluation_bytes(components), budget.replay_bytes) == tuple(held)
 
 
 def bytes_on_fullest_device(tree):

@@ -13,8 +13,7 @@ import jaxdqn
 from jaxdqn import evaluation
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
-from jaxdqn.parallel.compiled import memory, model_sharding, population
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled import memory, model_sharding, population, runner
 from jaxdqn.runs.session import Settings
 
 WIDE = Config(
@@ -45,27 +44,27 @@ def wide(network="two layers"):
 
 @functools.cache
 def compiled(network, num_devices, model):
-    return model_sharding.build(fleet.make_parts(wide(network)), jax.devices()[:num_devices], [3], [H], model)
+    return model_sharding.build(runner.make_components(wide(network)), jax.devices()[:num_devices], [3], [H], model)
 
 
 def build(network="two layers", num_devices=2, model=2):
-    """A fleet, compiled once for all tests, and states of its own: the programs take those they are given away."""
+    """A runner, compiled once for all tests, and states of its own: the programs take those they are given away."""
     built, states = compiled(network, num_devices, model)
-    return built, fleet.scatter(states, fleet.gather(states))
+    return built, runner.scatter(states, runner.gather(states))
 
 
 def train(built, states, updates=100, chunk=100):
     """(states, metrics) as NumPy arrays after the prefill and `updates` iterations."""
-    states, metrics = built.collect(states, built.zero_metrics, 0, PREFILL)
+    states, metrics = built.prefill(states, built.zero_metrics, 0, PREFILL)
     for start in range(PREFILL, PREFILL + updates, chunk):
         states, metrics = built.step(states, metrics, start, min(start + chunk, PREFILL + updates))
-    return fleet.gather(states), fleet.gather(metrics)
+    return runner.gather(states), runner.gather(metrics)
 
 
 @functools.cache
 def unsharded(network):
-    parts = fleet.make_parts(wide(network))
-    return train(*fleet.build(parts, jax.devices()[:1], 1, population.assign(1, 1), [3], [H]))
+    components = runner.make_components(wide(network))
+    return train(*runner.build(components, jax.devices()[:1], 1, population.assign(1, 1), [3], [H]))
 
 
 def assert_trees(one, other, **tolerance):
@@ -83,7 +82,7 @@ def test_a_sharded_network_learns_what_the_whole_one_does(network, num_devices, 
     # Parameters, target, moments, environments, ring and keys: the sums of a layer are in another order, no more.
     assert_trees(state, expected_state, atol=1e-5)
     assert_trees(metrics, expected_metrics, rtol=1e-4, atol=1e-4)
-    before = fleet.gather(build(network, num_devices, model)[1]).learner.params
+    before = runner.gather(build(network, num_devices, model)[1]).learner.params
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, state.learner.params)
     assert min(jax.tree.leaves(moved)) > 1e-3  # so the comparison is not one of initial values
 
@@ -101,7 +100,7 @@ def test_each_device_holds_its_part_of_parameters_target_and_moments(num_devices
 
 def test_parts_stay_in_place_through_training_and_ring_and_environments_are_split_over_data():
     built, states = build("two layers", 4, 2)
-    states, metrics = built.collect(states, built.zero_metrics, 0, PREFILL)
+    states, metrics = built.prefill(states, built.zero_metrics, 0, PREFILL)
     states, _ = built.step(states, metrics, PREFILL, PREFILL + 5)
     after = states[0]
     jax.tree.map(
@@ -119,7 +118,7 @@ def test_parts_stay_in_place_through_training_and_ring_and_environments_are_spli
 @pytest.mark.parametrize("num_devices, model", MESHES)
 def test_the_compiled_step_holds_the_ring_once_and_moves_only_batches(num_devices, model):
     built = compiled("two layers", num_devices, model)[0]
-    ring_bytes = memory.tree_bytes(jax.eval_shape(built.parts.replay.init)) // (num_devices // model)
+    ring_bytes = memory.tree_bytes(jax.eval_shape(built.components.replay.init)) // (num_devices // model)
     analysis = built.program.memory_analysis()
     assert analysis.alias_size_in_bytes >= ring_bytes
     assert analysis.temp_size_in_bytes < 0.05 * ring_bytes
@@ -144,37 +143,37 @@ def test_two_layers_cost_one_all_reduce_of_activations_in_each_pass():
 def test_gather_and_scatter_are_inverse_and_chunks_and_resume_are_bitwise(num_devices, model):
     whole, _ = train(*build("two layers", num_devices, model))
     built, states = build("two layers", num_devices, model)
-    states, metrics = built.collect(states, built.zero_metrics, 0, PREFILL)
+    states, metrics = built.prefill(states, built.zero_metrics, 0, PREFILL)
     states, metrics = built.step(states, metrics, PREFILL, PREFILL + 33)
-    saved = fleet.gather(states)
+    saved = runner.gather(states)
     template = build("two layers", num_devices, model)[1]
-    restored = fleet.scatter(template, saved)
-    assert_trees(fleet.gather(restored), saved)
+    restored = runner.scatter(template, saved)
+    assert_trees(runner.gather(restored), saved)
     jax.tree.map(
         lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim) or pytest.fail("moved"), *restored, *states
     )
     for start, stop in ((33, 40), (40, 100)):
         restored, metrics = built.step(restored, metrics, PREFILL + start, PREFILL + stop)
-    assert_trees(fleet.gather(restored), whole)
+    assert_trees(runner.gather(restored), whole)
 
 
 def test_evaluation_plays_the_episodes_of_the_whole_network():
     built, states = build()
-    params = jax.tree.map(lambda x: x[0, 0], fleet.gather(states).learner.params)
+    params = jax.tree.map(lambda x: x[0, 0], runner.gather(states).learner.params)
     key = evaluation.episode_key(3, iteration=7, part=0)
-    episodes = evaluation.evaluate(built.parts.environment, built.parts.agent, params, key, 4, 50)
-    assert_trees(jax.tree.map(lambda x: x[0, 0], fleet.gather(built.evaluate(states, 7))), episodes)
+    episodes = evaluation.evaluate(built.components.environment, built.components.agent, params, key, 4, 50)
+    assert_trees(jax.tree.map(lambda x: x[0, 0], runner.gather(built.evaluate(states, 7))), episodes)
 
 
 def test_a_run_logs_saves_resumes_and_loads(tmp_path, monkeypatch):
-    original = fleet.build
+    original = runner.build
 
-    def build_sharded(parts, used, devices_per_agent, assignment, seeds, settings, *args, **options):
+    def build_sharded(components, used, devices_per_agent, assignment, seeds, settings, *args, **options):
         if options.get("over"):
-            return original(parts, used, devices_per_agent, assignment, seeds, settings, *args, **options)
-        return model_sharding.build(parts, jax.devices()[:2], seeds, settings, model=2)
+            return original(components, used, devices_per_agent, assignment, seeds, settings, *args, **options)
+        return model_sharding.build(components, jax.devices()[:2], seeds, settings, model=2)
 
-    monkeypatch.setattr(fleet, "build", build_sharded)
+    monkeypatch.setattr(runner, "build", build_sharded)
     grid = {"log_interval": 200, "eval_interval": 400}
     half, whole = (dataclasses.replace(WIDE, total_steps=total, **grid) for total in (800, 1_600))
     longer = jaxdqn.train(whole, H, num_devices=1, settings=QUIET)
@@ -226,10 +225,10 @@ def test_parameter_spec(num_hidden, path, expected):
     ],
 )
 def test_what_cannot_be_split_is_a_user_error(changes, num_devices, model, words):
-    parts = fleet.make_parts(dataclasses.replace(WIDE, **changes))
+    components = runner.make_components(dataclasses.replace(WIDE, **changes))
     with pytest.raises(UserError, match=words):
-        model_sharding.build(parts, jax.devices()[:num_devices], [3], [H], model)
+        model_sharding.build(components, jax.devices()[:num_devices], [3], [H], model)
 
 
 def test_inner_layers_of_any_width_can_be_split():
-    assert model_sharding.check(fleet.make_parts(dataclasses.replace(WIDE, hidden_sizes=(64, 7))), 1, 4) == 2
+    assert model_sharding.check(runner.make_components(dataclasses.replace(WIDE, hidden_sizes=(64, 7))), 1, 4) == 2

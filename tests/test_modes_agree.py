@@ -28,8 +28,7 @@ from jaxdqn import learning
 from jaxdqn.base import Batch
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.learning import Shards, mean_over_shards
-from jaxdqn.parallel.compiled import devices, population
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled import devices, population, runner
 from jaxdqn.runs.session import Settings
 
 SMALL = Config(
@@ -52,16 +51,16 @@ SEEDS = [3, 4, 5, 6]
 
 def run_fleet(num_devices, devices_per_agent, seeds, settings, width=None, iterations=500, chunk=None):
     """Parameters [M, shards, ...] after `iterations` beyond the prefill, in chunks."""
-    parts = fleet.make_parts(SMALL, devices_per_agent)
+    components = runner.make_components(SMALL, devices_per_agent)
     assignment = population.assign(len(seeds), num_devices // devices_per_agent)
     used = jax.devices()[:num_devices]
-    built, states = fleet.build(parts, used, devices_per_agent, assignment, seeds, settings, width)
+    built, states = runner.build(components, used, devices_per_agent, assignment, seeds, settings, width)
     metrics, prefill = built.zero_metrics, timeline(SMALL).prefill
-    states, metrics = built.collect(states, metrics, 0, prefill)
+    states, metrics = built.prefill(states, metrics, 0, prefill)
     stop = prefill + iterations
     for start in range(prefill, stop, chunk or iterations):
         states, metrics = built.step(states, metrics, start, min(start + (chunk or iterations), stop))
-    gathered = fleet.gather([state.learner.params for state in states])
+    gathered = runner.gather([state.learner.params for state in states])
     return jax.tree.map(assignment.collect, gathered)
 
 
@@ -134,7 +133,7 @@ def given_batches(num_updates, size):
 @pytest.mark.parametrize("num_updates, tolerance", [(1, {"rtol": 1e-5, "atol": 1e-7}), (100, {"atol": 1e-4})])
 def test_data_parallel_training_on_given_batches_is_that_of_one_device(num_devices, num_updates, tolerance):
     """After one update Adam's first moment is a tenth of the reduced gradient; after a hundred, the parameters."""
-    agent, hparams = fleet.make_parts(SMALL).agent, jax.tree.map(np.float32, H)
+    agent, hparams = runner.make_components(SMALL).agent, jax.tree.map(np.float32, H)
     batches = given_batches(num_updates, 32)
 
     def train(used):

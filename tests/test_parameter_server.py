@@ -17,8 +17,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.learning import OPTIMIZERS, sgd_agent
 from jaxdqn.parallel.asynchronous import parameter_server, server, server_worker, telemetry
 from jaxdqn.parallel.asynchronous.parameter_server import Axes, Server
-from jaxdqn.parallel.compiled import population
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled import population, runner
 
 SMALL = Config(
     agent="a2c",
@@ -37,12 +36,12 @@ H = HParams(learning_rate=2e-3, target_period=50, epsilon_steps=2_000)
 
 
 def build(axes, config=SMALL, **options):
-    return parameter_server.build(fleet.make_parts(config), jax.devices()[:1], [3], [H], axes, **options)
+    return parameter_server.build(runner.make_components(config), jax.devices()[:1], [3], [H], axes, **options)
 
 
 def run(built, states, iterations, config=SMALL, chunk=None):
     prefill = timeline(config).prefill
-    states, metrics = built.collect(states, built.zero_metrics, 0, prefill)
+    states, metrics = built.prefill(states, built.zero_metrics, 0, prefill)
     stop = prefill + iterations
     for start in range(prefill, stop, chunk or iterations):
         states, metrics = built.step(states, metrics, start, min(start + (chunk or iterations), stop))
@@ -60,10 +59,12 @@ def run(built, states, iterations, config=SMALL, chunk=None):
 )
 def test_one_worker_is_the_fused_loop(config, lock):
     """A3C with one worker is A2C, Gorila with one DQN, over 300 iterations."""
-    built, states = fleet.build(fleet.make_parts(config), jax.devices()[:1], 1, population.assign(1, 1), [3], [H])
+    built, states = runner.build(
+        runner.make_components(config), jax.devices()[:1], 1, population.assign(1, 1), [3], [H]
+    )
     fused, _ = run(built, states, 300, config)
     states, _ = run(*build(Axes(num_workers=1, lock=lock), config), 300, config, chunk=77)
-    expected, got = (fleet.gather([s[0].learner]) for s in (fused, states))
+    expected, got = (runner.gather([s[0].learner]) for s in (fused, states))
     # Bitwise for DQN; actor-critic's gradient is fused otherwise when a program ends with it.
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if config.agent == "a2c" else {"rtol": 0}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, expected)
@@ -146,10 +147,10 @@ def test_no_part_of_a_push_is_lost_under_a_lock(lock):
     period, moves = 50, []
     network = Network(lambda key: {"a": jnp.zeros(3), "b": jnp.zeros(2)}, None)
     agent = sgd_agent(network, None, Policy(None, None), OPTIMIZERS["adam"])
-    hparams = fleet.over_members(HParams(target_period=period, learning_rate=1e-3))
-    parts = fleet.Parts(SMALL, None, agent, None)
-    apply = parameter_server.compile_apply(parts, jax.devices()[0], hparams)
-    init = fleet.on_one(jax.devices()[0], lambda _, h: agent.init(jax.random.key(0), h), 2)
+    hparams = runner.over_members(HParams(target_period=period, learning_rate=1e-3))
+    components = runner.Components(SMALL, None, agent, None)
+    apply = parameter_server.compile_apply(components, jax.devices()[0], hparams)
+    init = runner.on_one(jax.devices()[0], lambda _, h: agent.init(jax.random.key(0), h), 2)
     gradients = {"a": jnp.full((1, 1, 3), 0.25), "b": jnp.full((1, 1, 2), -0.5)}
 
     def watched(learner, *push):
@@ -280,7 +281,7 @@ def test_the_learning_rate_is_scaled_by_the_lag():
 
 def test_dropped_pushes_count_in_no_mean():
     """The sums are those of the pushes that were applied, and `updates` says how many."""
-    programs = server_worker.compile_programs(fleet.make_parts(SMALL), jax.devices()[0], fleet.over_members(H))
+    programs = server_worker.compile_programs(runner.make_components(SMALL), jax.devices()[0], runner.over_members(H))
     gradients = programs._replace(gradient=lambda *args: (0.0, np.ones((1, 1)), {**ones, "loss": np.ones((1, 1))}))
     ones = {name: np.ones((1, 1)) for name in programs.zeros.learning if name not in ("loss", "gradient_norm")}
     _, (state,) = build(Axes(num_workers=1))
@@ -295,7 +296,7 @@ def test_dropped_pushes_count_in_no_mean():
             self.pushes += 1
             return (None if self.pushes % 3 else np.ones((1, 1))), own
 
-    node, server = server_worker.Node(gradients, fleet.over_members(H), SMALL), EveryThird()
+    node, server = server_worker.Node(gradients, runner.over_members(H), SMALL), EveryThird()
     node.begin(state.workers[0])
     for iteration in range(9):
         node.learn(server, iteration)
@@ -321,7 +322,7 @@ def test_telemetry_adds_up(axes):
     built, states = build(axes, config)
     prefill, iterations = timeline(config).prefill, 40
     states, metrics = run(built, states, iterations, config, chunk=15)
-    state, sums = (jax.tree.map(lambda x: x[0, 0], fleet.gather(tree)) for tree in (states, metrics))
+    state, sums = (jax.tree.map(lambda x: x[0, 0], runner.gather(tree)) for tree in (states, metrics))
     seen = sums.seen
     rollouts = [seen[f"rollouts_{worker}"] for worker in range(4)]
     assert rollouts == [worker.acted for worker in state.workers]
@@ -342,11 +343,11 @@ def test_telemetry_adds_up(axes):
 def test_a_dead_worker_is_reported_once_and_the_others_do_its_work():
     said = []
 
-    def disturb(worker, acted):
+    def fault_hook(worker, acted):
         if worker == 1 and acted == 20:
             raise RuntimeError("unplugged")
 
-    built, states = build(Axes(), report=said.append, disturb=disturb)
+    built, states = build(Axes(), report=said.append, fault_hook=fault_hook)
     states, _ = run(built, states, 300, chunk=100)
     assert len(said) == 1 and "worker 1 died" in said[0] and "unplugged" in said[0]
     acted = [int(worker.acted[0, 0]) for worker in states[0].workers]
@@ -356,13 +357,13 @@ def test_a_dead_worker_is_reported_once_and_the_others_do_its_work():
 def test_a_worker_that_slept_through_the_prefill_samples_only_complete_returns():
     """It acts until it has n_step rows: tickets of the prefill go to whoever is free."""
     config = dataclasses.replace(REPLAYED, n_step=7)  # four rollouts of two rows
-    parts, written, acted, slept = fleet.make_parts(config), [], [0, 0, 0, 0], []
+    components, written, acted, slept = runner.make_components(config), [], [0, 0, 0, 0], []
 
     def sample(state, key, rows, hparams):
         jax.debug.callback(lambda rows: written.append(int(rows)), rows)
-        return parts.replay.sample(state, key, rows, hparams)
+        return components.replay.sample(state, key, rows, hparams)
 
-    def disturb(worker, count):
+    def fault_hook(worker, count):
         if worker == 3 and not slept:
             slept.append(1)
             while sum(acted) < timeline(config).prefill - 1 and time.monotonic() < end:
@@ -370,11 +371,11 @@ def test_a_worker_that_slept_through_the_prefill_samples_only_complete_returns()
         acted[worker] += 1
 
     end = time.monotonic() + 60
-    watched = parts._replace(replay=parts.replay._replace(sample=sample))
-    built, states = parameter_server.build(watched, jax.devices()[:1], [3], [H], Axes(), disturb=disturb)
+    watched = components._replace(replay=components.replay._replace(sample=sample))
+    built, states = parameter_server.build(watched, jax.devices()[:1], [3], [H], Axes(), fault_hook=fault_hook)
     jax.effects_barrier()
     written.clear()  # of the programs' first calls
-    states, metrics = built.collect(states, built.zero_metrics, 0, timeline(config).prefill)
+    states, metrics = built.prefill(states, built.zero_metrics, 0, timeline(config).prefill)
     assert int(states[0].workers[3].acted[0, 0]) <= 1
     built.step(states, metrics, timeline(config).prefill, timeline(config).prefill + 40)
     jax.effects_barrier()

@@ -12,8 +12,7 @@ from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import schemes
 from jaxdqn.parallel.axes import Axes
-from jaxdqn.parallel.compiled import population
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled import population, runner
 from jaxdqn.runs import driver
 
 U = 150
@@ -39,29 +38,29 @@ QUIET = jaxdqn.Settings(progress=False, tensorboard=False, figure=False)
 def built(devices=1, members=1):
     assignment = population.assign(members, 1)
     settings = [HParams(learning_rate=1e-3 * (1 + m)) for m in range(members)]
-    parts = fleet.make_parts(CONFIG, devices)
-    return fleet.build(parts, jax.devices()[:devices], devices, assignment, range(members), settings)
+    components = runner.make_components(CONFIG, devices)
+    return runner.build(components, jax.devices()[:devices], devices, assignment, range(members), settings)
 
 
 @pytest.mark.parametrize("devices, members", [(1, 2), (2, 1)])
 def test_an_iteration_does_not_depend_on_its_parts(devices, members, monkeypatch):
     def filled():
-        fleet, states = built(devices, members)
-        return fleet, *fleet.collect(states, fleet.zero_metrics, 0, 2)
+        runner, states = built(devices, members)
+        return runner, *runner.prefill(states, runner.zero_metrics, 0, 2)
 
     split, states, metrics = filled()
     for iteration in range(2, 5):
         for first, last in ((0, 1), (1, 2), (2, 70), (70, U)):
             states, metrics = split.part(states, metrics, iteration, first, last)
-    in_parts = fleet.gather(states), fleet.gather(metrics)
+    in_parts = runner.gather(states), runner.gather(metrics)
     again, states, metrics = filled()
-    at_once = tuple(map(fleet.gather, again.step(states, metrics, 2, 5)))
+    at_once = tuple(map(runner.gather, again.step(states, metrics, 2, 5)))
     jax.tree.map(np.testing.assert_array_equal, in_parts, at_once)
 
-    monkeypatch.setattr(fleet, "MOST_UNSPLIT", U)
+    monkeypatch.setattr(runner, "MOST_UNSPLIT", U)
     whole, states, metrics = filled()
     assert split.part is not None and whole.part is None
-    unsplit = tuple(map(fleet.gather, whole.step(states, metrics, 2, 5)))
+    unsplit = tuple(map(runner.gather, whole.step(states, metrics, 2, 5)))
     # Another program, which XLA fuses otherwise: one bit in a number here and there, after 450 updates.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), in_parts, unsplit)
 
@@ -70,13 +69,13 @@ def test_a_stop_within_an_iteration_loses_nothing(monkeypatch, tmp_path):
     """Rows and parameters of a run that was interrupted there and resumed are those of one that was not."""
     monkeypatch.setattr(driver, "CHUNK_SECONDS", 1e-9)  # an update a call
     longest = []
-    part = fleet._stack_by_stack
+    part = runner._stack_by_stack
 
     def watched(*args):
         run = part(*args)
         return lambda states, metrics, *at: longest.append(at[-1] - at[-2]) or run(states, metrics, *at)
 
-    monkeypatch.setattr(fleet, "_stack_by_stack", watched)
+    monkeypatch.setattr(runner, "_stack_by_stack", watched)
     interrupt = QUIET._replace(on_chunk=lambda rows: signal.raise_signal(signal.SIGINT))
     first = jaxdqn.train(CONFIG, HParams(), out=tmp_path / "run", settings=interrupt)
     (meta,) = [json.loads(path.read_text()) for path in (tmp_path / "run" / "checkpoints").glob("*/meta.json")]

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from scripts import script
 
 import jaxdqn
-from jaxdqn import paths
 from jaxdqn.analysis import loading
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
+from jaxdqn.files import paths
 from jaxdqn.runs import checkpoints, cli, directory, experiment, metrics, rendering, reporting, tensorboard
 from jaxdqn.runs.session import Settings
 from jaxdqn.sweeps import optuna_sampler

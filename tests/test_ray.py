@@ -26,7 +26,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import axes
 from jaxdqn.parallel.asynchronous import engine, parameter_server, ray_engine
 from jaxdqn.parallel.asynchronous.ray_engine import NodeDied, Pool
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled import runner
 from jaxdqn.runs import experiment
 from jaxdqn.runs.session import Settings
 from jaxdqn.tabular import method, on_ray
@@ -142,43 +142,43 @@ def test_one_ray_worker_and_server_are_those_in_process_bitwise(cluster, config,
     (here, sums), (there, others) = (
         servers.run(*servers.build(axes, config, engine=where), 60, config, chunk=25) for where in (None, cluster)
     )
-    tables.assert_same(fleet.gather(there), fleet.gather(here))
+    tables.assert_same(runner.gather(there), runner.gather(here))
     # But for what was counted on the way, in which there are times.
     others, sums = ([each._replace(seen={}) for each in every] for every in (others, sums))
-    tables.assert_same(fleet.gather(others), fleet.gather(sums))
+    tables.assert_same(runner.gather(others), runner.gather(sums))
 
 
 def test_a_dead_ray_worker_is_reported_once_and_the_others_do_its_work(cluster):
     said, nodes = [], []
 
-    def disturb(worker, rollouts):
+    def fault_hook(worker, rollouts):
         if worker == 1 and rollouts == 10:
             kill(nodes[1])
 
     built, states = servers.build(
-        parameter_server.Axes(num_workers=3), engine=cluster, report=said.append, disturb=disturb
+        parameter_server.Axes(num_workers=3), engine=cluster, report=said.append, fault_hook=fault_hook
     )
     nodes += built.step.func.__self__.nodes
     states, _ = servers.run(built, states, 150, chunk=50)
     assert len(said) == 1 and "worker 1 died" in said[0] and built.telemetry(states)["dead_workers"] == 1
     learned = int(states[0].learner.updates[0, 0])
     assert 150 <= learned <= 151  # its last push may have arrived before it died
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fleet.gather([states[0].learner.params])))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(runner.gather([states[0].learner.params])))
 
 
 def test_ray_actors_fill_the_learners_replay_and_one_may_die(cluster):
     said, nodes = [], []
 
-    def disturb(actor, acted):
+    def fault_hook(actor, acted):
         if actor == 1 and acted == 60:
             kill(nodes[1])
 
     axes = actors.Axes(num_actors=4, merge_every=5, coupling="async")
     config = dataclasses.replace(actors.SMALL, num_envs=8)
-    built, states = actors.build(axes, config=config, engine=cluster, report=said.append, disturb=disturb)
+    built, states = actors.build(axes, config=config, engine=cluster, report=said.append, fault_hook=fault_hook)
     nodes += built.step.func.__self__.nodes
     states, _ = actors.run(built, states, 100, chunk=40, config=config)
-    state = jax.tree.map(lambda x: x[0, 0], fleet.gather(states))
+    state = jax.tree.map(lambda x: x[0, 0], runner.gather(states))
     assert int(state.learner.updates) == 100 and len(said) == 1 and "worker 1 died" in said[0]
     alive = [0, 2, 3]
     acted = np.array([actor.acted for actor in state.actors])

@@ -17,13 +17,14 @@ import pyarrow as pa
 import pytest
 
 import jaxdqn
-from jaxdqn import documents
 from jaxdqn.acting import EpisodeSums
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.evaluation import Episodes
+from jaxdqn.files import documents
 from jaxdqn.parallel.compiled import memory
-from jaxdqn.runs import directory, files, metrics, recording, reporting, session, tensorboard, weights_and_biases
+from jaxdqn.runs import directory, metrics, recording, reporting, session, tensorboard, weights_and_biases
+from jaxdqn.runs import provenance as files
 from jaxdqn.training import Metrics
 
 EVERYONE = [(seed, HParams(gamma=gamma)) for gamma in (0.9, 0.99) for seed in (3, 8)]

@@ -20,8 +20,8 @@ CONFIG = Config(num_envs=8, batch_size=32, replay_capacity=2_000, learning_start
 def train(environment, agent, store, iterations):
     trainer = training.make_trainer(environment, agent, store, CONFIG)
     state = jax.jit(trainer.init)(jax.random.key(0), jax.random.key(1), H)
-    collect, step = (jax.jit(training.loop(f), donate_argnums=0) for f in (trainer.collect, trainer.step))
-    state, _ = collect(state, trainer.zero_metrics(), H, 0, 30)
+    prefill, step = (jax.jit(training.loop(f), donate_argnums=0) for f in (trainer.prefill, trainer.step))
+    state, _ = prefill(state, trainer.zero_metrics(), H, 0, 30)
     return step(state, trainer.zero_metrics(), H, 30, 30 + iterations)[0]
 
 

@@ -21,9 +21,9 @@ import yaml
 from scripts import script
 
 import jaxdqn
-from jaxdqn import paths
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
+from jaxdqn.files import paths
 from jaxdqn.parallel import schemes
 from jaxdqn.parallel.compiled import devices
 from jaxdqn.runs import checkpoints, cli, experiment, metrics
@@ -487,15 +487,15 @@ def test_a_run_interrupted_while_it_is_judged_is_judged_when_it_is_resumed(finis
     judged, build = [], schemes.build
 
     def watched(*args):
-        fleet, states = build(*args)
+        runner, states = build(*args)
 
         def evaluate(states, iteration, part=0):
             judged.append(part)
             if part == 2:
                 signal.raise_signal(signal.SIGINT)
-            return fleet.evaluate(states, iteration, part)
+            return runner.evaluate(states, iteration, part)
 
-        return fleet._replace(evaluate=evaluate), states
+        return runner._replace(evaluate=evaluate), states
 
     with monkeypatch.context() as patch:
         patch.setattr(schemes, "build", watched)

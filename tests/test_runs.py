@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 import jaxdqn
-from jaxdqn import paths
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
+from jaxdqn.files import paths
 from jaxdqn.runs import checkpoints, directory, experiment, metrics
 from jaxdqn.runs.directory import Continuation, RunSpec
 

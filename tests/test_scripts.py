@@ -253,7 +253,7 @@ def test_export_writes_a_policy_that_chooses_as_the_run_does(inside, trained, tm
     assert f"policy: {path}" in capsys.readouterr().out
     policy = jax.export.deserialize(bytearray(path.read_bytes()))
     result = jaxdqn.load(trained[0])
-    network = result.parts.agent
+    network = result.components.agent
     observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     params = jax.tree.map(lambda x: x[1], result.params)
     expected = network.greedy(params, network.initial_carry(50), observations, jax.random.key(1))[0]

@@ -12,7 +12,7 @@ from jaxdqn.base import Transition
 from jaxdqn.config import Config, HParams
 from jaxdqn.parallel.asynchronous import actor_learner
 from jaxdqn.parallel.asynchronous.actor_learner import Axes
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled import runner
 
 ACTORS, ROWS, N_STEP, SAMPLED_EVERY = 8, 5_000, 3, 100
 H = HParams(learning_rate=0.0)
@@ -55,15 +55,15 @@ def test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays(blocks
     pauses = itertools.cycle(np.where(random.random(997) < 0.1, random.exponential(2e-3, 997), 0.0))
     axes = Axes(num_actors=ACTORS, merge_every=1, coupling="async", slack=8)
 
-    def disturb(actor, acted):
+    def fault_hook(actor, acted):
         time.sleep(next(pauses))
 
-    parts = clocked(CONFIG)
-    scheme = actor_learner.Scheme(parts, jax.devices()[:2], H, axes, pytest.fail, disturb, engine=None)
+    components = clocked(CONFIG)
+    scheme = actor_learner.Scheme(components, jax.devices()[:2], H, axes, pytest.fail, fault_hook, engine=None)
     state = scheme.init(0)
     scheme.warm_up(state)
     learn, updates = scheme.programs.learn, itertools.count()
-    sample = jax.jit(actor_learner.global_replay(parts, axes).sample)
+    sample = jax.jit(actor_learner.global_replay(components, axes).sample)
 
     def learn_and_look(learner, data, sums, merged, key, hparams, iteration):
         """The learner's own program; now and then a batch is also looked at, while the actors go on."""
@@ -78,7 +78,7 @@ def test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays(blocks
     middle = (prefill + total) // 2
     for start, stop in ((prefill, middle), (middle, total)):
         states, metrics = scheme.run(states, metrics, start, stop, learning=True)
-    state = jax.tree.map(lambda x: x[0, 0], fleet.gather(states))
+    state = jax.tree.map(lambda x: x[0, 0], runner.gather(states))
     assert state.merged.sum() == blocks and next(updates) == total - prefill
     np.testing.assert_array_equal(state.merged, [actor.acted for actor in state.actors])
     check_ring(state.replay, state.merged)

@@ -150,7 +150,7 @@ def test_static_fields_make_a_group_each_and_each_is_compiled_once(tmp_path, mon
     sweep = sweep_of(config=config, space=space, sampler="grid", seeds=1, winners={"trials": 0})
     table = searched(tmp_path / "sweep", sweep)
     assert [config.batch_size for config in built] == sizes
-    assert len(compiled) == 2 * 3  # collect, step and evaluate of each group, whatever its trials
+    assert len(compiled) == 2 * 3  # prefill, step and evaluate of each group, whatever its trials
     assert list(table.group) == [0, 0, 0, 1, 1, 1] and list(table.batch_size) == [16] * 3 + [32] * 3
     assert planning.plan(sweep, 2).num_groups == 2
 

@@ -67,7 +67,7 @@ def spy() -> Replay:
 
 @pytest.fixture(scope="module")
 def spied():
-    """The replay's calls after the ten iterations 0 ... 9 of `collect` and of `step`."""
+    """The replay's calls after the ten iterations 0 ... 9 of `prefill` and of `step`."""
 
     def act(params, carry, observation, key, exploration):
         action, carry, _ = AGENT.act(params, carry, observation, key, exploration)
@@ -84,7 +84,7 @@ def spied():
         state, metrics = jax.jit(training.loop(iterate))(state, trainer.zero_metrics(), H, jnp.int32(0), jnp.int32(10))
         return state.learner, state.replay, metrics
 
-    return run(trainer.collect), run(trainer.step)
+    return run(trainer.prefill), run(trainer.step)
 
 
 def test_each_iteration_adds_one_block_after_the_last(spied):
@@ -162,7 +162,7 @@ def test_shards_start_from_equal_parameters_and_see_other_experience(trainer):
 
 def test_iterations_see_new_randomness(trainer):
     state = trainer.init(jax.random.key(0), jax.random.key(1), H)
-    collect = jax.jit(training.loop(trainer.collect))
-    state, _ = collect(state, trainer.zero_metrics(), H, jnp.int32(0), jnp.int32(5))
+    prefill = jax.jit(training.loop(trainer.prefill))
+    state, _ = prefill(state, trainer.zero_metrics(), H, jnp.int32(0), jnp.int32(5))
     blocks = np.asarray(state.replay.action).reshape(5, T * N)  # the whole ring, of uniformly random actions
     assert len(np.unique(blocks, axis=0)) == 5

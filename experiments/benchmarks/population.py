@@ -26,17 +26,16 @@ def train(num_members: int, num_devices: int, seconds: float, begin: float) -> d
 
     from jaxdqn import presets
     from jaxdqn.config import timeline
-    from jaxdqn.parallel.compiled import devices, population
-    from jaxdqn.parallel.compiled import runner as fleet
+    from jaxdqn.parallel.compiled import devices, population, runner
 
     devices.prepare_cpu(num_devices, one_thread_each=True)
     preset = presets.preset("cartpole-reference")
-    parts = fleet.make_parts(preset.config)
+    components = runner.make_components(preset.config)
     assignment = population.assign(num_members, num_devices)
     seeds, settings = list(range(num_members)), [preset.hparams] * num_members
-    built, states = fleet.build(parts, jax.devices()[:num_devices], 1, assignment, seeds, settings)
+    built, states = runner.build(components, jax.devices()[:num_devices], 1, assignment, seeds, settings)
     iteration = timeline(preset.config).prefill
-    states, metrics = built.collect(states, built.zero_metrics, 0, iteration)
+    states, metrics = built.prefill(states, built.zero_metrics, 0, iteration)
     jax.block_until_ready(metrics)
     time.sleep(max(0.0, begin - time.time()))
     start, first = time.perf_counter(), iteration
@@ -46,7 +45,7 @@ def train(num_members: int, num_devices: int, seconds: float, begin: float) -> d
         iteration += CHUNK
     elapsed = time.perf_counter() - start
     steps = (iteration - first) * preset.config.num_envs * num_members
-    final = fleet.gather(metrics)
+    final = runner.gather(metrics)
     assert np.isfinite(final.learning["loss"]).all()
     return {"steps_per_second": steps / elapsed, "seconds": elapsed, "compile_seconds": built.compile_seconds}
 

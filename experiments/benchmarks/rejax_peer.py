@@ -118,8 +118,7 @@ def peer() -> Iterator[Any]:
 def ours() -> Iterator[Any]:
     """This library: the same, for the same settings."""
     from jaxdqn.config import timeline
-    from jaxdqn.parallel.compiled import devices, population
-    from jaxdqn.parallel.compiled import runner as fleet
+    from jaxdqn.parallel.compiled import devices, population, runner
 
     devices.prepare_cpu(DEVICES, one_thread_each=True)
     import jax
@@ -128,16 +127,18 @@ def ours() -> Iterator[Any]:
     line = timeline(config)
     chosen = devices.choose(DEVICES, 1, AGENTS)
     assignment = population.assign(AGENTS, DEVICES)
-    built, states = fleet.build(fleet.make_parts(config), chosen, 1, assignment, range(AGENTS), [hparams] * AGENTS)
+    built, states = runner.build(
+        runner.make_components(config), chosen, 1, assignment, range(AGENTS), [hparams] * AGENTS
+    )
     metrics = built.zero_metrics
     yield built.compile_seconds
     bounds = [line.total * i // CHUNKS for i in range(CHUNKS + 1)]
     for start, stop in itertools.pairwise(bounds):
         middle = min(max(start, line.prefill), stop)
-        states, metrics = built.collect(states, metrics, start, middle)
+        states, metrics = built.prefill(states, metrics, start, middle)
         states, metrics = jax.block_until_ready(built.step(states, metrics, middle, stop))
         yield None
-    episodes = assignment.collect(fleet.gather([e.returns for e in built.evaluate(states, line.total)]))
+    episodes = assignment.collect(runner.gather([e.returns for e in built.evaluate(states, line.total)]))
     yield episodes.reshape(AGENTS, -1).mean(axis=1).tolist()
 
 

@@ -20,23 +20,23 @@ SLEEP = (0.005, 0.005, 0.005, 0.020)
 TARGET = 0.9
 
 
-def crew(num_workers: int) -> Callable[[tuple[float, ...], float], float]:
+def pool(num_workers: int) -> Callable[[tuple[float, ...], float], float]:
     """rate(sleeps, seconds): rollouts per second of that many workers, all together."""
     import jax
 
     from jaxdqn.config import Config, HParams
     from jaxdqn.parallel.asynchronous import parameter_server
-    from jaxdqn.parallel.compiled import runner as fleet
+    from jaxdqn.parallel.compiled import runner
 
     config = Config(agent="a2c", num_envs=2, rollout_length=4, n_step=4, hidden_sizes=(32,), learning_starts=0)
     sleeping: tuple[float, ...] = (0.0,) * num_workers
 
-    def disturb(worker: int, acted: int) -> None:
+    def fault_hook(worker: int, acted: int) -> None:
         time.sleep(sleeping[worker])
 
     axes = parameter_server.Axes(num_workers=num_workers)
-    parts = fleet.make_parts(config)
-    built, at = parameter_server.build(parts, jax.devices()[:1], [0], [HParams()], axes, disturb=disturb)
+    components = runner.make_components(config)
+    built, at = parameter_server.build(components, jax.devices()[:1], [0], [HParams()], axes, fault_hook=fault_hook)
     at, _ = built.step(at, built.zero_metrics, 0, 8 * num_workers)
 
     def rate(sleeps: tuple[float, ...], seconds: float) -> float:
@@ -52,7 +52,7 @@ def crew(num_workers: int) -> Callable[[tuple[float, ...], float], float]:
 
 def measure(rounds: int, seconds: float) -> dict[str, Any]:
     """Rates alone and together, round by round."""
-    one, all_together = crew(1), crew(len(SLEEP))
+    one, all_together = pool(1), pool(len(SLEEP))
     results = []
     for _ in range(rounds):
         alone = [one((sleep,), seconds / 2) for sleep in SLEEP]

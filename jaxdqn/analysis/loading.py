@@ -13,9 +13,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxdqn import documents
 from jaxdqn.errors import UserError, shortened, shown
-from jaxdqn.paths import expanded
+from jaxdqn.files import documents
+from jaxdqn.files.paths import expanded
 
 Path = str | os.PathLike[str]
 

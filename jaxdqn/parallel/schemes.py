@@ -1,4 +1,4 @@
-"""Which fleet a scheme builds, and on how many devices."""
+"""Which runner a scheme builds, and on how many devices."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,10 +12,9 @@ from jaxdqn.parallel import hosts
 from jaxdqn.parallel.asynchronous import actor_learner, parameter_server
 from jaxdqn.parallel.asynchronous.engine import Engine
 from jaxdqn.parallel.axes import Axes, validate
-from jaxdqn.parallel.compiled import averaging, devices, model_sharding
-from jaxdqn.parallel.compiled import runner as fleet
+from jaxdqn.parallel.compiled import averaging, devices, model_sharding, runner
 from jaxdqn.parallel.compiled.population import Assignment
-from jaxdqn.parallel.compiled.runner import Fleet, Parts
+from jaxdqn.parallel.compiled.runner import Components, Runner
 
 MOST_UPDATES = 1_000  # of an iteration, in schemes that do not divide it
 
@@ -50,10 +49,10 @@ def check_engine(axes: Axes, engine: str) -> None:
         )
 
 
-def check_parts(axes: Axes, parts: Parts) -> None:
+def check_components(axes: Axes, components: Components) -> None:
     """Raises `UserError` for a network that the axes cannot divide."""
     if axes.scheme == "sharding":
-        model_sharding.check(parts, axes.data, axes.workers // axes.data)
+        model_sharding.check(components, axes.data, axes.workers // axes.data)
 
 
 def num_shards(axes: Axes, devices_per_agent: int) -> int:
@@ -66,18 +65,18 @@ def num_replays(axes: Axes, devices_per_agent: int) -> int:
     return axes.data if axes.scheme == "sharding" else num_shards(axes, devices_per_agent)
 
 
-def state_bytes(axes: Axes, parts: Parts) -> tuple[int, int]:
+def state_bytes(axes: Axes, components: Components) -> tuple[int, int]:
     """Bytes of one member's state on the device that holds most of it, and of the replay in that; nothing is
     allocated. What is under way between threads is not in it."""
     if axes.scheme == "actor_learner":
-        return actor_learner.state_bytes(parts, _actor_learner(axes))
+        return actor_learner.state_bytes(components, _actor_learner(axes))
     if axes.scheme == "parameter_server":
-        return parameter_server.state_bytes(parts, _parameter_server(axes))
+        return parameter_server.state_bytes(components, _parameter_server(axes))
     if axes.scheme == "averaging":
-        return averaging.state_bytes(parts, averaging.make_rule(axes.combine))
+        return averaging.state_bytes(components, averaging.make_rule(axes.combine))
     if axes.scheme == "sharding":
-        return model_sharding.state_bytes(parts, axes.data, axes.workers // axes.data)
-    return fleet.shard_bytes(parts)
+        return model_sharding.state_bytes(components, axes.data, axes.workers // axes.data)
+    return runner.shard_bytes(components)
 
 
 def choose_devices(axes: Axes, num_devices: int | None, devices_per_agent: int, num_members: int) -> list[jax.Device]:
@@ -95,7 +94,7 @@ def choose_devices(axes: Axes, num_devices: int | None, devices_per_agent: int, 
 
 def build(
     axes: Axes,
-    parts: Parts,
+    components: Components,
     used: Sequence[jax.Device],
     devices_per_agent: int,
     assignment: Assignment,
@@ -103,18 +102,18 @@ def build(
     settings: Sequence[HParams],
     report: Callable[[str], None],
     engine: Engine | None = None,
-) -> tuple[Fleet, list[Any]]:
-    """The scheme's fleet and its first states. `assignment` is that of the fused scheme; others have one member."""
+) -> tuple[Runner, list[Any]]:
+    """The scheme's runner and its first states. `assignment` is that of the fused scheme; others have one member."""
     if axes.scheme == "actor_learner":
-        return actor_learner.build(parts, used, seeds, settings, _actor_learner(axes), report, engine=engine)
+        return actor_learner.build(components, used, seeds, settings, _actor_learner(axes), report, engine=engine)
     if axes.scheme == "parameter_server":
-        return parameter_server.build(parts, used, seeds, settings, _parameter_server(axes), report, engine=engine)
+        return parameter_server.build(components, used, seeds, settings, _parameter_server(axes), report, engine=engine)
     if axes.scheme == "averaging":
         rule = averaging.make_rule(axes.combine)
-        return averaging.build(parts, used, seeds, settings, rule, axes.average_every, axes.average_each_until)
+        return averaging.build(components, used, seeds, settings, rule, axes.average_every, axes.average_each_until)
     if axes.scheme == "sharding":
-        return model_sharding.build(parts, used, seeds, settings, axes.workers // axes.data)
-    return fleet.build(parts, used, devices_per_agent, assignment, seeds, settings)
+        return model_sharding.build(components, used, seeds, settings, axes.workers // axes.data)
+    return runner.build(components, used, devices_per_agent, assignment, seeds, settings)
 
 
 def _actor_learner(axes: Axes) -> actor_learner.Axes:

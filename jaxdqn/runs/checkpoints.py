@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdqn import documents
 from jaxdqn.base import PyTree
 from jaxdqn.errors import UserError, shortened
+from jaxdqn.files import documents
 
 _META = {
     "batch": int,

@@ -15,9 +15,9 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from jaxdqn import documents, paths
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError, shortened, unknown_name
+from jaxdqn.files import documents, paths
 from jaxdqn.parallel import hosts
 from jaxdqn.parallel.axes import Axes
 from jaxdqn.runs.progress import stderr

@@ -11,12 +11,12 @@ from typing import Any
 import filelock
 import yaml
 
-from jaxdqn import documents, paths
 from jaxdqn.config import UINT32_MAX, Config, HParams, check_whole, from_dict, members, to_dict, validate
 from jaxdqn.errors import UserError, shown, unknown_name
+from jaxdqn.files import documents, paths
+from jaxdqn.files.paths import write_text
 from jaxdqn.parallel.axes import Axes
 from jaxdqn.parallel.axes import validate as validate_axes
-from jaxdqn.paths import write_text
 
 LOCK = ".lock"
 

@@ -12,7 +12,7 @@ import jax
 
 from jaxdqn.config import Config, Timeline
 from jaxdqn.parallel import hosts
-from jaxdqn.parallel.compiled.runner import Fleet
+from jaxdqn.parallel.compiled.runner import Runner
 
 CHUNK_SECONDS = 1.0  # long enough to hide the dispatch, short enough for Ctrl-C
 
@@ -28,7 +28,7 @@ class Point(NamedTuple):
 
 class Progressed(NamedTuple):
     """Where a batch stands between two chunks: lists of stacks, the iterations done, and the updates of the next one
-    that are done (0 but for a fleet with a `part`)."""
+    that are done (0 but for a runner with a `part`)."""
 
     states: list[Any]
     metrics: list[Any]
@@ -50,10 +50,10 @@ class Hooks(NamedTuple):
     save: Callable[[Progressed], None]
 
 
-def drive(fleet: Fleet, at: Progressed, line: Timeline, hooks: Hooks) -> Progressed:
+def drive(runner: Runner, at: Progressed, line: Timeline, hooks: Hooks) -> Progressed:
     """Runs chunks from where `at` stands to the end of the timeline or a stop."""
-    config = fleet.parts.config
-    start, pace, stopping = at.iteration, _Pace(config, fleet.part is not None), False
+    config = runner.components.config
+    start, pace, stopping = at.iteration, _Pace(config, runner.part is not None), False
     pending: list[Point] = []
 
     def read() -> bool:
@@ -67,10 +67,10 @@ def drive(fleet: Fleet, at: Progressed, line: Timeline, hooks: Hooks) -> Progres
         at_point = iteration > start and update == 0 and line.is_point(iteration)
         leaving = hooks.interrupted() or iteration >= line.total or (at_point and stopping)
         if at_point:
-            episodes = fleet.evaluate(states, iteration) if line.is_evaluated(iteration) else None
-            pending.append(Point(iteration, metrics, episodes, fleet.telemetry(states)))
+            episodes = runner.evaluate(states, iteration) if line.is_evaluated(iteration) else None
+            pending.append(Point(iteration, metrics, episodes, runner.telemetry(states)))
             if iteration % line.log_every == 0:  # else the run ends within a window, which an extension goes on with
-                at = at._replace(metrics=fleet.zero_metrics)
+                at = at._replace(metrics=runner.zero_metrics)
         if leaving or (at_point and hooks.checkpoint_due()):
             pace.settle()
             stopping = read() or stopping
@@ -80,15 +80,15 @@ def drive(fleet: Fleet, at: Progressed, line: Timeline, hooks: Hooks) -> Progres
         learning = iteration >= line.prefill
         length = hosts.exchange(pace.length[learning])[0]
         try:
-            if learning and fleet.part is not None:
+            if learning and runner.part is not None:
                 last = min(update + length, config.updates_per_iteration)
                 length, stop = last - update, iteration + last // config.updates_per_iteration
-                states, metrics = fleet.part(at.states, at.metrics, iteration, update, last)
+                states, metrics = runner.part(at.states, at.metrics, iteration, update, last)
                 update = last % config.updates_per_iteration
             else:
                 stop = _next_event(iteration, line, length)
                 length = stop - iteration
-                states, metrics = (fleet.step if learning else fleet.collect)(at.states, at.metrics, iteration, stop)
+                states, metrics = (runner.step if learning else runner.prefill)(at.states, at.metrics, iteration, stop)
         except Exception:
             read()  # a point that was reached before it failed
             raise

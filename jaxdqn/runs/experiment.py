@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from jaxdqn import paths
 from jaxdqn.config import (
     Config,
     HParams,
@@ -23,13 +22,14 @@ from jaxdqn.config import (
     validate_hparams,
 )
 from jaxdqn.errors import UserError
+from jaxdqn.files import paths
 from jaxdqn.parallel import hosts, schemes
 from jaxdqn.parallel.asynchronous import engine
 from jaxdqn.parallel.axes import THREADED, Axes
 from jaxdqn.parallel.compiled import devices as _devices
 from jaxdqn.parallel.compiled import memory
-from jaxdqn.parallel.compiled import runner as _fleet
-from jaxdqn.parallel.compiled.runner import Parts
+from jaxdqn.parallel.compiled import runner as _runner
+from jaxdqn.parallel.compiled.runner import Components
 from jaxdqn.runs import checkpoints, directory
 from jaxdqn.runs.directory import Continuation, RunDirectory, RunSpec
 from jaxdqn.runs.results import Result, load, read_params
@@ -46,7 +46,7 @@ def plan(
     num_devices: int | None,
     devices_per_agent: int,
     axes: Axes | None = None,
-) -> tuple[RunSpec, Parts, memory.Plan]:
+) -> tuple[RunSpec, Components, memory.Plan]:
     """Validates everything, computes bytes, and fixes devices and batches; nothing is allocated.
 
     Raises `UserError`.
@@ -62,14 +62,14 @@ def plan(
     seeds = check_seeds(seeds)
     everyone = members(hparams, seeds, vary, config.epsilon_schedule)
     devices = schemes.choose_devices(axes, num_devices, devices_per_agent, len(everyone))
-    parts = _fleet.make_parts(config, schemes.num_shards(axes, devices_per_agent))
-    schemes.check_parts(axes, parts)
+    components = _runner.make_components(config, schemes.num_shards(axes, devices_per_agent))
+    schemes.check_components(axes, components)
     groups = len(devices) // devices_per_agent
-    state_bytes, replay_bytes = schemes.state_bytes(axes, parts)
+    state_bytes, replay_bytes = schemes.state_bytes(axes, components)
     own = devices[_devices.own(devices)]
     # Threads leave the state on one device, and the others of a CPU take nothing away from it.
     shares = min(hosts.exchange(memory.available_bytes(own[:1] if axes.scheme in THREADED else own)))
-    state_bytes += _fleet.evaluation_bytes(parts)
+    state_bytes += _runner.evaluation_bytes(components)
     budget = memory.plan(state_bytes, replay_bytes, len(everyone), groups, shares)
     if axes.scheme != "fused":  # one member after the other: each has all the devices
         budget = budget._replace(members_per_batch=1, num_batches=len(everyone))
@@ -83,7 +83,7 @@ def plan(
         budget.members_per_batch,
         axes,
     )
-    return spec, parts, budget
+    return spec, components, budget
 
 
 def train(
@@ -112,7 +112,7 @@ def train(
     """
     settings = Settings() if settings is None else settings
     check_settings(settings)
-    spec, parts, budget = plan(
+    spec, components, budget = plan(
         Config() if config is None else config,
         HParams() if hparams is None else hparams,
         seeds,
@@ -132,12 +132,12 @@ def train(
     if settings.init_member and not settings.init_from:
         raise UserError(f"init_member is {settings.init_member}, but there is no init_from whose member it is.")
     if out is None or not hosts.is_first():
-        return Session(spec, parts, budget, settings).execute()
+        return Session(spec, components, budget, settings).execute()
     if settings.init_from:
         read_params(paths.expanded(settings.init_from), settings.init_member)  # its errors come before a directory
     with directory.create(paths.expanded(out)) as run_directory:
         run_directory.check_unused()
-        return Session(spec, parts, budget, settings, run_directory=run_directory).execute()
+        return Session(spec, components, budget, settings, run_directory=run_directory).execute()
 
 
 def steps_done(path: pathlib.Path, config: Config) -> int:
@@ -181,7 +181,7 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
     per_agent = spec.devices_per_agent
     available = max(per_agent, jax.process_count() * len(jax.local_devices()) // per_agent * per_agent)
     spec = dataclasses.replace(spec, num_devices=min(spec.num_devices, available))
-    fresh, parts, budget = plan(
+    fresh, components, budget = plan(
         spec.config, spec.hparams, spec.seeds, spec.vary, spec.num_devices, per_agent, spec.axes
     )
     if fresh.members_per_batch < spec.members_per_batch:
@@ -190,6 +190,6 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
             "memory; free some and resume again."
         )
     if not hosts.is_first():
-        return Session(spec, parts, budget, settings, source=path).execute()
+        return Session(spec, components, budget, settings, source=path).execute()
     with RunDirectory(path) as run_directory:
-        return Session(spec, parts, budget, settings, source=path, run_directory=run_directory).execute()
+        return Session(spec, components, budget, settings, source=path, run_directory=run_directory).execute()

@@ -8,7 +8,7 @@ import numpy as np
 from jax import export
 
 from jaxdqn.base import Array
-from jaxdqn.paths import write_atomically
+from jaxdqn.files.paths import write_atomically
 from jaxdqn.runs import results
 
 NUM_CHECKED = 256
@@ -22,7 +22,7 @@ def export_policy(run: pathlib.Path, member: int, path: pathlib.Path) -> int:
     """
     result = results.load(run)
     params = results.member_params(result.params, member)
-    agent, spec = result.parts.agent, result.parts.environment.spec
+    agent, spec = result.components.agent, result.components.environment.spec
 
     def policy(observation: Array) -> Array:
         return agent.greedy(params, agent.initial_carry(observation.shape[0]), observation, jax.random.key(0))[0]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from jaxdqn.config import Timeline
 from jaxdqn.errors import UserError
-from jaxdqn.paths import write_atomically
+from jaxdqn.files.paths import write_atomically
 
 _PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
 

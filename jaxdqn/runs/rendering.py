@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from jaxdqn.base import Spec
 from jaxdqn.errors import UserError
-from jaxdqn.paths import expanded, write_atomically
+from jaxdqn.files.paths import expanded, write_atomically
 
 SUPPORTED = (
     "CartPole-v1, FrozenLake-misc, FourRooms-misc (not its visual observations), and 0/1 grids stored as bool "

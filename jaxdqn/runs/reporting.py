@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from jaxdqn.paths import write_atomically
+from jaxdqn.files.paths import write_atomically
 from jaxdqn.runs import tensorboard, weights_and_biases
 
 if TYPE_CHECKING:

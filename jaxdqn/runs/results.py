@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxdqn import acting, evaluation, paths
+from jaxdqn import acting, evaluation
 from jaxdqn.base import Agent, Environment, PyTree
 from jaxdqn.config import MOST_EPISODES, UINT32_MAX, Config, HParams, check_probability, check_whole, members, varying
 from jaxdqn.errors import UserError
-from jaxdqn.parallel.compiled import runner as _fleet
-from jaxdqn.parallel.compiled.runner import Parts
+from jaxdqn.files import paths
+from jaxdqn.parallel.compiled import runner as _runner
+from jaxdqn.parallel.compiled.runner import Components
 from jaxdqn.runs import checkpoints, directory, metrics, reporting
 
 MAX_WATCHED = 2_500  # steps of an episode that is drawn
@@ -35,7 +36,7 @@ class Result:
     summary: dict[str, Any]
     config: Config
     members: list[tuple[int, HParams]]
-    parts: Parts
+    components: Components
     varying: tuple[str, ...] = ()
     path: pathlib.Path | None = None
 
@@ -56,7 +57,7 @@ class Result:
         configuration says that they are common."""
         params = member_params(self.params, member)
         own = 0 if self.config.common_evaluation else self.members[member][0]
-        return evaluate_params(self.parts, params, episodes, seed, own, epsilon)
+        return evaluate_params(self.components, params, episodes, seed, own, epsilon)
 
 
 def member_params(params: PyTree, member: int) -> PyTree:
@@ -70,14 +71,16 @@ def member_params(params: PyTree, member: int) -> PyTree:
 
 
 def evaluate_params(
-    parts: Parts, params: PyTree, episodes: int, seed: int, stream: int = 0, epsilon: float | None = None
+    components: Components, params: PyTree, episodes: int, seed: int, stream: int = 0, epsilon: float | None = None
 ) -> evaluation.Episodes:
     """Greedy episodes with given parameters, as NumPy arrays [episodes]; each `stream` of a seed has its own."""
-    epsilon = parts.config.eval_epsilon if epsilon is None else epsilon
+    epsilon = components.config.eval_epsilon if epsilon is None else epsilon
     check_whole("episodes", episodes, most=MOST_EPISODES)
     check_whole("seed", seed, 0, UINT32_MAX)
     check_probability("epsilon", epsilon)
-    run = _evaluator(parts.environment, parts.agent, episodes, parts.config.eval_max_steps, float(epsilon))
+    run = _evaluator(
+        components.environment, components.agent, episodes, components.config.eval_max_steps, float(epsilon)
+    )
     return jax.tree.map(np.asarray, run(params, jax.random.fold_in(jax.random.key(seed), stream)))
 
 
@@ -92,15 +95,18 @@ def _evaluator(environment: Environment, agent: Agent, episodes: int, max_steps:
 def watch(result: Result, member: int, seed: int) -> np.ndarray:
     """The observations of one greedy episode, [L, *O], as stored. Raises `UserError`."""
     check_whole("seed", seed, 0, UINT32_MAX)
-    parts = result.parts
+    components = result.components
     params = member_params(result.params, member)
-    bound = min(parts.environment.spec.max_episode_steps or MAX_WATCHED, MAX_WATCHED)
+    bound = min(components.environment.spec.max_episode_steps or MAX_WATCHED, MAX_WATCHED)
 
     @jax.jit
     def run(key: Any) -> Any:
         start_key, step_key = jax.random.split(key)
-        actor, agent = acting.start(parts.environment, parts.agent, 1, start_key), acting.greedily(parts.agent)
-        block = acting.rollout(parts.environment, agent, params, actor, step_key, jnp.zeros(1), bound)[1]
+        actor, agent = (
+            acting.start(components.environment, components.agent, 1, start_key),
+            acting.greedily(components.agent),
+        )
+        block = acting.rollout(components.environment, agent, params, actor, step_key, jnp.zeros(1), bound)[1]
         return block.observation[:, 0], block.next_observation[:, 0], block.episode_end[:, 0]
 
     before, after, end = jax.tree.map(np.asarray, run(jax.random.key(seed)))
@@ -113,9 +119,9 @@ def load(path: str | pathlib.Path) -> Result:
     for. Raises `UserError`."""
     path = paths.expanded(path)
     spec, _ = directory.load(path)
-    parts = _fleet.make_parts(spec.config, spec.devices_per_agent)
+    components = _runner.make_components(spec.config, spec.devices_per_agent)
     everyone = members(spec.hparams, spec.seeds, spec.vary)
-    template = jax.eval_shape(lambda: parts.agent.init(jax.random.key(0), HParams()).params)
+    template = jax.eval_shape(lambda: components.agent.init(jax.random.key(0), HParams()).params)
     pieces = []
     for batch in range(-(-len(everyone) // spec.members_per_batch)):
         found, warnings = checkpoints.newest(path / "checkpoints", batch)
@@ -133,7 +139,7 @@ def load(path: str | pathlib.Path) -> Result:
     params = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
     read_metrics = functools.partial(metrics.read, path / "metrics.parquet")
     summary = directory.summary(path)
-    return Result(read_metrics, params, summary, spec.config, everyone, parts, varying(spec.vary), path)
+    return Result(read_metrics, params, summary, spec.config, everyone, components, varying(spec.vary), path)
 
 
 def read_params(path: pathlib.Path, member: int) -> dict[str, np.ndarray]:

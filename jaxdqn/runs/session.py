@@ -15,15 +15,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from jaxdqn import paths
 from jaxdqn.base import PyTree
 from jaxdqn.config import advice, check_number, check_whole, members, timeline, varying
 from jaxdqn.errors import UserError, shown
+from jaxdqn.files import paths
 from jaxdqn.parallel import hosts, schemes
 from jaxdqn.parallel.asynchronous import engine, telemetry
 from jaxdqn.parallel.compiled import memory, population
-from jaxdqn.parallel.compiled import runner as _fleet
-from jaxdqn.parallel.compiled.runner import Fleet, Parts
+from jaxdqn.parallel.compiled import runner as _runner
+from jaxdqn.parallel.compiled.runner import Components, Runner
 from jaxdqn.runs import (
     checkpoints,
     driver,
@@ -38,8 +38,8 @@ from jaxdqn.runs import (
 from jaxdqn.runs import summary as _summary
 from jaxdqn.runs.directory import RunDirectory, RunSpec
 from jaxdqn.runs.driver import Hooks, Point, Progressed
-from jaxdqn.runs.files import provenance
 from jaxdqn.runs.progress import Progress, tell
+from jaxdqn.runs.provenance import provenance
 from jaxdqn.runs.results import Result, read_params
 
 FLUSH_SECONDS = 5.0
@@ -97,7 +97,7 @@ class Session:
     def __init__(
         self,
         spec: RunSpec,
-        parts: Parts,
+        components: Components,
         budget: memory.Plan,
         settings: Settings,
         *,
@@ -106,7 +106,7 @@ class Session:
     ):
         if not hosts.is_first():
             settings = settings._replace(progress=False, tensorboard=False, wandb=None, profile=False, on_chunk=None)
-        self.spec, self.parts, self.budget, self.settings = spec, parts, budget, settings
+        self.spec, self.components, self.budget, self.settings = spec, components, budget, settings
         schemes.check_engine(spec.axes, settings.engine)
         self.source, self.directory = source, run_directory
         self.line = timeline(spec.config)
@@ -252,9 +252,9 @@ class Session:
         assignment = population.assign(len(batch), groups, self.spec.least_lanes)
         seeds, settings = zip(*[self.everyone[m] for m in batch], strict=True)
         memory.forget_programs()
-        fleet, states = schemes.build(
+        runner, states = schemes.build(
             self.spec.axes,
-            self.parts,
+            self.components,
             self.devices,
             self.spec.devices_per_agent,
             assignment,
@@ -263,15 +263,15 @@ class Session:
             self._say,
             self.engine,
         )
-        assignment = fleet.assignment
-        self.compile_seconds += fleet.compile_seconds
-        at = Progressed(states, fleet.zero_metrics, 0)
+        assignment = runner.assignment
+        self.compile_seconds += runner.compile_seconds
+        at = Progressed(states, runner.zero_metrics, 0)
         found = self._checkpoint_of_batch(start, batch)
         if found is not None:
             at = snapshots.restored(at, found, assignment, self.devices)
         elif self.settings.init_from:
             source = read_params(paths.expanded(self.settings.init_from), self.settings.init_member)
-            at = at._replace(states=fleet.adopted(snapshots.with_params(states, source)))
+            at = at._replace(states=runner.adopted(snapshots.with_params(states, source)))
         self.diverged |= self._diverged(assignment, batch, at)  # of which an earlier session has warned
         # The states are donated chunk by chunk: nobody else may hold them.
         del states
@@ -283,14 +283,14 @@ class Session:
 
         checkpoint_seconds = self.settings.checkpoint_seconds
         hooks = Hooks(
-            on_point=lambda point: self._on_point(fleet, batch, point),
+            on_point=lambda point: self._on_point(runner, batch, point),
             interrupted=lambda: self._asked_to_stop(interrupted) is not None,
             checkpoint_due=lambda: hosts.exchange(time.perf_counter() - self.last_save)[0] > checkpoint_seconds,
-            save=lambda at: self._save(fleet, at),
+            save=lambda at: self._save(runner, at),
         )
         try:
             with self._profiled():
-                at = driver.drive(fleet, at, self.line, hooks)
+                at = driver.drive(runner, at, self.line, hooks)
         except Exception:  # such as the death of every worker: what was measured until then remains
             self._flush()
             raise
@@ -301,25 +301,25 @@ class Session:
         if all(m in self.diverged for m in batch) and self.status == OK:
             self.status = DIVERGED
         if self.status != INTERRUPTED:
-            self._judge(fleet, batch, at, interrupted)
-        return jax.tree.map(lambda x: x[:, 0], snapshots.policy(fleet, at.states))
+            self._judge(runner, batch, at, interrupted)
+        return jax.tree.map(lambda x: x[:, 0], snapshots.policy(runner, at.states))
 
-    def _judge(self, fleet: Fleet, batch: range, at: Progressed, interrupted: Callable[[], bool]) -> None:
+    def _judge(self, runner: Runner, batch: range, at: Progressed, interrupted: Callable[[], bool]) -> None:
         """Judges the parameters that are kept, by episodes of their own, unless it is interrupted."""
-        wanted, each = self.spec.config.final_episodes, self.spec.config.eval_episodes * fleet.shards
+        wanted, each = self.spec.config.final_episodes, self.spec.config.eval_episodes * runner.shards
         episodes = []
         for part in range(math.ceil(wanted / each)):
             if self._asked_to_stop(interrupted) == INTERRUPTED:
                 self.status = INTERRUPTED
                 return
-            found = fleet.evaluate(at.states, at.iteration, 1 + part)
-            episodes.append(jax.tree.map(fleet.assignment.collect, _fleet.gather(found)))
+            found = runner.evaluate(at.states, at.iteration, 1 + part)
+            episodes.append(jax.tree.map(runner.assignment.collect, _runner.gather(found)))
         if episodes:
             self.finals |= dict(zip(batch, _summary.finals(episodes, wanted), strict=True))
 
     def _diverged(self, assignment: population.Assignment, batch: range, at: Progressed) -> dict[int, int]:
         """The members of `batch` that diverged, and their first bad updates."""
-        first_bad = assignment.collect(_fleet.gather([state.learner.first_bad_update for state in at.states]))
+        first_bad = assignment.collect(_runner.gather([state.learner.first_bad_update for state in at.states]))
         return first_of_shards(batch, first_bad)
 
     def _asked_to_stop(self, interrupted: Callable[[], bool]) -> str | None:
@@ -342,8 +342,8 @@ class Session:
 
     # -- events -------------------------------------------------------------------------------------------------------
 
-    def _on_point(self, fleet: Fleet, batch: range, point: Point) -> bool:
-        table = self._table(fleet, batch, point)
+    def _on_point(self, runner: Runner, batch: range, point: Point) -> bool:
+        table = self._table(runner, batch, point)
         self.recorder.add(table)
         steps = point.iteration * self.line.steps_per_iteration
         self.bar.update(steps, self.recorder.recent_return(), point.iteration == self.line.total)
@@ -360,11 +360,11 @@ class Session:
             return True
         return False
 
-    def _table(self, fleet: Fleet, batch: range, point: Point) -> pa.Table:
+    def _table(self, runner: Runner, batch: range, point: Point) -> pa.Table:
         """The rows of a logging point, and a warning for members that diverged since the one before."""
-        collect = fleet.assignment.collect
-        sums = jax.tree.map(collect, _fleet.gather(point.metrics))  # [M, shards]
-        evaluated = point.episodes and jax.tree.map(collect, _fleet.gather(point.episodes))  # [M, shards, E]
+        collect = runner.assignment.collect
+        sums = jax.tree.map(collect, _runner.gather(point.metrics))  # [M, shards]
+        evaluated = point.episodes and jax.tree.map(collect, _runner.gather(point.episodes))  # [M, shards, E]
         self._note_diverged(first_of_shards(batch, sums.first_bad_update))
         if evaluated and not evaluated.finished.all():
             self._warn_unfinished(int((~evaluated.finished).sum()), point.iteration)
@@ -412,8 +412,8 @@ class Session:
         if self.scalars is not None:
             self.scalars.write(self.batch, self.spec.batches[self.batch], points)
 
-    def _save(self, fleet: Fleet, at: Progressed) -> None:
-        values = snapshots.of(fleet, at)
+    def _save(self, runner: Runner, at: Progressed) -> None:
+        values = snapshots.of(runner, at)
         self._flush()
         if self.directory is None:
             return
@@ -456,7 +456,7 @@ class Session:
             summary,
             self.spec.config,
             self.everyone,
-            self.parts,
+            self.components,
             self.varying,
             self.directory.path if self.directory else None,
         )

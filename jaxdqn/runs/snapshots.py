@@ -1,5 +1,5 @@
-"""Between the states of a fleet and the arrays of a checkpoint, which are by member: another number of devices can take
-them up, and so can a run of other members."""
+"""Between the states of a runner and the arrays of a checkpoint, which are by member: another number of devices can
+take them up, and so can a run of other members."""
 
 import pathlib
 from collections.abc import Sequence
@@ -11,28 +11,28 @@ import numpy as np
 from jaxdqn.base import PyTree
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import devices as _devices
-from jaxdqn.parallel.compiled import runner as _fleet
+from jaxdqn.parallel.compiled import runner as _runner
 from jaxdqn.parallel.compiled.population import Assignment
-from jaxdqn.parallel.compiled.runner import Fleet
+from jaxdqn.parallel.compiled.runner import Runner
 from jaxdqn.runs import checkpoints, directory
 from jaxdqn.runs.checkpoints import Checkpoint
 from jaxdqn.runs.directory import Continuation
 from jaxdqn.runs.driver import Progressed
 
 
-def of(fleet: Fleet, at: Progressed) -> dict[str, Any]:
+def of(runner: Runner, at: Progressed) -> dict[str, Any]:
     """What a checkpoint holds, [M, shards, ...]."""
-    values = _as_saved(fleet.assignment, at)
-    if fleet.policy is not None:
-        return {**values, "policy": policy(fleet, at.states)}
+    values = _as_saved(runner.assignment, at)
+    if runner.policy is not None:
+        return {**values, "policy": policy(runner, at.states)}
     _assert_replicas_equal(values["state"].learner)
     return values
 
 
-def policy(fleet: Fleet, states: list[Any]) -> PyTree:
+def policy(runner: Runner, states: list[Any]) -> PyTree:
     """The parameters by which each member is judged, [M, shards, ...]."""
-    params = fleet.policy(states) if fleet.policy else [state.learner.params for state in states]
-    return jax.tree.map(fleet.assignment.collect, _fleet.gather(params))
+    params = runner.policy(states) if runner.policy else [state.learner.params for state in states]
+    return jax.tree.map(runner.assignment.collect, _runner.gather(params))
 
 
 def restored(at: Progressed, found: Checkpoint, assignment: Assignment, devices: Sequence[jax.Device]) -> Progressed:
@@ -40,7 +40,7 @@ def restored(at: Progressed, found: Checkpoint, assignment: Assignment, devices:
     by_member = checkpoints.fill(_as_saved(assignment, at), found.arrays)
     own = _devices.own(devices)
     values = jax.tree.map(lambda x: assignment.place(x)[own], by_member)
-    states, sums = _fleet.scatter(at.states, values["state"]), _fleet.scatter(at.metrics, values["metrics"])
+    states, sums = _runner.scatter(at.states, values["state"]), _runner.scatter(at.metrics, values["metrics"])
     return Progressed(states, sums, found.meta["iteration"], found.meta.get("update", 0))
 
 
@@ -80,14 +80,14 @@ def with_params(states: list[Any], source: dict[str, np.ndarray]) -> list[Any]:
         leading = learner.updates.shape
         arrays = {name: np.broadcast_to(x, (*leading, *x.shape)) for name, x in source.items()}
         values = checkpoints.fill(learner.params, arrays)
-        params, target = (_fleet.scatter([tree], values)[0] for tree in (learner.params, learner.target_params))
+        params, target = (_runner.scatter([tree], values)[0] for tree in (learner.params, learner.target_params))
         return state._replace(learner=learner._replace(params=params, target_params=target))
 
     return [replaced(state) for state in states]
 
 
 def _as_saved(assignment: Assignment, at: Progressed) -> dict[str, Any]:
-    return jax.tree.map(assignment.collect, {"state": _fleet.gather(at.states), "metrics": _fleet.gather(at.metrics)})
+    return jax.tree.map(assignment.collect, {"state": _runner.gather(at.states), "metrics": _runner.gather(at.metrics)})
 
 
 def _assert_replicas_equal(learner: PyTree) -> None:

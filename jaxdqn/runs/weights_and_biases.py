@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxdqn import documents
 from jaxdqn.errors import UserError
-from jaxdqn.paths import check_file, write_text
+from jaxdqn.files import documents
+from jaxdqn.files.paths import check_file, write_text
 
 
 class Log:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from jaxdqn.errors import UserError
-from jaxdqn.paths import write_atomically, write_text
+from jaxdqn.files.paths import write_atomically, write_text
 from jaxdqn.runs import metrics
 from jaxdqn.runs.directory import RunDirectory
 from jaxdqn.runs.directory import create as _create

@@ -138,15 +138,15 @@ def _update_flops(config: Config) -> float:
     import jax.numpy as jnp
 
     from jaxdqn import training
-    from jaxdqn.parallel.compiled import runner as fleet
+    from jaxdqn.parallel.compiled import runner
 
-    parts = fleet.make_parts(config)
+    components = runner.make_components(config)
 
     def update(key: jax.Array) -> object:
-        learner = parts.agent.init(key, HParams())
-        ring = parts.replay.init()
+        learner = components.agent.init(key, HParams())
+        ring = components.replay.init()
         return training.update_once(
-            parts.agent, parts.replay, None, learner, ring, jnp.int32(config.n_step), (key, key), HParams()
+            components.agent, components.replay, None, learner, ring, jnp.int32(config.n_step), (key, key), HParams()
         )[0]
 
     cost = jax.jit(update).lower(jax.random.key(0)).cost_analysis()

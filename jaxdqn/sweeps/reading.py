@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdqn import documents, presets
+from jaxdqn import presets
 from jaxdqn.config import Config, HParams, from_dict, to_dict, validate, validate_hparams
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.files import documents
 from jaxdqn.sweeps import space as _space
 from jaxdqn.sweeps.checks import check
 from jaxdqn.sweeps.optuna_sampler import check_storage

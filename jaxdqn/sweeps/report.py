@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from jaxdqn.analysis import loading
-from jaxdqn.paths import write_text
+from jaxdqn.files.paths import write_text
 from jaxdqn.runs import directory as run_directory
 from jaxdqn.sweeps import documents, report_figures
 from jaxdqn.sweeps.documents import Block

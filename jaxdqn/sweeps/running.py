@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from jaxdqn import paths
+from jaxdqn.files import paths
 from jaxdqn.runs.directory import RunDirectory
 from jaxdqn.runs.progress import tell
 from jaxdqn.runs.session import catch_signals

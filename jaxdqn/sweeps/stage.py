@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from jaxdqn import documents
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
+from jaxdqn.files import documents
 
 RUNS = "runs"
 

@@ -14,7 +14,7 @@ from jaxdqn import acting, training
 from jaxdqn.acting import ActorState, EpisodeSums
 from jaxdqn.base import Array, Key, PyTree, Transition
 from jaxdqn.config import HParams
-from jaxdqn.parallel.compiled.runner import Parts, on_one
+from jaxdqn.parallel.compiled.runner import Components, on_one
 
 
 class Actor(NamedTuple):
@@ -44,23 +44,23 @@ class Programs(NamedTuple):
     zeros: EpisodeSums
 
 
-def start(parts: Parts, num_actors: int, merge_every: int, stream: Key) -> Actor:
+def start(components: Components, num_actors: int, merge_every: int, stream: Key) -> Actor:
     """An actor at the start of its `stream`, with an empty local replay."""
     key, actor_key = jax.random.split(stream)
-    each = parts.config.num_envs // num_actors
-    example = training.transition_example(parts.environment, parts.agent, HParams())
-    rows = merge_every * parts.config.rollout_length
+    each = components.config.num_envs // num_actors
+    example = training.transition_example(components.environment, components.agent, HParams())
+    rows = merge_every * components.config.rollout_length
     local = jax.tree.map(lambda x: jnp.zeros((rows, each, *x.shape), x.dtype), example)
-    state = acting.start(parts.environment, parts.agent, each, actor_key)
+    state = acting.start(components.environment, components.agent, each, actor_key)
     return Actor(state, key, local, acted=jnp.int32(0), begun=jnp.int32(0))
 
 
-def compile_programs(parts: Parts, num_actors: int, merge_every: int, device: jax.Device) -> Programs:
+def compile_programs(components: Components, num_actors: int, merge_every: int, device: jax.Device) -> Programs:
     """The actor's programs; jit compiles them where and when they are first called."""
-    config = parts.config
+    config = components.config
     each, length = config.num_envs // num_actors, config.rollout_length
     own = dataclasses.replace(config, num_envs=each)
-    rollout = training.make_act(parts.environment, parts.agent, own, config.num_envs)
+    rollout = training.make_act(components.environment, components.agent, own, config.num_envs)
     always = jnp.ones(each)
 
     def store(actor: Actor, acted: ActorState, block: Transition) -> Actor:
@@ -77,10 +77,12 @@ def compile_programs(parts: Parts, num_actors: int, merge_every: int, device: ja
 
     def explore(params: PyTree, actor: Actor, sums: EpisodeSums) -> tuple[Actor, EpisodeSums]:
         key, _ = training.stream_keys(actor.key, actor.acted)
-        acted, block, new = acting.rollout(parts.environment, parts.agent, params, actor.state, key, always, length)
+        acted, block, new = acting.rollout(
+            components.environment, components.agent, params, actor.state, key, always, length
+        )
         return store(actor, acted, block), jax.tree.map(jnp.add, sums, new)
 
-    zero = on_one(device, lambda _: training.zero_metrics(parts.agent, parts.replay, config).episodes, 1)
+    zero = on_one(device, lambda _: training.zero_metrics(components.agent, components.replay, config).episodes, 1)
     return Programs(
         act=on_one(device, act, 4, 2, donate=(1, 2)),
         explore=on_one(device, explore, 3, donate=(1, 2)),

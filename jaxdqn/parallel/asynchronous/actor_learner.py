@@ -27,13 +27,13 @@ from jaxdqn.parallel.asynchronous import actor, couplings, telemetry
 from jaxdqn.parallel.asynchronous.actor import Actor, Node
 from jaxdqn.parallel.asynchronous.engine import Engine, remake
 from jaxdqn.parallel.asynchronous.telemetry import LAGS, Seen, rollouts_of
-from jaxdqn.parallel.asynchronous.workers import Crew
+from jaxdqn.parallel.asynchronous.workers import WorkerPool
 from jaxdqn.parallel.compiled.memory import tree_bytes
 from jaxdqn.parallel.compiled.runner import (
     EXPERIENCE_STREAM,
     PARAMS_STREAM,
-    Fleet,
-    Parts,
+    Components,
+    Runner,
     greedy_episodes,
     of_scheme,
     on_one,
@@ -136,10 +136,10 @@ def validate(config: Config, axes: Axes) -> None:
         )
 
 
-def global_replay(parts: Parts, axes: Axes) -> Any:
+def global_replay(components: Components, axes: Axes) -> Any:
     """The learner's replay: one region for each actor, of whole merges."""
-    config = parts.config
-    example = training.transition_example(parts.environment, parts.agent, HParams())
+    config = components.config
+    example = training.transition_example(components.environment, components.agent, HParams())
     block = axes.merge_every * config.rollout_length
     rows = -(-replay_rows(config) // block) * block
     each = config.num_envs // axes.num_actors
@@ -147,29 +147,31 @@ def global_replay(parts: Parts, axes: Axes) -> Any:
 
 
 def build(
-    parts: Parts,
+    components: Components,
     devices: Sequence[jax.Device],
     seeds: Sequence[int],
     settings: Sequence[HParams],
     axes: Axes,
     report: Callable[[str], None] = print,
-    disturb: Callable[[int, int], None] | None = None,
+    fault_hook: Callable[[int, int], None] | None = None,
     engine: Engine | None = None,
-) -> tuple[Fleet, list[ActorLearnerState]]:
-    """The fleet of one member. The learner has the first device; async actors share the others, where there are any,
+) -> tuple[Runner, list[ActorLearnerState]]:
+    """The runner of one member. The learner has the first device; async actors share the others, where there are any,
     or live with an `engine` in processes of their own.
 
-    `disturb(actor, acted)` is called before an async actor's every rollout: tests make it sleep or fail. Raises
+    `fault_hook(actor, acted)` is called before an async actor's every rollout: tests make it sleep or fail. Raises
     `UserError`.
     """
-    validate(parts.config, axes)
-    fleet, states = of_scheme(lambda: Scheme(parts, devices, settings[0], axes, report, disturb, engine), seeds[0])
-    return fleet._replace(adopted=adopted), states
+    validate(components.config, axes)
+    runner, states = of_scheme(
+        lambda: Scheme(components, devices, settings[0], axes, report, fault_hook, engine), seeds[0]
+    )
+    return runner._replace(adopted=adopted), states
 
 
-def state_bytes(parts: Parts, axes: Axes) -> tuple[int, int]:
+def state_bytes(components: Components, axes: Axes) -> tuple[int, int]:
     """Bytes of the whole state, and of the replays in it, the learner's and the local ones."""
-    state = jax.eval_shape(functools.partial(first_state, parts, axes), 0, HParams())
+    state = jax.eval_shape(functools.partial(first_state, components, axes), 0, HParams())
     return tree_bytes(state), tree_bytes((state.replay, [each.local for each in state.actors]))
 
 
@@ -181,21 +183,21 @@ def adopted(states: list[ActorLearnerState]) -> list[ActorLearnerState]:
 
 def make_node(config: Config, factory: Callable[..., Any] | None, axes: Axes, hparams: Any, index: int) -> Node:
     """An actor in a process of its own; `factory` makes its environment where that is a user's."""
-    parts = remake(config, factory)
-    programs = actor.compile_programs(parts, axes.num_actors, axes.merge_every, jax.devices()[0])
+    components = remake(config, factory)
+    programs = actor.compile_programs(components, axes.num_actors, axes.merge_every, jax.devices()[0])
     return Node(programs, hparams, index, axes.merge_every)
 
 
-def first_state(parts: Parts, axes: Axes, seed: Array, hparams: Any) -> ActorLearnerState:
+def first_state(components: Components, axes: Axes, seed: Array, hparams: Any) -> ActorLearnerState:
     """Actor i's stream is that of shard i of a data-parallel agent: one actor acts as the fused loop does."""
     key = jax.random.key(seed)
     experience = jax.random.fold_in(key, EXPERIENCE_STREAM)
     streams = [jax.random.fold_in(experience, index) for index in range(axes.num_actors)]
-    learner = parts.agent.init(jax.random.fold_in(key, PARAMS_STREAM), hparams)
+    learner = components.agent.init(jax.random.fold_in(key, PARAMS_STREAM), hparams)
     return ActorLearnerState(
         learner=learner,
-        actors=tuple(actor.start(parts, axes.num_actors, axes.merge_every, stream) for stream in streams),
-        replay=global_replay(parts, axes).init(),
+        actors=tuple(actor.start(components, axes.num_actors, axes.merge_every, stream) for stream in streams),
+        replay=global_replay(components, axes).init(),
         merged=jnp.zeros(axes.num_actors, jnp.int32),
         broadcast=tuple(jax.tree.map(jnp.copy, learner.params) for _ in range(axes.lag + 1)),
         version=jnp.int32(0),
@@ -210,28 +212,28 @@ class Scheme:
 
     def __init__(
         self,
-        parts: Parts,
+        components: Components,
         devices: Sequence[jax.Device],
         hparams: HParams,
         axes: Axes,
         report: Callable[[str], None],
-        disturb: Callable[[int, int], None] | None,
+        fault_hook: Callable[[int, int], None] | None,
         engine: Engine | None,
     ) -> None:
-        self.parts, self.axes, self.disturb = parts, axes, disturb
-        self.config = parts.config
+        self.components, self.axes, self.fault_hook = components, axes, fault_hook
+        self.config = components.config
         self.devices = devices
         self.actor_devices = list(devices[1:]) or list(devices)
         self.hparams = over_members(hparams)
-        self.crew = Crew(axes.num_actors, report)
+        self.pool = WorkerPool(axes.num_actors, report)
         self.seen = Seen(
             (*LAGS, "dropped", *rollouts_of(axes.num_actors)), ("actor_wait", "queue_wait", "learner_wait", "running")
         )
-        self.acting = actor.compile_programs(parts, axes.num_actors, axes.merge_every, devices[0])
+        self.acting = actor.compile_programs(components, axes.num_actors, axes.merge_every, devices[0])
         self.programs = self._learning()
         self.program = self.programs.learn
-        self.judge = self._single(functools.partial(greedy_episodes, parts), 2, 2)
-        zero = self._single(lambda _: training.zero_metrics(parts.agent, parts.replay, self.config), 1)
+        self.judge = self._single(functools.partial(greedy_episodes, components), 2, 2)
+        zero = self._single(lambda _: training.zero_metrics(components.agent, components.replay, self.config), 1)
         seen = telemetry.zeros(self.seen.take()) if axes.coupling == "async" else {}
         self.zero_metrics = zero(self.hparams.gamma)._replace(seen=seen)
         self.apart = engine is not None
@@ -252,13 +254,13 @@ class Scheme:
 
     def init(self, seed: int) -> ActorLearnerState:
         """The run's first state."""
-        make = self._single(functools.partial(first_state, self.parts, self.axes), 2)
+        make = self._single(functools.partial(first_state, self.components, self.axes), 2)
         state: ActorLearnerState = make(np.full((1, 1), seed, np.uint32), self.hparams)
         return state
 
     def _learning(self) -> Programs:
-        memory, rows = global_replay(self.parts, self.axes), self.axes.merge_every * self.config.rollout_length
-        updates = training.make_learn(self.parts.agent, memory, self.config)
+        memory, rows = global_replay(self.components, self.axes), self.axes.merge_every * self.config.rollout_length
+        updates = training.make_learn(self.components.agent, memory, self.config)
         each = self.config.num_envs // self.axes.num_actors
 
         def insert(data: PyTree, merged: Array, local: Transition, index: Array) -> tuple[PyTree, Array]:
@@ -310,7 +312,7 @@ class Scheme:
         moved += per_iteration / self.config.updates_per_iteration
         if self.axes.coupling == "lockstep":
             return {"bytes_per_update": moved}
-        return {"bytes_per_update": moved, "dead_workers": self.crew.num_dead}
+        return {"bytes_per_update": moved, "dead_workers": self.pool.num_dead}
 
     def run(
         self,

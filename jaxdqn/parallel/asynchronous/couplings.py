@@ -121,12 +121,12 @@ class Chunk:
             self._rollout(work, index, start + ticket // count, ticket // count)
 
         total, began = stop - start, time.perf_counter()
-        work, threads = scheme.crew.start(range(total * count), rollout)
+        work, threads = scheme.pool.start(range(total * count), rollout)
         try:
             self._learner(work, threads, start, total)
         finally:
             work.stop()
-            scheme.crew.join(work, threads)
+            scheme.pool.join(work, threads)
         self._collect(work)
         scheme.seen.wait("running", time.perf_counter() - began)
         self.seen = telemetry.added(self.seen, scheme.seen.take())
@@ -135,7 +135,7 @@ class Chunk:
         """The actors and their sums, from where they were."""
         home = self.scheme.devices[0]
         for index in sorted(self.begun, key=lambda index: self.latest.get(index, -1)):
-            if end := ended(self.scheme.nodes[index], index in self.scheme.crew.alive):
+            if end := ended(self.scheme.nodes[index], index in self.scheme.pool.alive):
                 self.actors[index], episodes, epsilon = jax.device_put(end, home)
                 self.episodes = jax.tree.map(jnp.add, self.episodes, episodes)
                 if self.learning and index in self.latest:
@@ -157,8 +157,8 @@ class Chunk:
             self.begun.add(index)
         if self.learning:
             scheme.seen.wait("actor_wait", work.wait_until(lambda: ahead < self.learned + self.axes.slack))
-        if scheme.disturb is not None:
-            scheme.disturb(index, self.acted[index])
+        if scheme.fault_hook is not None:
+            scheme.fault_hook(index, self.acted[index])
         params, version = self.published
         full = node.act(params[device], version, iteration, self.learning)
         self.acted[index] += 1

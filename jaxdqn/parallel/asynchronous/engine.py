@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from jaxdqn.config import Config
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError, unknown_name
-from jaxdqn.parallel.compiled.runner import Parts, make_parts
+from jaxdqn.parallel.compiled.runner import Components, make_components
 
 ENGINES = ("local", "ray")
 
@@ -20,11 +20,11 @@ class Engine(Protocol):
         may run at once."""
 
 
-def remake(config: Config, factory: Callable[..., Any] | None) -> Parts:
+def remake(config: Config, factory: Callable[..., Any] | None) -> Components:
     """The parts of `config` in a process that does not know the user's environments: `factory` makes that."""
     if factory is not None:
         registry.register(config.env, factory)
-    return make_parts(config)
+    return make_components(config)
 
 
 def check(name: str, address: str | None = None) -> None:

@@ -29,9 +29,9 @@ from jaxdqn.parallel.asynchronous.server import Axes, Server, put, take, validat
 from jaxdqn.parallel.asynchronous.server_worker import Node, Worker, compile_programs, first_learner, start
 from jaxdqn.parallel.asynchronous.survivors import ended, mended
 from jaxdqn.parallel.asynchronous.telemetry import Seen, rollouts_of
-from jaxdqn.parallel.asynchronous.workers import Crew, Work
+from jaxdqn.parallel.asynchronous.workers import Work, WorkerPool
 from jaxdqn.parallel.compiled.memory import tree_bytes
-from jaxdqn.parallel.compiled.runner import Fleet, Parts, greedy_episodes, of_scheme, on_one, over_members
+from jaxdqn.parallel.compiled.runner import Components, Runner, greedy_episodes, of_scheme, on_one, over_members
 
 
 class ServerState(NamedTuple):
@@ -42,41 +42,41 @@ class ServerState(NamedTuple):
 
 
 def build(
-    parts: Parts,
+    components: Components,
     devices: Sequence[jax.Device],
     seeds: Sequence[int],
     settings: Sequence[HParams],
     axes: Axes,
     report: Callable[[str], None] = print,
-    disturb: Callable[[int, int], None] | None = None,
+    fault_hook: Callable[[int, int], None] | None = None,
     engine: Engine | None = None,
-) -> tuple[Fleet, list[ServerState]]:
-    """The fleet of one member, all of it on the first device, or with an `engine` in processes of their own.
+) -> tuple[Runner, list[ServerState]]:
+    """The runner of one member, all of it on the first device, or with an `engine` in processes of their own.
 
-    `disturb(worker, rollouts)` is called before every rollout: tests make it sleep or fail. Raises `UserError`.
+    `fault_hook(worker, rollouts)` is called before every rollout: tests make it sleep or fail. Raises `UserError`.
     """
     validate(axes)
-    return of_scheme(lambda: _Scheme(parts, devices[0], settings[0], axes, report, disturb, engine), seeds[0])
+    return of_scheme(lambda: _Scheme(components, devices[0], settings[0], axes, report, fault_hook, engine), seeds[0])
 
 
-def first_state(parts: Parts, axes: Axes, seed: Array, hparams: Any) -> ServerState:
+def first_state(components: Components, axes: Axes, seed: Array, hparams: Any) -> ServerState:
     """The learner and the workers of a run's seed."""
     key = jax.random.key(seed)
-    learner = first_learner(parts, key, hparams)
-    workers = tuple(start(parts, learner, key, index, axes.own_statistics) for index in range(axes.num_workers))
+    learner = first_learner(components, key, hparams)
+    workers = tuple(start(components, learner, key, index, axes.own_statistics) for index in range(axes.num_workers))
     return ServerState(learner, workers)
 
 
-def state_bytes(parts: Parts, axes: Axes) -> tuple[int, int]:
+def state_bytes(components: Components, axes: Axes) -> tuple[int, int]:
     """Bytes of the whole state, and of the workers' replays in it."""
-    state = jax.eval_shape(functools.partial(first_state, parts, axes), 0, HParams())
+    state = jax.eval_shape(functools.partial(first_state, components, axes), 0, HParams())
     return tree_bytes(state), tree_bytes([worker.replay for worker in state.workers])
 
 
 def make_node(config: Config, factory: Callable[..., Any] | None, hparams: Any) -> Node:
     """A worker in a process of its own; `factory` makes its environment where that is a user's."""
-    parts = remake(config, factory)
-    return Node(compile_programs(parts, jax.devices()[0], hparams), hparams, config)
+    components = remake(config, factory)
+    return Node(compile_programs(components, jax.devices()[0], hparams), hparams, config)
 
 
 def make_server(config: Config, factory: Callable[..., Any] | None, hparams: Any, axes: Axes) -> Server:
@@ -84,7 +84,7 @@ def make_server(config: Config, factory: Callable[..., Any] | None, hparams: Any
     return Server(compile_apply(remake(config, factory), jax.devices()[0], hparams), axes)
 
 
-def compile_apply(parts: Parts, device: jax.Device, hparams: Any) -> Callable[..., Any]:
+def compile_apply(components: Components, device: jax.Device, hparams: Any) -> Callable[..., Any]:
     """apply(learner, gradients, loss, scale [1, 1], part=None) -> (learner, gradient norm): a step of `scale` times the
     rate, of the whole learner or of one part of it alone."""
 
@@ -92,7 +92,7 @@ def compile_apply(parts: Parts, device: jax.Device, hparams: Any) -> Callable[..
         learner: LearnerState, gradients: Any, loss: Array, scale: Array, hparams: Any
     ) -> tuple[LearnerState, Array]:
         scaled = hparams._replace(learning_rate=hparams.learning_rate * scale)
-        return parts.agent.apply(learner, gradients, loss, scaled)
+        return components.agent.apply(learner, gradients, loss, scaled)
 
     @functools.cache
     def program(part: int | None) -> Any:
@@ -117,26 +117,26 @@ class _Scheme:
 
     def __init__(
         self,
-        parts: Parts,
+        components: Components,
         device: jax.Device,
         hparams: HParams,
         axes: Axes,
         report: Callable[[str], None],
-        disturb: Callable[[int, int], None] | None,
+        fault_hook: Callable[[int, int], None] | None,
         engine: Engine | None,
     ) -> None:
-        self.parts, self.axes, self.device, self.disturb = parts, axes, device, disturb
-        config, self.hparams = parts.config, over_members(hparams)
-        self.crew = Crew(axes.num_workers, report)
+        self.components, self.axes, self.device, self.fault_hook = components, axes, device, fault_hook
+        config, self.hparams = components.config, over_members(hparams)
+        self.pool = WorkerPool(axes.num_workers, report)
         self.seen = Seen((*rollouts_of(axes.num_workers), "extra_rollouts"), ["running"])
         self.rollouts = [0] * axes.num_workers
-        self.programs = compile_programs(parts, device, self.hparams)
+        self.programs = compile_programs(components, device, self.hparams)
         self.program = self.programs.gradient
-        self.judge = on_one(device, functools.partial(greedy_episodes, parts), 2, 2)
+        self.judge = on_one(device, functools.partial(greedy_episodes, components), 2, 2)
         workers = range(axes.num_workers)
         self.apart = engine is not None
         if engine is None:
-            self.server = Server(compile_apply(parts, device, self.hparams), axes)
+            self.server = Server(compile_apply(components, device, self.hparams), axes)
             self.nodes = [Node(self.programs, self.hparams, config) for _ in workers]
         else:
             recipe = config, registry.factory(config.env), self.hparams
@@ -150,7 +150,7 @@ class _Scheme:
 
     def init(self, seed: int) -> ServerState:
         """The run's first state."""
-        make = on_one(self.device, functools.partial(first_state, self.parts, self.axes), 2)
+        make = on_one(self.device, functools.partial(first_state, self.components, self.axes), 2)
         state: ServerState = make(np.full((1, 1), seed, np.uint32), self.hparams)
         return state
 
@@ -173,7 +173,7 @@ class _Scheme:
         learner = states[0].learner
         moved = 2 * tree_bytes(learner.params) + tree_bytes(learner.target_params)
         updates = int(np.asarray(learner.updates)[0, 0])  # fewer than gradients, where pushes were dropped or lost
-        return {"updates": updates, "bytes_per_update": float(moved), "dead_workers": self.crew.num_dead}
+        return {"updates": updates, "bytes_per_update": float(moved), "dead_workers": self.pool.num_dead}
 
     def run(
         self, states: list[ServerState], metrics: list[training.Metrics], start: int, stop: int, learning: bool
@@ -188,8 +188,8 @@ class _Scheme:
             if index not in begun:
                 node.begin(workers[index])
                 begun.add(index)
-            if self.disturb is not None:
-                self.disturb(index, self.rollouts[index])
+            if self.fault_hook is not None:
+                self.fault_hook(index, self.rollouts[index])
             self.rollouts[index] += 1
             extra = 0
             if learning:
@@ -200,11 +200,11 @@ class _Scheme:
             self.seen.count(f"rollouts_{index}", 1 + extra)
             self.seen.count("extra_rollouts", extra)
 
-        work, threads = self.crew.start(range(stop - start), work_on)
-        self.crew.join(work, threads)
+        work, threads = self.pool.start(range(stop - start), work_on)
+        self.pool.join(work, threads)
         total = metrics[0]
         for index in sorted(begun, key=lambda index: latest.get(index, -1)):
-            if end := ended(self.nodes[index], index in self.crew.alive):
+            if end := ended(self.nodes[index], index in self.pool.alive):
                 workers[index], total = end[0], _add(total, end[1])
                 if index in latest:
                     total = total._replace(epsilon=end[1].epsilon)

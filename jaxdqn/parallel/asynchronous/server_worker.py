@@ -13,7 +13,7 @@ from jaxdqn import acting, training
 from jaxdqn.acting import ActorState, EpisodeSums
 from jaxdqn.base import Array, Key, LearnerState, PyTree
 from jaxdqn.config import Config, learns_from_latest
-from jaxdqn.parallel.compiled.runner import EXPERIENCE_STREAM, PARAMS_STREAM, Parts, on_one
+from jaxdqn.parallel.compiled.runner import EXPERIENCE_STREAM, PARAMS_STREAM, Components, on_one
 
 
 class Worker(NamedTuple):
@@ -45,27 +45,27 @@ class Pushed(Protocol):
         """(gradient norm, or None where the push was too old; the worker's own optimizer state)."""
 
 
-def start(parts: Parts, learner: LearnerState, key: Key, index: int, own_statistics: bool) -> Worker:
+def start(components: Components, learner: LearnerState, key: Key, index: int, own_statistics: bool) -> Worker:
     """Worker `index` of the run's `key`: its stream is that of shard `index` of a data-parallel agent."""
     stream, actor_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, EXPERIENCE_STREAM), index))
-    state = acting.start(parts.environment, parts.agent, parts.config.num_envs, actor_key)
+    state = acting.start(components.environment, components.agent, components.config.num_envs, actor_key)
     own = jax.tree.map(jnp.copy, learner.opt_state) if own_statistics else ()
-    return Worker(state, parts.replay.init(), stream, jnp.int32(0), own)
+    return Worker(state, components.replay.init(), stream, jnp.int32(0), own)
 
 
-def first_learner(parts: Parts, key: Key, hparams: Any) -> LearnerState:
+def first_learner(components: Components, key: Key, hparams: Any) -> LearnerState:
     """The learner of the run's `key`."""
-    return parts.agent.init(jax.random.fold_in(key, PARAMS_STREAM), hparams)
+    return components.agent.init(jax.random.fold_in(key, PARAMS_STREAM), hparams)
 
 
-def compile_programs(parts: Parts, device: jax.Device, hparams: Any) -> Programs:
+def compile_programs(components: Components, device: jax.Device, hparams: Any) -> Programs:
     """The worker's programs; jit compiles them when they are first called."""
-    config = parts.config
-    rollout = training.make_act(parts.environment, parts.agent, config, config.num_envs)
+    config = components.config
+    rollout = training.make_act(components.environment, components.agent, config, config.num_envs)
     always = jnp.ones(config.num_envs)
 
     def store(worker: Worker, state: ActorState, block: PyTree) -> Worker:
-        ring = parts.replay.add(worker.replay, block, worker.acted * config.rollout_length)
+        ring = components.replay.add(worker.replay, block, worker.acted * config.rollout_length)
         return worker._replace(state=state, replay=ring, acted=worker.acted + 1)
 
     def act(
@@ -78,7 +78,7 @@ def compile_programs(parts: Parts, device: jax.Device, hparams: Any) -> Programs
     def explore(params: PyTree, worker: Worker, sums: EpisodeSums) -> tuple[Worker, EpisodeSums]:
         key, _ = training.stream_keys(worker.key, worker.acted)
         state, block, new = acting.rollout(
-            parts.environment, parts.agent, params, worker.state, key, always, config.rollout_length
+            components.environment, components.agent, params, worker.state, key, always, config.rollout_length
         )
         return store(worker, state, block), jax.tree.map(jnp.add, sums, new)
 
@@ -88,11 +88,11 @@ def compile_programs(parts: Parts, device: jax.Device, hparams: Any) -> Programs
         # `acted` counts the rollout just made.
         _, key = training.stream_keys(worker.key, worker.acted - 1)
         sample_key, loss_key = training.stream_keys(key, index)
-        batch = parts.replay.sample(worker.replay, sample_key, worker.acted * config.rollout_length, hparams)
-        gradients, output = parts.agent.gradient(learner, batch, loss_key, hparams)
+        batch = components.replay.sample(worker.replay, sample_key, worker.acted * config.rollout_length, hparams)
+        gradients, output = components.agent.gradient(learner, batch, loss_key, hparams)
         return gradients, output.loss, {"loss": output.loss, **output.metrics}
 
-    zero = on_one(device, lambda _: training.zero_metrics(parts.agent, parts.replay, config), 1)
+    zero = on_one(device, lambda _: training.zero_metrics(components.agent, components.replay, config), 1)
     # What is pulled is shared with other threads and never donated.
     return Programs(
         act=on_one(device, act, 4, 1, donate=(1, 2)),

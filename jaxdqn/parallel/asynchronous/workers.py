@@ -70,7 +70,7 @@ class Work:
         self._report(f"warning: worker {worker} died and the others go on without it: {cause}")
 
 
-class Crew:
+class WorkerPool:
     """Threads 0 .. count-1 that work chunk after chunk; a worker that died stays dead."""
 
     def __init__(self, count: int, report: Callable[[str], None]) -> None:

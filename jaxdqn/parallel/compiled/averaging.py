@@ -25,9 +25,9 @@ from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.learning import Shards, all_finite, mean_over_shards
 from jaxdqn.parallel.compiled import devices as _devices
 from jaxdqn.parallel.compiled import population
-from jaxdqn.parallel.compiled import runner as _fleet
+from jaxdqn.parallel.compiled import runner as _runner
 from jaxdqn.parallel.compiled.memory import tree_bytes
-from jaxdqn.parallel.compiled.runner import Fleet, Lane, Parts
+from jaxdqn.parallel.compiled.runner import Components, Lane, Runner
 from jaxdqn.training import Metrics, TrainState
 
 
@@ -151,16 +151,16 @@ def combine(state: AveragedState, rule: Rule, shards: Shards | None) -> Averaged
 def averaged(trainer: training.Trainer, rule: Rule, schedule: Schedule, shards: Shards | None) -> Lane:
     """The iterations of `trainer`, whose shards take no mean, in rounds that end with a combination."""
     num_replicas = shards.size if shards else 1
-    collect_some, step_some = training.loop(trainer.collect), training.loop(trainer.step)
+    prefill_some, step_some = training.loop(trainer.prefill), training.loop(trainer.step)
 
     def init(params_key: Key, stream_key: Key, hparams: Any) -> AveragedState:
         train = trainer.init(params_key, stream_key, hparams)
         return AveragedState(*train, rule.init(train.learner.params), jnp.float32(0))
 
-    def collect(
+    def prefill(
         state: AveragedState, metrics: Metrics, hparams: Any, start: Array, stop: Array
     ) -> tuple[AveragedState, Metrics]:
-        train, metrics = collect_some(state.train, metrics, hparams, start, stop)
+        train, metrics = prefill_some(state.train, metrics, hparams, start, stop)
         return state._replace(**train._asdict()), metrics
 
     def step(
@@ -188,12 +188,12 @@ def averaged(trainer: training.Trainer, rule: Rule, schedule: Schedule, shards: 
     def policy(state: AveragedState) -> PyTree:
         return rule.policy(mean_over_shards(state.learner.params, shards), state.kept)
 
-    return Lane(init, trainer.zero_metrics, collect, step, policy)
+    return Lane(init, trainer.zero_metrics, prefill, step, policy)
 
 
-def state_bytes(parts: Parts, rule: Rule) -> tuple[int, int]:
+def state_bytes(components: Components, rule: Rule) -> tuple[int, int]:
     """Bytes of one replica's state, and of its replay alone."""
-    trainer = training.make_trainer(parts.environment, parts.agent, parts.replay, parts.config)
+    trainer = training.make_trainer(components.environment, components.agent, components.replay, components.config)
     init = averaged(trainer, rule, Schedule(1, 0), None).init
     state = jax.eval_shape(lambda key: init(key, key, HParams()), jax.random.key(0))
     return tree_bytes(state), tree_bytes(state.replay)
@@ -219,15 +219,15 @@ def make_rule(name: str, **numbers: float) -> Rule:
 
 
 def build(
-    parts: Parts,
+    components: Components,
     devices: Sequence[jax.Device],
     seeds: Sequence[int],
     settings: Sequence[HParams],
     rule: Rule | None = None,
     period: int = 1,
     dense_updates: int = 0,
-) -> tuple[Fleet, list[AveragedState]]:
-    """One member as a replica on each of `devices`; `parts` are those of one replica, `make_parts(config, D)`.
+) -> tuple[Runner, list[AveragedState]]:
+    """One member as a replica on each of `devices`; `components` are one replica's: `make_components(config, D)`.
 
     Replicas are combined by `rule` (default `mean()`) every `period` iterations, and every iteration until
     `dense_updates` updates. Raises `UserError`.
@@ -236,12 +236,12 @@ def build(
     validate(period, dense_updates)
     num_replicas = len(devices)
     shards = _devices.make_shards(num_replicas, num_replicas)
-    trainer = training.make_trainer(parts.environment, parts.agent, parts.replay, parts.config)
+    trainer = training.make_trainer(components.environment, components.agent, components.replay, components.config)
     schedule = Schedule(period, dense_updates)
     rule = rule or mean()
     lane = averaged(trainer, rule, schedule, shards)
     assignment = population.assign(1, 1)
-    built, states = _fleet.build(parts, devices, num_replicas, assignment, seeds, settings, width=1, lane=lane)
+    built, states = _runner.build(components, devices, num_replicas, assignment, seeds, settings, width=1, lane=lane)
     judged = _devices.over_devices(population.over_lanes(lane.policy), devices, num_mapped=1)
     judged = judged.lower(states[0]).compile()
 
@@ -252,14 +252,14 @@ def build(
         return [state._replace(kept=set_out(state.learner.params)) for state in states]
 
     learner = states[0].learner
-    moved = _fleet.all_reduce_bytes(tree_bytes((learner.params, learner.target_params)) / num_replicas, num_replicas)
-    fleet = built._replace(
+    moved = _runner.all_reduce_bytes(tree_bytes((learner.params, learner.target_params)) / num_replicas, num_replicas)
+    runner = built._replace(
         policy=lambda states: [judged(state) for state in states],
         adopted=adopted,
-        telemetry=_telemetry(schedule, moved / parts.config.updates_per_iteration),
+        telemetry=_telemetry(schedule, moved / components.config.updates_per_iteration),
         compile_seconds=time.perf_counter() - began,
     )
-    return fleet, states
+    return runner, states
 
 
 def _telemetry(schedule: Schedule, bytes_per_iteration: float) -> Callable[[list[AveragedState]], dict[str, Any]]:

@@ -44,7 +44,7 @@ def mapped_regions() -> int:
 def forget_programs(most: int = MOST_REGIONS) -> None:
     """Lets go of compiled programs that nobody uses, where there are many.
 
-    Linux lets a process map 65,530 regions, and a fleet's programs on a CPU take more than a thousand (measured); JAX
+    Linux lets a process map 65,530 regions, and a runner's programs on a CPU take more than a thousand (measured); JAX
     keeps them in its caches, and XLA crashes where no region is left: after some fifty stages of a sweep.
     """
     if mapped_regions() > most:

@@ -21,9 +21,9 @@ from jaxdqn.base import PyTree, Replay
 from jaxdqn.config import ON_POLICY, Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import population
-from jaxdqn.parallel.compiled import runner as _fleet
+from jaxdqn.parallel.compiled import runner as _runner
 from jaxdqn.parallel.compiled.memory import tree_bytes
-from jaxdqn.parallel.compiled.runner import Fleet, Parts
+from jaxdqn.parallel.compiled.runner import Components, Runner
 
 DATA, MODEL = "data", "model"
 _LAYER = re.compile(r"(Dense|LayerNorm)_(\d+)/(kernel|bias|scale)$")
@@ -59,12 +59,12 @@ def dense_kernels(params: PyTree) -> list[tuple[int, ...]]:
     return [found[index] for index in sorted(found)]
 
 
-def check(parts: Parts, data: int, model: int) -> int:
+def check(components: Components, data: int, model: int) -> int:
     """The number of hidden dense layers. Raises `UserError` where they, or environments and batch, cannot be split."""
-    config = parts.config
+    config = components.config
     if model > 1 and config.agent in agents.STACKED:
         raise UserError(f"agent {config.agent!r} has several networks, whose layers are not split; use model 1.")
-    params = jax.eval_shape(lambda: parts.agent.init(jax.random.key(0), HParams()).params)
+    params = jax.eval_shape(lambda: components.agent.init(jax.random.key(0), HParams()).params)
     hidden = dense_kernels(params)[: -num_heads(config)]
     if not hidden:
         raise UserError(
@@ -169,14 +169,14 @@ def bytes_per_device(tree: PyTree) -> int:
     return max(held.values(), default=0)
 
 
-def state_bytes(parts: Parts, data: int, model: int) -> tuple[int, int]:
+def state_bytes(components: Components, data: int, model: int) -> tuple[int, int]:
     """Bytes of the state that lie on one device of a mesh [data, model], and of the replay's part alone."""
-    num_hidden, sizes = check(parts, data, model), {DATA: data, MODEL: model}
-    trainer = training.make_trainer(parts.environment, parts.agent, parts.replay, parts.config)
+    num_hidden, sizes = check(components, data, model), {DATA: data, MODEL: model}
+    trainer = training.make_trainer(components.environment, components.agent, components.replay, components.config)
     state = jax.eval_shape(lambda key: trainer.init(key, key, HParams()), jax.random.key(0))
 
     def held(path: Any, leaf: Any) -> int:
-        spec = state_spec(_path(path), leaf.shape, num_hidden, parts.config.num_envs)
+        spec = state_spec(_path(path), leaf.shape, num_hidden, components.config.num_envs)
         return tree_bytes(leaf) // math.prod(sizes[axis] for axis in spec if axis is not None)
 
     of_state, of_replay = (
@@ -187,23 +187,23 @@ def state_bytes(parts: Parts, data: int, model: int) -> tuple[int, int]:
 
 
 def build(
-    parts: Parts, devices: Sequence[jax.Device], seeds: Sequence[int], settings: Sequence[HParams], model: int
-) -> tuple[Fleet, list[training.TrainState]]:
-    """One member on a mesh [D / model, model]; `parts` are those of the whole agent, `make_parts(config)`.
+    components: Components, devices: Sequence[jax.Device], seeds: Sequence[int], settings: Sequence[HParams], model: int
+) -> tuple[Runner, list[training.TrainState]]:
+    """One member on a mesh [D / model, model]; `components` are those of the whole agent, `make_components(config)`.
 
     Raises `UserError` where the network, or environments and batch, cannot be split so.
     """
     mesh = make_mesh(devices, model)
-    num_hidden = check(parts, mesh.shape[DATA], model)
-    over = _over_mesh(mesh, num_hidden, parts.config.num_envs)
-    split = parts._replace(replay=_split_batches(parts.replay, mesh))
+    num_hidden = check(components, mesh.shape[DATA], model)
+    over = _over_mesh(mesh, num_hidden, components.config.num_envs)
+    split = components._replace(replay=_split_batches(components.replay, mesh))
     assignment = population.assign(1, 1)
-    fleet, states = _fleet.build(split, devices[:1], 1, assignment, seeds, settings, width=1, over=over)
+    runner, states = _runner.build(split, devices[:1], 1, assignment, seeds, settings, width=1, over=over)
     figures = {
         "param_bytes_per_device": bytes_per_device(states[0].learner.params),
-        "bytes_per_update": collective_bytes(fleet.program.as_text()) / parts.config.updates_per_iteration,
+        "bytes_per_update": collective_bytes(runner.program.as_text()) / components.config.updates_per_iteration,
     }
-    return fleet._replace(parts=parts, telemetry=lambda states: figures), states
+    return runner._replace(components=components, telemetry=lambda states: figures), states
 
 
 def collective_bytes(program: str) -> int:

@@ -1,4 +1,4 @@
-"""A fleet: one batch of members on a set of devices, as compiled programs over the one trainer.
+"""A runner: one batch of members on a set of devices, as compiled programs over the one trainer.
 
 Arrays have leading axes [D, L]: D devices with L lanes each. An agent over several devices has one shard in each
 device of its group. On several hosts D counts the devices of this process alone, except in what `gather` returns.
@@ -28,7 +28,7 @@ PARAMS_STREAM, EXPERIENCE_STREAM = 0, 1
 MOST_UNSPLIT = 128  # updates of an iteration that Ctrl-C may have to wait for
 
 
-class Parts(NamedTuple):
+class Components(NamedTuple):
     """The records of one shard, and the configuration they were made from."""
 
     config: Config
@@ -37,11 +37,11 @@ class Parts(NamedTuple):
     replay: Replay
 
 
-class Fleet(NamedTuple):
+class Runner(NamedTuple):
     """Compiled programs over stacks of lanes. A stack's arrays are [D, W, ...]; `states` and `metrics` are lists of
-    stacks, and the states that `collect` and `step` are given are donated.
+    stacks, and the states that `prefill` and `step` are given are donated.
 
-    collect, step(states, metrics, start, stop) -> (states, metrics)
+    prefill, step(states, metrics, start, stop) -> (states, metrics)
     evaluate(states, iteration, part=0) -> Episodes [D, W, E] per stack; for `part` see `evaluation.episode_key`
     telemetry(states) -> figures of the parallel scheme at a logging point, scalars by column name
     policy(states) -> the parameters that are judged and kept for use, where an agent's shards may differ between two
@@ -51,14 +51,14 @@ class Fleet(NamedTuple):
     adopted(states) -> the states into whose learners the caller has put other parameters, with these wherever else
     the scheme keeps some
 
-    Every parallel scheme is a fleet: a way to take `states` from one iteration to a later one. Logging, evaluation,
+    Every parallel scheme is a runner: a way to take `states` from one iteration to a later one. Logging, evaluation,
     checkpoints, resume and stops are the driver's, and the same for all.
     """
 
-    parts: Parts
+    components: Components
     assignment: Assignment
     shards: int
-    collect: Any
+    prefill: Any
     step: Any
     evaluate: Any
     zero_metrics: list[training.Metrics]
@@ -74,14 +74,14 @@ class Lane(NamedTuple):
     """What a scheme does in one lane of one device, as pure functions of one shard of one member.
 
     init, zero_metrics: as in `training.Trainer`, but with any state that has a `learner`
-    collect, step(state, metrics, hparams, start [], stop []) -> (state, metrics): iterations start <= i < stop
+    prefill, step(state, metrics, hparams, start [], stop []) -> (state, metrics): iterations start <= i < stop
     policy(state) -> the parameters that are judged
-    part(state, metrics, hparams, iteration [], first [], last []) -> (state, metrics), or None: as in `Fleet`
+    part(state, metrics, hparams, iteration [], first [], last []) -> (state, metrics), or None: as in `Runner`
     """
 
     init: Callable[..., Any]
     zero_metrics: Callable[[], training.Metrics]
-    collect: Callable[..., tuple[Any, training.Metrics]]
+    prefill: Callable[..., tuple[Any, training.Metrics]]
     step: Callable[..., tuple[Any, training.Metrics]]
     policy: Callable[[Any], PyTree]
     part: Callable[..., tuple[Any, training.Metrics]] | None = None
@@ -89,14 +89,14 @@ class Lane(NamedTuple):
 
 def fused(trainer: training.Trainer) -> Lane:
     """The trainer's iterations, one after the other."""
-    collect, step = training.loop(trainer.collect), training.loop(trainer.step)
+    prefill, step = training.loop(trainer.prefill), training.loop(trainer.step)
 
     def part(
         state: Any, metrics: training.Metrics, hparams: Any, iteration: Any, first: Any, last: Any
     ) -> tuple[Any, training.Metrics]:
         return trainer.part(state, metrics, iteration, first, last, hparams)
 
-    return Lane(trainer.init, trainer.zero_metrics, collect, step, lambda state: state.learner.params, part)
+    return Lane(trainer.init, trainer.zero_metrics, prefill, step, lambda state: state.learner.params, part)
 
 
 def shard_config(config: Config, shards: int) -> Config:
@@ -109,7 +109,7 @@ def shard_config(config: Config, shards: int) -> Config:
     )
 
 
-def make_parts(config: Config, shards: int = 1) -> Parts:
+def make_components(config: Config, shards: int = 1) -> Components:
     """Environment, agent and replay of one shard, from their names in `config`."""
     local = shard_config(config, shards)
     environment = registry.make(config.env, config.env_params, config.env_kwargs, config.sticky_actions)
@@ -119,32 +119,32 @@ def make_parts(config: Config, shards: int = 1) -> Parts:
         memory = replay.latest(example, local.rollout_length, local.num_envs, local.n_step)
     else:
         memory = replay.uniform(example, replay_rows(local), local.num_envs, local.batch_size, local.n_step)
-    return Parts(local, environment, agent, memory)
+    return Components(local, environment, agent, memory)
 
 
-def shard_bytes(parts: Parts) -> tuple[int, int]:
+def shard_bytes(components: Components) -> tuple[int, int]:
     """Bytes of one shard's whole state, and of its replay alone."""
-    trainer = training.make_trainer(parts.environment, parts.agent, parts.replay, parts.config)
+    trainer = training.make_trainer(components.environment, components.agent, components.replay, components.config)
     key = jax.random.key(0)
     return tree_bytes(jax.eval_shape(lambda k: trainer.init(k, k, HParams()), key)), tree_bytes(
-        jax.eval_shape(parts.replay.init)
+        jax.eval_shape(components.replay.init)
     )
 
 
-def evaluation_bytes(parts: Parts) -> int:
+def evaluation_bytes(components: Components) -> int:
     """Bytes of the environments of one member's evaluation."""
-    start = functools.partial(acting.start, parts.environment, parts.agent, parts.config.eval_episodes)
+    start = functools.partial(acting.start, components.environment, components.agent, components.config.eval_episodes)
     return tree_bytes(jax.eval_shape(start, jax.random.key(0)))
 
 
 def greedy_episodes(
-    parts: Parts, params: PyTree, seed: Any, iteration: Any, part: Any, shard: Any = 0
+    components: Components, params: PyTree, seed: Any, iteration: Any, part: Any, shard: Any = 0
 ) -> evaluation.Episodes:
     """One shard's episodes in an evaluation of a member with this seed; with common evaluation, the same for all."""
-    config = parts.config
+    config = components.config
     key = evaluation.episode_key(0 if config.common_evaluation else seed, iteration, part, shard)
     bounds = config.eval_episodes, config.eval_max_steps
-    return evaluation.evaluate(parts.environment, parts.agent, params, key, *bounds, config.eval_epsilon)
+    return evaluation.evaluate(components.environment, components.agent, params, key, *bounds, config.eval_epsilon)
 
 
 def over_members(hparams: HParams) -> Any:
@@ -159,7 +159,7 @@ def on_one(
     num_shared: int = 0,
     donate: Sequence[int] = (),
 ) -> Any:
-    """function(*mapped, *shared) of one member on one device, compiled; mapped arrays are [1, 1, ...] as in a fleet."""
+    """function(*mapped, *shared) of one member on one device, compiled; mapped arrays are [1, 1, ...]."""
     return _devices.over_devices(population.over_lanes(function, num_shared), [device], num_mapped, num_shared, donate)
 
 
@@ -169,7 +169,7 @@ class Scheme(Protocol):
     judge(params, seed, iteration [], part []) -> Episodes, of [1, 1, ...] arrays
     """
 
-    parts: Parts
+    components: Components
     zero_metrics: training.Metrics
     program: Any
     judge: Any
@@ -189,8 +189,8 @@ class Scheme(Protocol):
         """Its figures at a logging point."""
 
 
-def of_scheme(make: Callable[[], Scheme], seed: int) -> tuple[Fleet, list[Any]]:
-    """The fleet of a scheme's one member, and its first states."""
+def of_scheme(make: Callable[[], Scheme], seed: int) -> tuple[Runner, list[Any]]:
+    """The runner of a scheme's one member, and its first states."""
     began = time.perf_counter()
     scheme = make()
     state = scheme.init(seed)
@@ -201,11 +201,11 @@ def of_scheme(make: Callable[[], Scheme], seed: int) -> tuple[Fleet, list[Any]]:
 
     scheme.warm_up(state)
     jax.block_until_ready(evaluate([state], 0))
-    fleet = Fleet(
-        parts=scheme.parts,
+    runner = Runner(
+        components=scheme.components,
         assignment=population.assign(1, 1),
         shards=1,
-        collect=functools.partial(scheme.run, learning=False),
+        prefill=functools.partial(scheme.run, learning=False),
         step=functools.partial(scheme.run, learning=True),
         evaluate=evaluate,
         zero_metrics=[scheme.zero_metrics],
@@ -213,11 +213,11 @@ def of_scheme(make: Callable[[], Scheme], seed: int) -> tuple[Fleet, list[Any]]:
         program=scheme.program,
         telemetry=scheme.telemetry,
     )
-    return fleet, [state]
+    return runner, [state]
 
 
 def build(
-    parts: Parts,
+    components: Components,
     devices: Sequence[jax.Device],
     devices_per_agent: int,
     assignment: Assignment,
@@ -226,7 +226,7 @@ def build(
     width: int | None = None,
     lane: Lane | None = None,
     over: Callable[..., Any] = _devices.over_devices,
-) -> tuple[Fleet, list[Any]]:
+) -> tuple[Runner, list[Any]]:
     """Compiles the programs and initialises the members. `seeds` and `settings` are those of the assignment.
 
     `width` lanes are vmapped together; it must divide their number, and is by default the fastest for the backend.
@@ -236,7 +236,11 @@ def build(
     shards = _devices.make_shards(len(devices), devices_per_agent)
     width = width or population.fastest_width(devices[0].platform, assignment.num_lanes)
     if lane is None:
-        lane = fused(training.make_trainer(parts.environment, parts.agent, parts.replay, parts.config, shards))
+        lane = fused(
+            training.make_trainer(
+                components.environment, components.agent, components.replay, components.config, shards
+            )
+        )
 
     # Inside a mapped function: states made elsewhere would be uncommitted, and compile a second time.
     def init_lane(seed: Any, hparams: Any) -> tuple[Any, training.Metrics, Any, Any]:
@@ -260,7 +264,7 @@ def build(
         return _devices.compiled(program, states[0], metrics[0], hparams[0], *map(np.int32, bounds))
 
     def evaluate_lane(state: Any, seed: Any, iteration: Any, part: Any) -> evaluation.Episodes:
-        return greedy_episodes(parts, lane.policy(state), seed, iteration, part, shard_index(shards))
+        return greedy_episodes(components, lane.policy(state), seed, iteration, part, shard_index(shards))
 
     over_stack = over(population.over_lanes(evaluate_lane, num_shared=2), devices, num_mapped=2, num_shared=2)
     judge = _devices.compiled(over_stack, states[0], own_seeds[0], np.int32(0), np.int32(0))
@@ -269,18 +273,18 @@ def build(
         when = np.int32(iteration), np.int32(part)
         return [judge(state, seed, *when) for state, seed in zip(states, own_seeds, strict=True)]
 
-    collect = chunk(lane.collect, 0, 1)
-    split = lane.part is not None and parts.config.updates_per_iteration > MOST_UNSPLIT
+    prefill = chunk(lane.prefill, 0, 1)
+    split = lane.part is not None and components.config.updates_per_iteration > MOST_UNSPLIT
     step = chunk(lane.part, 0, 0, 1) if split else chunk(lane.step, 0, 1)
     run = _stack_by_stack(step, hparams)
     one_lane = tree_bytes(states[0].learner.params) / states[0].learner.updates.size
     moved = all_reduce_bytes(one_lane, devices_per_agent)
-    fleet = Fleet(
-        parts=parts,
+    runner = Runner(
+        components=components,
         assignment=assignment,
         shards=devices_per_agent,
-        collect=_stack_by_stack(collect, hparams),
-        step=functools.partial(_whole, run, parts.config.updates_per_iteration) if split else run,
+        prefill=_stack_by_stack(prefill, hparams),
+        step=functools.partial(_whole, run, components.config.updates_per_iteration) if split else run,
         evaluate=evaluate,
         zero_metrics=metrics,
         compile_seconds=time.perf_counter() - began,
@@ -288,7 +292,7 @@ def build(
         telemetry=lambda states: {"bytes_per_update": moved},
         part=run if split else None,
     )
-    return fleet, states
+    return runner, states
 
 
 def all_reduce_bytes(size: float, num_devices: int) -> float:
