@@ -21,13 +21,14 @@ import subprocess
 import sys
 from typing import Any
 
-from jaxdqn.config import MAX_MEMBERS, UINT32_MAX, check_number, check_whole, validate
+from jaxdqn.config import MAX_MEMBERS, UINT32_MAX, check_number, check_whole
 from jaxdqn.environments.names import GYMNAX
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.files import documents
 from jaxdqn.files.paths import write_atomically, write_text
 from jaxdqn.parallel.axes import preset
 from jaxdqn.runs import cli
+from jaxdqn.validation import validate
 
 PR_SET_PDEATHSIG = 1
 TRAIN = pathlib.Path(__file__).parent / "train.py"

@@ -141,12 +141,12 @@ def rounds(args: Args, mdp: Any, made: Any) -> Iterator[Any]:
     """run(state, first, num_rounds), on the devices or nodes that were asked for."""
     import jax
 
-    from jaxdqn.parallel.asynchronous import engine
+    from jaxdqn.parallel.asynchronous import ray_engine
     from jaxdqn.parallel.compiled import devices
     from jaxdqn.tabular import method
 
     key = jax.random.key(args.seed)
-    with engine.running(args.engine, args.ray_address) as cluster:
+    with ray_engine.running(args.engine, args.ray_address) as cluster:
         if cluster is None:
             yield method.over_devices(made, devices.choose(args.num_devices, 1, args.num_devices), key, mdp)
             return

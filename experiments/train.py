@@ -33,7 +33,6 @@ from jaxdqn.config import (
     check_seeds,
     check_whole,
     members,
-    validate,
     validate_hparams,
 )
 from jaxdqn.errors import UserError
@@ -43,6 +42,7 @@ from jaxdqn.parallel.axes import Axes, over, preset
 from jaxdqn.parallel.axes import validate as validate_axes
 from jaxdqn.runs import cli
 from jaxdqn.runs.progress import tell
+from jaxdqn.validation import validate
 
 if TYPE_CHECKING:
     from jaxdqn.runs.directory import RunSpec
@@ -349,17 +349,17 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: Vary) -> None:
     import jax
     import yaml
 
-    from jaxdqn.config import advice, timeline
     from jaxdqn.parallel import schemes
     from jaxdqn.parallel.compiled import memory, population
     from jaxdqn.runs import experiment
+    from jaxdqn.timeline import advice, timeline
 
     spec, components, budget = experiment.plan(
         args.config, args.hparams, seeds, vary, args.num_devices, args.devices_per_agent, args.axes
     )
     print(yaml.safe_dump(spec.to_dict(), sort_keys=False).strip())
     everyone = members(args.hparams, seeds, vary)
-    used = schemes.choose_devices(spec.axes, spec.num_devices, spec.devices_per_agent, len(everyone))
+    used = schemes.choose(spec.axes, spec.num_devices, spec.devices_per_agent, len(everyone))
     assignment = population.assign(spec.members_per_batch, len(used) // spec.devices_per_agent)
     chosen = everyone[: spec.members_per_batch]
     chosen_seeds, chosen_settings = [seed for seed, _ in chosen], [setting for _, setting in chosen]

@@ -12,7 +12,7 @@ class ActorState(NamedTuple):
     """One shard's experience stream; N environments on this shard."""
 
     env_state: PyTree  # [N, ...]
-    observation: Array  # [N, *O]   what the policy sees next
+    observation: PyTree  # [N, *O]   what the policy sees next
     carry: PyTree  # [N, ...]   recurrent state, () for feed-forward agents
     episode_return: Array  # [N]       of the episode under way, rewards unscaled
     episode_length: Array  # [N]       environment steps
@@ -37,7 +37,10 @@ def start(environment: Environment, agent: Agent, num_envs: int, key: Key) -> Ac
 def greedily(agent: Agent) -> Agent:
     """`agent`, acting without exploration."""
 
-    def act(params: PyTree, carry: PyTree, observation: Array, key: Key, _: Array) -> tuple[Array, PyTree, PyTree]:
+    def act(
+        params: PyTree, carry: PyTree, observation: PyTree, key: Key, exploration: Array
+    ) -> tuple[Array, PyTree, PyTree]:
+        del exploration
         return agent.greedy(params, carry, observation, key)
 
     return agent._replace(act=act)

@@ -1,29 +1,35 @@
-"""The data types that flow through one training iteration, and the four records of pure functions.
+"""The data types that flow through one training iteration, and the records of pure functions.
 
 Letters in shapes: T steps of a rollout, N environments of one shard, B batch, L sequence length, A actions,
-*O one observation. An interface is a `NamedTuple` of pure functions, documented once here; a variant is a factory
-that returns one. State is a named pytree: complete (keys included), and free of functions and configuration.
+*O one observation, which may be a pytree of arrays. An interface is a `NamedTuple` of pure functions, documented once
+here and typed by a protocol; a variant is a factory that returns one. State is a named pytree: complete (keys
+included), and free of functions and configuration.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
+
+from jaxdqn.config import HParams
 
 Array = jax.Array
 Key = jax.Array
 PyTree = Any
+Scalar = jax.Array | float
+"""A number that may be traced, such as a hyperparameter."""
 
 
 class Spec(NamedTuple):
     """What an agent must know of an environment.
 
-    `observation` gives shape and dtype of one observation as stored (bool for 0/1 grids); `max_episode_steps` is the
-    time limit in environment steps, or None where there is none.
+    `observation` gives shape and dtype of one observation as stored (bool for 0/1 grids), or a pytree of these;
+    `max_episode_steps` is the time limit in environment steps, or None where there is none.
     """
 
     name: str
-    observation: jax.ShapeDtypeStruct
+    observation: PyTree
     num_actions: int
     max_episode_steps: int | None = None
 
@@ -35,10 +41,10 @@ class TimeStep(NamedTuple):
     next (the first of a new episode after an end); `final_observation` is what the step produced before any reset.
     """
 
-    observation: Array
+    observation: PyTree
     reward: Array
     discount: Array
-    final_observation: Array
+    final_observation: PyTree
     episode_end: Array
 
 
@@ -49,20 +55,50 @@ class Environment(NamedTuple):
     step(key, state, action []) -> (state, TimeStep)
     """
 
-    reset: Callable[[Key], tuple[PyTree, Array]]
+    reset: Callable[[Key], tuple[PyTree, PyTree]]
     step: Callable[[Key, PyTree, Array], tuple[PyTree, TimeStep]]
     spec: Spec
+
+
+class Apply(Protocol):
+    """A network's function of a batch of observations [B, *O] and a key, which only stochastic layers use."""
+
+    def __call__(self, params: PyTree, observation: PyTree, key: Key | None = None) -> Any:
+        """Head outputs; for Q-networks the values [B, A]."""
 
 
 class Network(NamedTuple):
     """A function of a batch of observations as stored (bool and uint8 are decoded inside).
 
     init(key) -> params
-    apply(params, observation [B, *O]) -> head outputs, for Q-networks [B, A]
+    apply(params, observation [B, *O], key) -> head outputs, for Q-networks [B, A]; most networks ignore the key
     """
 
     init: Callable[[Key], PyTree]
-    apply: Callable[..., Any]
+    apply: Apply
+
+
+class Step(Protocol):
+    """One step of a recurrent network over B streams."""
+
+    def __call__(
+        self, params: PyTree, carry: PyTree, observation: PyTree, key: Key | None = None
+    ) -> tuple[PyTree, Any]:
+        """(next carry [B, ...], head outputs [B, ...])."""
+
+
+class RecurrentNetwork(NamedTuple):
+    """A network with memory.
+
+    init(key) -> params
+    initial_carry(num) -> the state [num, ...] at an episode's start
+    step(params, carry [B, ...], observation [B, *O], key) -> (carry, head outputs [B, ...])
+    `unroll` of networks.py takes `step` over a sequence.
+    """
+
+    init: Callable[[Key], PyTree]
+    initial_carry: Callable[[int], PyTree]
+    step: Step
 
 
 class Transition(NamedTuple):
@@ -72,11 +108,11 @@ class Transition(NamedTuple):
     (log-probability, value, recurrent state), () for Q-learning.
     """
 
-    observation: Array
+    observation: PyTree
     action: Array
     reward: Array
     discount: Array
-    next_observation: Array
+    next_observation: PyTree
     episode_end: Array
     extras: PyTree = ()
 
@@ -88,13 +124,49 @@ class Batch(NamedTuple):
     m-th step produced. `weights` are importance weights, `indices` what `update_priorities` needs.
     """
 
-    observation: Array
+    observation: PyTree
     action: Array
     return_m: Array
     bootstrap_discount: Array
-    bootstrap_observation: Array
+    bootstrap_observation: PyTree
     weights: Array
     indices: PyTree = ()
+
+
+class SequenceBatch(NamedTuple):
+    """Runs of L consecutive transitions [L, B, ...], oldest first; an `episode_end` inside cuts a run in two.
+
+    `carry` [B, ...] is the recurrent state at the first row, as the actor stored it in `extras` (() for others);
+    `weights` [B] are importance weights, `indices` what `update_priorities` needs.
+    """
+
+    transitions: Transition
+    carry: PyTree
+    weights: Array
+    indices: PyTree = ()
+
+
+class Progress(NamedTuple):
+    """Where training stands when a batch is sampled, each int32: `written` rows of experience ([], or [actors] where
+    each has a region of its own), gradient `updates` [] done, and the `turn` [] of this update in its iteration."""
+
+    written: Array
+    updates: Array
+    turn: Array
+
+
+class Add(Protocol):
+    """How a block enters a replay."""
+
+    def __call__(self, state: PyTree, block: Transition, written: Any, priorities: Array | None = None) -> PyTree:
+        """The replay's state with the rows of `block` [T, N], whose `priorities` [T, N] an actor may bring."""
+
+
+class Sample(Protocol):
+    """How a batch leaves a replay."""
+
+    def __call__(self, state: PyTree, key: Key, progress: Progress, hparams: HParams) -> Any:
+        """A `Batch` or a `SequenceBatch`."""
 
 
 class Replay(NamedTuple):
@@ -102,14 +174,14 @@ class Replay(NamedTuple):
     one number for all members of a population and every write stays one slice.
 
     init() -> state
-    add(state, block [T, N], written) -> state     writes T rows, from row written % rows on
-    sample(state, key, written, hparams) -> Batch  (or sequences [L, B] of transitions, as the agent wants)
+    add(state, block [T, N], written, priorities=None) -> state     writes T rows, from row written % rows on
+    sample(state, key, progress, hparams) -> Batch or SequenceBatch
     update_priorities(state, indices, priorities [B]) -> state
     """
 
     init: Callable[[], PyTree]
-    add: Callable[..., PyTree]
-    sample: Callable[..., Any]
+    add: Add
+    sample: Sample
     update_priorities: Callable[[PyTree, PyTree, Array], PyTree]
 
 
@@ -132,11 +204,63 @@ class LearnerState(NamedTuple):
     first_bad_update: Array
 
 
+class Act(Protocol):
+    """An action for each of N environments, with exploration."""
+
+    def __call__(
+        self, params: PyTree, carry: PyTree, observation: PyTree, key: Key, exploration: Array
+    ) -> tuple[Array, PyTree, PyTree]:
+        """(action [N], carry, extras), of observation [N, *O] and exploration [N], an epsilon for each."""
+
+
+class Greedy(Protocol):
+    """An action for each of N environments, without exploration."""
+
+    def __call__(self, params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
+        """(action [N], carry, extras), of observation [N, *O]."""
+
+
 class Policy(NamedTuple):
     """How an agent chooses actions: `act` explores, `greedy` does not. See `Agent`."""
 
-    act: Callable[..., tuple[Array, PyTree, PyTree]]
-    greedy: Callable[..., tuple[Array, PyTree, PyTree]]
+    act: Act
+    greedy: Greedy
+
+
+class Loss(Protocol):
+    """What an agent descends."""
+
+    def __call__(self, params: PyTree, target_params: PyTree, batch: Any, key: Key, hparams: HParams) -> LossOutput:
+        """The loss of a `Batch` or a `SequenceBatch`, its priorities and metrics."""
+
+
+class Gradient(Protocol):
+    """The gradient of an agent's loss."""
+
+    def __call__(self, learner: LearnerState, batch: Any, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
+        """(gradients like the parameters, LossOutput)."""
+
+
+class ApplyGradients(Protocol):
+    """The step that an agent takes along a gradient."""
+
+    def __call__(
+        self, learner: LearnerState, gradients: PyTree, loss: Array, hparams: HParams
+    ) -> tuple[LearnerState, Array]:
+        """(learner, gradient norm [])."""
+
+
+class Prepare(Protocol):
+    """What an agent computes once for each block, before it is stored."""
+
+    def __call__(self, params: PyTree, block: Transition, key: Key, hparams: HParams) -> Transition:
+        """The block [T, N] with, say, targets in its `extras`."""
+
+
+def as_it_is(params: PyTree, block: Transition, key: Key, hparams: HParams) -> Transition:
+    """The `prepare` of agents that have nothing to prepare."""
+    del params, key, hparams
+    return block
 
 
 class Agent(NamedTuple):
@@ -148,11 +272,25 @@ class Agent(NamedTuple):
     greedy(params, carry, observation [N, *O], key) -> (action [N], carry, extras)
     gradient(learner, batch, key, hparams) -> (gradients, LossOutput)
     apply(learner, gradients, loss [], hparams) -> (learner, gradient_norm [])
+    prepare(params, block [T, N], key, hparams) -> block     once an iteration, before the block is stored
+    own: the agent's own hyperparameters at their defaults, what `HParams.own` is for it
     """
 
-    init: Callable[..., LearnerState]
+    init: Callable[[Key, HParams], LearnerState]
     initial_carry: Callable[[int], PyTree]
-    act: Callable[..., tuple[Array, PyTree, PyTree]]
-    greedy: Callable[..., tuple[Array, PyTree, PyTree]]
-    gradient: Callable[..., tuple[PyTree, LossOutput]]
-    apply: Callable[..., tuple[LearnerState, Array]]
+    act: Act
+    greedy: Greedy
+    gradient: Gradient
+    apply: ApplyGradients
+    prepare: Prepare = as_it_is
+    own: Any = ()
+
+    @property
+    def defaults(self) -> HParams:
+        """Hyperparameters with which this agent's functions can be called."""
+        return HParams(own=self.own)
+
+
+def zeros_of(spec: Spec, *leading: int) -> PyTree:
+    """An observation of zeros, [*leading, *O]."""
+    return jax.tree.map(lambda x: jnp.zeros((*leading, *x.shape), x.dtype), spec.observation)

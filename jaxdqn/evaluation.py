@@ -37,7 +37,7 @@ def episode_key(seed: Array | int, iteration: Array | int, part: Array | int, sh
 def sometimes_random(agent: Agent, num_actions: int, epsilon: float) -> Agent:
     """`agent`, whose greedy action is replaced by a uniformly random one with probability `epsilon`."""
 
-    def greedy(params: PyTree, carry: PyTree, observation: Array, key: Key) -> tuple[Array, PyTree, PyTree]:
+    def greedy(params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
         own_key, random_key = jax.random.split(key)
         action, carry, extras = agent.greedy(params, carry, observation, own_key)
         return exploration.epsilon_random(random_key, action, num_actions, jnp.float32(epsilon)), carry, extras
@@ -70,7 +70,9 @@ def evaluate(
         key = jax.random.fold_in(step_key, step)
         actor, block, _ = acting.rollout(environment, agent, params, actor, key, zeros, length=1)
         alive = ~episodes.finished
-        seen = fingerprints.extend(episodes.fingerprints, block.observation[0], block.reward[0])
+        seen = fingerprints.extend(
+            episodes.fingerprints, jax.tree.map(lambda x: x[0], block.observation), block.reward[0]
+        )
         episodes = Episodes(
             episodes.returns + jnp.where(alive, block.reward[0], 0.0),
             episodes.lengths + alive,

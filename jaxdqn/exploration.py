@@ -7,20 +7,20 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxdqn.base import Array, Key
+from jaxdqn.base import Array, Key, Scalar
 
 
-def linear_schedule(begin: Array, end: Array, num_steps: Array, step: Array) -> Array:
+def linear_schedule(begin: Scalar, end: Scalar, num_steps: Scalar, step: Array) -> Array:
     """`begin` at step 0, `end` from `num_steps` > 0 on."""
     return begin + (end - begin) * jnp.clip(step / num_steps, 0.0, 1.0)
 
 
-def exponential_schedule(begin: Array, end: Array, num_steps: Array, step: Array) -> Array:
+def exponential_schedule(begin: Scalar, end: Scalar, num_steps: Scalar, step: Array) -> Array:
     """`begin` > 0 at step 0, then a constant factor each step down to `end` > 0 from `num_steps` on."""
     return begin * (end / begin) ** jnp.clip(step / num_steps, 0.0, 1.0)
 
 
-def epsilon_ladder(epsilon: Array, power: Array, num_envs: int, first: Array | int, total: int) -> Array:
+def epsilon_ladder(epsilon: Array, power: Scalar, num_envs: int, first: Array | int, total: int) -> Array:
     """One epsilon per environment, [num_envs]: epsilon^(1 + power * i / (total - 1)) for the i-th of `total`.
 
     `first` [] is the index of this shard's first environment among `total`. power = 0 gives all the same epsilon.

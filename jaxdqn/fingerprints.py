@@ -4,15 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn.base import Array
+from jaxdqn.base import Array, PyTree
 
 _ODD = np.uint32(0x9E3779B1)  # 2^32 over the golden ratio: spreads bits upwards
 
 
-def extend(fingerprint: Array, observation: Array, reward: Array) -> Array:
+def extend(fingerprint: Array, observation: PyTree, reward: Array) -> Array:
     """The fingerprints [N], uint32, of episodes that had `fingerprint` [N] and go on with observation [N, *O] and
     reward [N]. Other values, or the same in another order, give another number but for one chance in 2^32."""
-    values = _bits(observation).reshape(len(observation), -1)
+    arrays = [_bits(x).reshape(len(x), -1) for x in jax.tree.leaves(observation)]
+    values = arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=1)
     weights = np.random.default_rng(0).integers(0, 2**32, values.shape[1], np.uint32) | np.uint32(1)
     seen = jnp.sum(_spread(values) * weights, axis=1, dtype=jnp.uint32)
     return _spread(_spread(fingerprint ^ seen) + _bits(reward) + _ODD)  # zeros, too, make another of 0

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdqn.base import Agent, Array, Key, LearnerState, LossOutput, Network, Policy, PyTree
+from jaxdqn.base import Agent, Array, Key, LearnerState, Loss, LossOutput, Network, Policy, PyTree, Scalar
+from jaxdqn.config import HParams, traced
 from jaxdqn.exploration import linear_schedule
 
 
@@ -33,7 +34,7 @@ def shard_index(shards: Shards | None) -> Array | int:
 
 
 def update(
-    agent: Agent, learner: LearnerState, batch: Any, key: Key, hparams: Any, shards: Shards | None = None
+    agent: Agent, learner: LearnerState, batch: Any, key: Key, hparams: HParams, shards: Shards | None = None
 ) -> tuple[LearnerState, LossOutput, Array]:
     """One gradient update: (learner, LossOutput of this shard with the loss of all, gradient norm []).
 
@@ -46,7 +47,7 @@ def update(
     return learner, output._replace(loss=loss), gradient_norm
 
 
-def centred_rmsprop(learning_rate: Array, epsilon: Array, decay: float = 0.95) -> optax.GradientTransformation:
+def centred_rmsprop(learning_rate: Scalar, epsilon: Array, decay: float = 0.95) -> optax.GradientTransformation:
     """RMSProp with the variance of the gradient, g / sqrt(E[g^2] - E[g]^2 + epsilon). Mnih et al. (2015), methods.
 
     `optax.rmsprop(centered=True)`, but for a variance that rounding makes negative: that counts as 0.
@@ -68,10 +69,10 @@ def centred_rmsprop(learning_rate: Array, epsilon: Array, decay: float = 0.95) -
     return optax.chain(optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate))
 
 
-Optimizer = Callable[[Any], optax.GradientTransformation]
+Optimizer = Callable[[HParams], optax.GradientTransformation]
 
 
-def epsilon_or(hparams: Any, usual: float) -> Array:
+def epsilon_or(hparams: HParams, usual: float) -> Array:
     """The optimizer's denominator constant, `usual` where none was chosen."""
     return jnp.where(hparams.optimizer_epsilon > 0, hparams.optimizer_epsilon, jnp.float32(usual))
 
@@ -94,32 +95,34 @@ def all_finite(tree: PyTree) -> Array:
 
 def sgd_agent(
     network: Network,
-    loss: Callable[[PyTree, PyTree, Any, Key, Any], LossOutput],
+    loss: Loss,
     policy: Policy,
     optimizer: Optimizer,
     initial_carry: Callable[[int], PyTree] = lambda num_envs: (),
+    own: Any = (),
 ) -> Agent:
-    """An agent that descends loss(params, target_params, batch, key, hparams), with a target network.
+    """An agent that descends loss(params, target_params, batch, key, hparams), with a target network; `own` are the
+    hyperparameters of its own, at their defaults.
 
     The target network moves a fraction target_tau towards the parameters every target_period updates. Where the loss,
     the gradient or what a step would make of the parameters is not finite, that step is not taken: the learner keeps
     its parameters and target from then on, and `first_bad_update` says since when.
     """
 
-    def init(key: Key, hparams: Any) -> LearnerState:
+    def init(key: Key, hparams: HParams) -> LearnerState:
         params = network.init(key)
         # A copy: donating a state whose leaves alias one another fails.
         target_params = jax.tree.map(jnp.copy, params)
         return LearnerState(params, target_params, optimizer(hparams).init(params), jnp.int32(0), jnp.int32(-1))
 
-    def gradient(learner: LearnerState, batch: Any, key: Key, hparams: Any) -> tuple[PyTree, LossOutput]:
+    def gradient(learner: LearnerState, batch: Any, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
         def scalar_loss(params: PyTree) -> tuple[Array, LossOutput]:
             output = loss(params, learner.target_params, batch, key, hparams)
             return output.loss, output
 
         return jax.grad(scalar_loss, has_aux=True)(learner.params)
 
-    def apply(learner: LearnerState, gradients: PyTree, loss: Array, hparams: Any) -> tuple[LearnerState, Array]:
+    def apply(learner: LearnerState, gradients: PyTree, loss: Array, hparams: HParams) -> tuple[LearnerState, Array]:
         updates = learner.updates + 1
         gradient_norm = optax.global_norm(gradients)
         healthy = (learner.first_bad_update < 0) & jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
@@ -129,7 +132,7 @@ def sgd_agent(
         gradients = jax.tree.map(lambda g: jnp.where(healthy, g * scale, 0.0), gradients)
         end = hparams.learning_rate * hparams.learning_rate_end
         rate = linear_schedule(hparams.learning_rate, end, hparams.learning_rate_updates, learner.updates)
-        annealed = hparams._replace(learning_rate=jnp.where(healthy, rate, 0.0))
+        annealed = traced(hparams, learning_rate=jnp.where(healthy, rate, 0.0))
         steps, opt_state = optimizer(annealed).update(gradients, learner.opt_state, learner.params)
         moved = optax.apply_updates(learner.params, steps)
         healthy &= all_finite(moved)
@@ -142,4 +145,4 @@ def sgd_agent(
         target_params = jax.tree.map(lambda p, t: mix * p + (1.0 - mix) * t, params, learner.target_params)
         return LearnerState(params, target_params, opt_state, updates, first_bad), gradient_norm
 
-    return Agent(init, initial_carry, policy.act, policy.greedy, gradient, apply)
+    return Agent(init, initial_carry, policy.act, policy.greedy, gradient, apply, own=own)

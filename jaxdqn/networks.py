@@ -4,13 +4,15 @@ Networks take observations as stored: bool becomes 0/1, uint8 becomes [0, 1], th
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdqn.base import Array, Network, Spec
+from jaxdqn.acting import reset_where
+from jaxdqn.base import Array, Key, Network, PyTree, RecurrentNetwork, Spec, zeros_of
+from jaxdqn.config import Config
 from jaxdqn.errors import UserError
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -21,6 +23,38 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "elu": nn.elu,
 }
 NATURE_MIN_SIDE = 36  # the smallest image on which its three convolutions leave at least one pixel
+
+
+Dense = Callable[[int, float], Callable[[Array], Array]]
+"""dense(width, gain) -> a dense layer, `gain` being that of orthogonal initialisation."""
+
+
+class Head(NamedTuple):
+    """What a network gives, made of dense layers on the features of its torso.
+
+    apply(dense, features [B, F]) -> outputs; num_layers: how many layers it makes
+    """
+
+    apply: Callable[[Dense, Array], Any]
+    num_layers: int
+
+
+def action_values(num_actions: int, dueling: bool = False) -> Head:
+    """Q [B, A]; `dueling` as V + A - mean A (Wang et al., 2016, equation 9)."""
+
+    def plain(dense: Dense, x: Array) -> Array:
+        return dense(num_actions, 1.0)(x)
+
+    def duel(dense: Dense, x: Array) -> Array:
+        value, advantage = dense(1, 1.0)(x), dense(num_actions, 1.0)(x)
+        return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
+
+    return Head(duel, 2) if dueling else Head(plain, 1)
+
+
+def policy_and_value(num_actions: int) -> Head:
+    """(logits [B, A], value [B]) on one torso."""
+    return Head(lambda dense, x: (dense(num_actions, 0.01)(x), dense(1, 1.0)(x)[:, 0]), 2)
 
 
 class Conv3x3(nn.Module):
@@ -48,10 +82,9 @@ class Conv3x3(nn.Module):
 
 
 class TorsoAndHead(nn.Module):
-    """A torso and a linear head: "q" and "dueling" give Q [B, A]; "actor_critic" gives (logits [B, A], value [B])."""
+    """A torso by name, and a head on its features."""
 
-    num_actions: int
-    head: str
+    head: Head
     torso: str
     hidden_sizes: Sequence[int]
     layer_norm: bool
@@ -61,13 +94,7 @@ class TorsoAndHead(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Array) -> Any:
-        x = self._torso(_decode(observation))
-        if self.head == "q":
-            return self._dense(self.num_actions, gain=1.0)(x)
-        if self.head == "actor_critic":
-            return self._dense(self.num_actions, gain=0.01)(x), self._dense(1, gain=1.0)(x)[:, 0]
-        value, advantage = self._dense(1, gain=1.0)(x), self._dense(self.num_actions, gain=1.0)(x)
-        return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
+        return self.head.apply(self._dense, self._torso(_decode(observation)))
 
     def _torso(self, x: Array) -> Array:
         if self.torso == "mlp":
@@ -108,36 +135,49 @@ def q_network(
     "auto" takes nature for images of at least 36 x 36, minatar for smaller grids with channels, else mlp. Raises
     `UserError` where the torso does not fit the observation.
     """
-    head = "dueling" if dueling else "q"
-    return _network(spec, head, torso, hidden_sizes, layer_norm, activation, initializer, convolution)
+    head = action_values(spec.num_actions, dueling)
+    return network(spec, head, torso, hidden_sizes, layer_norm, activation, initializer, convolution)
 
 
-def actor_critic(
-    spec: Spec,
-    torso: str = "auto",
-    hidden_sizes: Sequence[int] = (128, 128),
-    layer_norm: bool = False,
-    activation: str = "relu",
-    initializer: str = "default",
-    convolution: str = "patches",
-) -> Network:
-    """Policy and value on one torso, (logits [B, A], value [B]); arguments and errors as for `q_network`."""
-    return _network(spec, "actor_critic", torso, hidden_sizes, layer_norm, activation, initializer, convolution)
+def configured(spec: Spec, head: Head, config: Config) -> Network:
+    """The torso that `config` describes, with a head. Raises `UserError` as `q_network` does."""
+    options = (config.layer_norm, config.activation, config.initializer, config.convolution)
+    return network(spec, head, config.network, config.hidden_sizes, *options)
 
 
-def _network(spec: Spec, head: str, torso: str, hidden_sizes: Sequence[int], *options: Any) -> Network:
-    module = TorsoAndHead(
-        spec.num_actions, head, _choose_torso(torso, spec.observation.shape), tuple(hidden_sizes), *options
-    )
+def network(spec: Spec, head: Head, torso: str, hidden_sizes: Sequence[int], *options: Any) -> Network:
+    """A torso with a head; `options` are layer_norm, activation, initializer and convolution."""
+    module = TorsoAndHead(head, _choose_torso(torso, spec.observation), tuple(hidden_sizes), *options)
 
-    def init(key: Array) -> Any:
-        example = jnp.zeros((1, *spec.observation.shape), spec.observation.dtype)
-        return module.init(key, example)["params"]
+    def init(key: Key) -> PyTree:
+        return module.init(key, zeros_of(spec, 1))["params"]
 
-    return Network(init, lambda params, observation: module.apply({"params": params}, observation))
+    def apply(params: PyTree, observation: PyTree, key: Key | None = None) -> Any:
+        del key  # no layer draws
+        return module.apply({"params": params}, observation)
+
+    return Network(init, apply)
 
 
-def _choose_torso(torso: str, shape: tuple[int, ...]) -> str:
+def unroll(
+    network: RecurrentNetwork, params: PyTree, carry: PyTree, observation: PyTree, episode_end: Array, key: Key
+) -> tuple[PyTree, Any]:
+    """A recurrent network over observation [L, B, *O] from `carry` [B, ...]: (the last carry, outputs [L, B, ...]).
+
+    After a row where `episode_end` [L, B] the state is that of an episode's start.
+    """
+    initial = network.initial_carry(episode_end.shape[1])
+
+    def step(carry: PyTree, row: tuple[PyTree, Array, Key]) -> tuple[PyTree, Any]:
+        carry, output = network.step(params, carry, row[0], row[2])
+        return reset_where(row[1], initial, carry), output
+
+    return jax.lax.scan(step, carry, (observation, episode_end, jax.random.split(key, len(episode_end))))
+
+
+def _choose_torso(torso: str, observation: PyTree) -> str:
+    arrays = jax.tree.leaves(observation)
+    shape = arrays[0].shape if len(arrays) == 1 else ()
     side = min(shape[:2]) if len(shape) == 3 else 0
     if torso == "auto":
         return "nature" if side >= NATURE_MIN_SIDE else "minatar" if side >= 3 else "mlp"
@@ -150,7 +190,11 @@ def _choose_torso(torso: str, shape: tuple[int, ...]) -> str:
     return torso
 
 
-def _decode(observation: Array) -> Array:
-    if observation.dtype == jnp.uint8:
-        return observation.astype(jnp.float32) / 255.0
-    return observation.astype(jnp.float32)
+def _decode(observation: PyTree) -> Array:
+    """What a torso takes: of several arrays their numbers side by side, [B, F]."""
+    arrays = [_numbers(x) for x in jax.tree.leaves(observation)]
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate([x.reshape(len(x), -1) for x in arrays], axis=-1)
+
+
+def _numbers(array: Array) -> Array:
+    return array.astype(jnp.float32) / 255.0 if array.dtype == jnp.uint8 else array.astype(jnp.float32)

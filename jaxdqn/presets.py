@@ -3,7 +3,8 @@
 import dataclasses
 from typing import NamedTuple
 
-from jaxdqn.config import ON_POLICY, Config, HParams
+from jaxdqn import agents
+from jaxdqn.config import Config, HParams
 from jaxdqn.errors import unknown_name
 
 
@@ -63,7 +64,7 @@ PRESETS: dict[str, Preset] = {
         ),
         # Fewer episodes in an update forget now and then (441 with 4 environments on seeds 0-3; 499.9 with 8).
         # Returns are near 100: with the usual weight the baseline's errors leave nothing of the clipped gradient.
-        HParams(learning_rate=3e-3, learning_rate_end=0.05, learning_rate_updates=480, value_weight=0.01),
+        HParams(learning_rate=3e-3, learning_rate_end=0.05, learning_rate_updates=480, own={"value_weight": 0.01}),
     ),
     "acrobot": Preset(
         "Acrobot-v1",
@@ -82,7 +83,7 @@ PRESETS: dict[str, Preset] = {
             learning_starts=0,
         ),
         # With CartPole's all seeds stay at -500. Found on seeds 100-102, among 30 settings.
-        HParams(learning_rate=1e-3, reward_scale=0.1, entropy_weight=0.05),
+        HParams(learning_rate=1e-3, reward_scale=0.1, own={"entropy_weight": 0.05}),
     ),
     "mountaincar": Preset(
         "MountainCar-v0",
@@ -132,7 +133,8 @@ def preset(name: str) -> Preset:
 def for_environment(env: str, agent: str | None = None) -> Preset:
     """The preset of an environment, or of an environment and an agent; general settings where there is none.
 
-    An agent that learns from replay has the environment's preset; an on-policy one has those of A2C on CartPole.
+    An agent that learns from replay has the environment's preset; an on-policy one has those of A2C on CartPole. Raises
+    `UserError` for an unknown agent.
     """
     if env in BY_ENVIRONMENT:
         chosen = PRESETS[BY_ENVIRONMENT[env]]
@@ -142,7 +144,14 @@ def for_environment(env: str, agent: str | None = None) -> Preset:
         return chosen
     if (env, agent) in BY_PAIR:
         return PRESETS[BY_PAIR[env, agent]]
-    if agent in ON_POLICY:
+    if agents.of(agent).on_policy:
         general, kept = PRESETS["cartpole-a2c"], {name: getattr(chosen.config, name) for name in OF_ENVIRONMENT}
-        return Preset(f"{agent} on {env}", dataclasses.replace(general.config, agent=agent, **kept), general.hparams)
-    return chosen._replace(config=dataclasses.replace(chosen.config, agent=agent))
+        return Preset(
+            f"{agent} on {env}", of_agent(dataclasses.replace(general.config, **kept), agent), general.hparams
+        )
+    return chosen._replace(config=of_agent(chosen.config, agent))
+
+
+def of_agent(config: Config, agent: str) -> Config:
+    """`config` for another agent: without what the one it was for had of its own."""
+    return config if config.agent == agent else dataclasses.replace(config, agent=agent, own=())

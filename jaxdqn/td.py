@@ -4,10 +4,12 @@ Names follow time: q_tm1 [A] and a_tm1 [] at the step that was taken, r_t [] and
 observation it produced. `discount_t` contains gamma (gamma^m for m steps) and is 0 where the MDP terminated.
 """
 
+from collections.abc import Callable
+
 import chex
 import jax.numpy as jnp
 
-from jaxdqn.base import Array
+from jaxdqn.base import Array, Scalar
 
 
 def q_learning(q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array) -> Array:
@@ -29,14 +31,21 @@ def double_q_learning(
     return r_t + discount_t * q_t_value[jnp.argmax(q_t_selector)] - q_tm1[a_tm1]
 
 
-def squared(error: Array, delta: Array) -> Array:
+Penalty = Callable[[Array, Scalar], Array]
+"""penalty(TD errors [B], delta []) -> losses [B]."""
+
+
+def squared(error: Array, delta: Scalar) -> Array:
     """error^2 / 2. `delta` is unused, so that both losses have one signature."""
     del delta
     return 0.5 * jnp.square(error)
 
 
-def huber(error: Array, delta: Array) -> Array:
+def huber(error: Array, delta: Scalar) -> Array:
     """error^2 / 2 up to |error| = delta, then linear with slope delta > 0. Huber (1964)."""
     absolute = jnp.abs(error)
     quadratic = jnp.minimum(absolute, delta)
     return 0.5 * jnp.square(quadratic) + delta * (absolute - quadratic)
+
+
+PENALTIES: dict[str, Penalty] = {"squared": squared, "huber": huber}

@@ -8,16 +8,33 @@ with `fold_in`, so that any chunk length and any resume point replays the same r
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from jaxdqn import acting, exploration, learning
 from jaxdqn.acting import ActorState, EpisodeSums
-from jaxdqn.base import Agent, Array, Environment, Key, LearnerState, PyTree, Replay, Transition
+from jaxdqn.base import (
+    Agent,
+    Array,
+    Environment,
+    Key,
+    LearnerState,
+    Progress,
+    PyTree,
+    Replay,
+    Spec,
+    Transition,
+    zeros_of,
+)
 from jaxdqn.config import Config, HParams
 from jaxdqn.learning import Shards
+
+PREPARE = 0x70726570  # far from what acting draws of the same key
+
+Sums = dict[str, Array]
+"""The learning metrics of some updates, added up."""
 
 
 class TrainState(NamedTuple):
@@ -33,11 +50,11 @@ class Metrics(NamedTuple):
     """Of one shard, since the last logging point: sums over episodes and gradient updates, and two latest values."""
 
     episodes: EpisodeSums
-    learning: dict[str, Array]
+    learning: Sums
     updates: Array  # int32 []  gradient updates in `learning`, by which its means are divided
     epsilon: Array  # []  before the ladder
     first_bad_update: Array  # []  see LearnerState
-    seen: dict[str, Array]  # []  what an asynchronous scheme counts, see parallel.telemetry; {} for others
+    seen: Sums  # []  what an asynchronous scheme counts, see parallel.telemetry; {} for others
 
 
 class Trainer(NamedTuple):
@@ -51,20 +68,23 @@ class Trainer(NamedTuple):
     a `step`, of which the one with first 0 also acts and stores: for iterations too long to wait for
     """
 
-    init: Callable[[Key, Key, Any], TrainState]
+    init: Callable[[Key, Key, HParams], TrainState]
     zero_metrics: Callable[[], Metrics]
-    prefill: Callable[[TrainState, Metrics, Array, Any], tuple[TrainState, Metrics]]
-    step: Callable[[TrainState, Metrics, Array, Any], tuple[TrainState, Metrics]]
-    part: Callable[[TrainState, Metrics, Array, Array, Array, Any], tuple[TrainState, Metrics]]
+    prefill: Callable[[TrainState, Metrics, Array, HParams], tuple[TrainState, Metrics]]
+    step: Callable[[TrainState, Metrics, Array, HParams], tuple[TrainState, Metrics]]
+    part: Callable[[TrainState, Metrics, Array, Array, Array, HParams], tuple[TrainState, Metrics]]
 
 
-def transition_example(environment: Environment, agent: Agent, hparams: Any) -> Transition:
-    """The transition that `environment` and `agent` produce, as shapes [...] and dtypes without T and N."""
+def transition_example(spec: Spec, agent: Agent) -> Transition:
+    """The transition that `agent` stores of an environment, as shapes [...] and dtypes without T and N. Nothing is
+    traced through the environment: it may be one that JAX cannot see."""
 
     def block(key: Key) -> Transition:
-        params = agent.init(key, hparams).params
-        state = acting.start(environment, agent, 1, key)
-        return acting.rollout(environment, agent, params, state, key, jnp.zeros(1), 1)[1]
+        hparams, observation = agent.defaults, zeros_of(spec, 1)
+        params, number = agent.init(key, hparams).params, jnp.zeros(1)
+        action, _, extras = agent.act(params, agent.initial_carry(1), observation, key, number)
+        row = Transition(observation, action, number, number, observation, jnp.zeros(1, jnp.bool_), extras)
+        return agent.prepare(params, jax.tree.map(lambda x: x[None], row), key, hparams)
 
     shapes = jax.eval_shape(block, jax.random.key(0))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), shapes)
@@ -76,8 +96,40 @@ def stream_keys(key: Key, count: Array) -> tuple[Key, Key]:
     return jax.random.fold_in(key, first), jax.random.fold_in(key, first + 1)
 
 
-Act = Callable[..., tuple[ActorState, Transition, EpisodeSums, Array]]
-Learn = Callable[..., tuple[LearnerState, PyTree, dict[str, Array]]]
+class Act(Protocol):
+    """The acting half of an iteration: see `make_act`."""
+
+    def __call__(
+        self, params: PyTree, actor: ActorState, key: Key, iteration: Array, first: Array | int, hparams: HParams
+    ) -> tuple[ActorState, Transition, EpisodeSums, Array]:
+        """(actor, block [T, N], episode sums, epsilon [])."""
+
+
+class Prefill(Protocol):
+    """The random half of an iteration, before anything is learned: see `make_prefill`."""
+
+    def __call__(
+        self, params: PyTree, actor: ActorState, key: Key, hparams: HParams
+    ) -> tuple[ActorState, Transition, EpisodeSums]:
+        """(actor, block [T, N], episode sums)."""
+
+
+class Learn(Protocol):
+    """The learning half of an iteration: see `make_learn`."""
+
+    def __call__(
+        self,
+        learner: LearnerState,
+        ring: PyTree,
+        sums: Sums,
+        key: Key,
+        written: Array,
+        iteration: Array,
+        hparams: HParams,
+        first: Array | int = ...,
+        last: Array | int = ...,
+    ) -> tuple[LearnerState, PyTree, Sums]:
+        """(learner, replay, sums)."""
 
 
 def make_act(environment: Environment, agent: Agent, config: Config, total_envs: int) -> Act:
@@ -91,15 +143,30 @@ def make_act(environment: Environment, agent: Agent, config: Config, total_envs:
     ]
 
     def act(
-        params: PyTree, actor: ActorState, key: Key, iteration: Array, first: Array | int, hparams: Any
+        params: PyTree, actor: ActorState, key: Key, iteration: Array, first: Array | int, hparams: HParams
     ) -> tuple[ActorState, Transition, EpisodeSums, Array]:
         env_steps = iteration.astype(jnp.float32) * (config.rollout_length * total_envs)
         epsilon = schedule(hparams.epsilon_begin, hparams.epsilon_end, hparams.epsilon_steps, env_steps)
         ladder = exploration.epsilon_ladder(epsilon, hparams.ladder_power, config.num_envs, first, total_envs)
         actor, block, sums = acting.rollout(environment, agent, params, actor, key, ladder, config.rollout_length)
+        block = agent.prepare(params, block, jax.random.fold_in(key, PREPARE), hparams)
         return actor, block, sums, jnp.float32(epsilon)
 
     return act
+
+
+def make_prefill(environment: Environment, agent: Agent, config: Config) -> Prefill:
+    """Random actions of config.num_envs environments: prefill(params, actor, key, hparams) -> (actor, block [T, N],
+    episode sums)."""
+    always = jnp.ones(config.num_envs)
+
+    def prefill(
+        params: PyTree, actor: ActorState, key: Key, hparams: HParams
+    ) -> tuple[ActorState, Transition, EpisodeSums]:
+        actor, block, sums = acting.rollout(environment, agent, params, actor, key, always, config.rollout_length)
+        return actor, agent.prepare(params, block, jax.random.fold_in(key, PREPARE), hparams), sums
+
+    return prefill
 
 
 def make_learn(agent: Agent, replay: Replay, config: Config, shards: Shards | None = None) -> Learn:
@@ -112,18 +179,18 @@ def make_learn(agent: Agent, replay: Replay, config: Config, shards: Shards | No
     def learn(
         learner: LearnerState,
         ring: PyTree,
-        sums: dict[str, Array],
+        sums: Sums,
         key: Key,
         written: Array,
         iteration: Array,
-        hparams: Any,
+        hparams: HParams,
         first: Array | int = 0,
         last: Array | int = config.updates_per_iteration,
-    ) -> tuple[LearnerState, PyTree, dict[str, Array]]:
-        def one(index: Array, carry: tuple[LearnerState, PyTree, dict[str, Array]]) -> Any:
+    ) -> tuple[LearnerState, PyTree, Sums]:
+        def one(index: Array, carry: tuple[LearnerState, PyTree, Sums]) -> tuple[LearnerState, PyTree, Sums]:
             learner, ring, sums = carry
-            keys = stream_keys(key, index)
-            learner, ring, values = update_once(agent, replay, shards, learner, ring, written, keys, hparams)
+            keys, progress = stream_keys(key, index), Progress(written, learner.updates, index)
+            learner, ring, values = update_once(agent, replay, shards, learner, ring, progress, keys, hparams)
             return learner, ring, jax.tree.map(jnp.add, sums, values)
 
         # XLA inlines a loop that it knows to turn once, and then fuses the ring's write into the sample's gather: that
@@ -141,25 +208,25 @@ def update_once(
     shards: Shards | None,
     learner: LearnerState,
     ring: PyTree,
-    written: Array,
+    progress: Progress,
     keys: tuple[Key, Key],
-    hparams: Any,
-) -> tuple[LearnerState, PyTree, dict[str, Array]]:
+    hparams: HParams,
+) -> tuple[LearnerState, PyTree, Sums]:
     """Sample, gradient, apply: (learner, ring, the update's metrics)."""
     sample_key, loss_key = keys
-    batch = replay.sample(ring, sample_key, written, hparams)
+    batch = replay.sample(ring, sample_key, progress, hparams)
     learner, output, gradient_norm = learning.update(agent, learner, batch, loss_key, hparams, shards)
-    ring = replay.update_priorities(ring, getattr(batch, "indices", ()), output.priorities)
+    ring = replay.update_priorities(ring, batch.indices, output.priorities)
     return learner, ring, {"loss": output.loss, "gradient_norm": gradient_norm, **output.metrics}
 
 
 def zero_metrics(agent: Agent, replay: Replay, config: Config) -> Metrics:
     """Metrics before the first iteration."""
 
-    def values(key: Key) -> dict[str, Array]:
-        learner = agent.init(key, HParams())
-        written = jnp.int32(config.n_step)
-        return update_once(agent, replay, None, learner, replay.init(), written, (key, key), HParams())[2]
+    def values(key: Key) -> Sums:
+        hparams, progress = agent.defaults, Progress(jnp.int32(config.n_step), jnp.int32(0), jnp.int32(0))
+        learner = agent.init(key, hparams)
+        return update_once(agent, replay, None, learner, replay.init(), progress, (key, key), hparams)[2]
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(values, jax.random.key(0)))
     episodes = EpisodeSums(jnp.int32(0), jnp.float32(0), jnp.int32(0))
@@ -171,9 +238,10 @@ def make_trainer(
 ) -> Trainer:
     """The trainer over given records. Environments, batch and replay of `config` are those of one shard."""
     act = make_act(environment, agent, config, config.num_envs * (shards.size if shards else 1))
+    explore = make_prefill(environment, agent, config)
     learn = make_learn(agent, replay, config, shards)
 
-    def init(params_key: Key, stream_key: Key, hparams: Any) -> TrainState:
+    def init(params_key: Key, stream_key: Key, hparams: HParams) -> TrainState:
         stream_key, actor_key = jax.random.split(stream_key)
         actor = acting.start(environment, agent, config.num_envs, actor_key)
         return TrainState(agent.init(params_key, hparams), actor, replay.init(), stream_key)
@@ -186,20 +254,13 @@ def make_trainer(
         episodes = jax.tree.map(jnp.add, metrics.episodes, sums)
         return state._replace(actor=actor, replay=ring), metrics._replace(episodes=episodes)
 
-    def prefill(state: TrainState, metrics: Metrics, iteration: Array, hparams: Any) -> tuple[TrainState, Metrics]:
-        del hparams
+    def prefill(state: TrainState, metrics: Metrics, iteration: Array, hparams: HParams) -> tuple[TrainState, Metrics]:
         metrics = metrics._replace(epsilon=jnp.float32(1), first_bad_update=state.learner.first_bad_update)
         key, _ = stream_keys(state.key, iteration)
-        always = jnp.ones(config.num_envs)
-        return store(
-            state,
-            metrics,
-            iteration,
-            acting.rollout(environment, agent, state.learner.params, state.actor, key, always, config.rollout_length),
-        )
+        return store(state, metrics, iteration, explore(state.learner.params, state.actor, key, hparams))
 
     def act_and_store(
-        state: TrainState, metrics: Metrics, iteration: Array, hparams: Any
+        state: TrainState, metrics: Metrics, iteration: Array, hparams: HParams
     ) -> tuple[TrainState, Metrics]:
         act_key, _ = stream_keys(state.key, iteration)
         first = learning.shard_index(shards) * config.num_envs
@@ -208,7 +269,7 @@ def make_trainer(
         return state, metrics._replace(epsilon=epsilon)
 
     def learn_some(
-        state: TrainState, metrics: Metrics, iteration: Array, hparams: Any, *bounds: Array
+        state: TrainState, metrics: Metrics, iteration: Array, hparams: HParams, *bounds: Array
     ) -> tuple[TrainState, Metrics]:
         _, sample_key = stream_keys(state.key, iteration)
         written = (iteration + 1) * config.rollout_length
@@ -221,13 +282,13 @@ def make_trainer(
         )
         return state._replace(learner=learner, replay=ring), counted
 
-    def step(state: TrainState, metrics: Metrics, iteration: Array, hparams: Any) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, metrics: Metrics, iteration: Array, hparams: HParams) -> tuple[TrainState, Metrics]:
         # Write, then sample: the other order makes XLA copy the whole ring in every iteration.
         state, metrics = act_and_store(state, metrics, iteration, hparams)
         return learn_some(state, metrics, iteration, hparams)
 
     def part(
-        state: TrainState, metrics: Metrics, iteration: Array, first: Array, last: Array, hparams: Any
+        state: TrainState, metrics: Metrics, iteration: Array, first: Array, last: Array, hparams: HParams
     ) -> tuple[TrainState, Metrics]:
         def act_once(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             return act_and_store(*carry, iteration, hparams)
@@ -240,13 +301,15 @@ def make_trainer(
 
 def loop(
     iterate: Callable[..., tuple[TrainState, Metrics]],
-) -> Callable[[TrainState, Metrics, Any, Array, Array], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Metrics, HParams, Array, Array], tuple[TrainState, Metrics]]:
     """`prefill` or `step`, repeated for iterations start <= i < stop: run(state, metrics, hparams, start, stop).
 
     Both bounds are traced, so that one compiled program serves every chunk length.
     """
 
-    def run(state: TrainState, metrics: Metrics, hparams: Any, start: Array, stop: Array) -> tuple[TrainState, Metrics]:
+    def run(
+        state: TrainState, metrics: Metrics, hparams: HParams, start: Array, stop: Array
+    ) -> tuple[TrainState, Metrics]:
         return jax.lax.fori_loop(start, stop, lambda i, carry: iterate(*carry, i, hparams), (state, metrics))
 
     return run

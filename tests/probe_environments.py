@@ -6,10 +6,10 @@ Observations are float32 [1]. Episodes last one step, or two in `discount`. `clo
 import jax
 import jax.numpy as jnp
 
-from jaxdqn import agents, replay, training
+from jaxdqn import replay, training
 from jaxdqn.base import Array, Environment, Key, PyTree, Spec, TimeStep
-from jaxdqn.config import Config, HParams
-from jaxdqn.parallel.compiled.runner import Components
+from jaxdqn.components import Components, make_agent
+from jaxdqn.config import Config
 
 OBSERVATION = jax.ShapeDtypeStruct((1,), jnp.float32)
 
@@ -123,6 +123,6 @@ def clock() -> Environment:
 def clocked(config: Config) -> Components:
     """The parts of an agent that learns from clocks."""
     environment = clock()
-    agent = agents.make(config, environment.spec)
-    example = training.transition_example(environment, agent, HParams())
+    agent = make_agent(config, environment.spec)
+    example = training.transition_example(environment.spec, agent)
     return Components(config, environment, agent, replay.uniform(example, 10, config.num_envs, config.batch_size))

@@ -6,16 +6,17 @@ import numpy as np
 import probe_environments
 import pytest
 
-from jaxdqn import acting, agents
+from jaxdqn import acting
+from jaxdqn.components import make_agent
 from jaxdqn.config import Config, HParams
 
 N = 3
-H = HParams(*(jnp.float32(x) for x in HParams()))
+H = jax.tree.map(jnp.float32, HParams())
 
 
 def roll(environment, lengths):
     """The state, block and sums after each of several rollouts of `lengths`, with random actions."""
-    agent = agents.make(Config(hidden_sizes=(4,)), environment.spec)
+    agent = make_agent(Config(hidden_sizes=(4,)), environment.spec)
     params = agent.init(jax.random.key(0), H).params
     state, outputs = acting.start(environment, agent, N, jax.random.key(1)), []
     for i, length in enumerate(lengths):

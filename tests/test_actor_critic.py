@@ -10,18 +10,19 @@ import rlax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdqn import agents
 from jaxdqn.base import Batch, Spec, Transition
-from jaxdqn.config import Config, HParams, timeline, validate
+from jaxdqn.components import make_agent, make_components
+from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.networks import actor_critic
-from jaxdqn.parallel.compiled import runner
 from jaxdqn.replay.latest import block_batch, latest
+from jaxdqn.timeline import timeline
+from jaxdqn.validation import validate
 
 A, KEY = 3, jax.random.key(0)
 SPEC = Spec("test", jax.ShapeDtypeStruct((4,), jnp.float32), A)
 CONFIG = Config(agent="a2c", hidden_sizes=(16,))
-H = HParams(*(jnp.float32(x) for x in HParams(gamma=0.9, value_weight=0.7, entropy_weight=0.2)))
+H = jax.tree.map(jnp.float32, HParams(gamma=0.9, value_weight=0.7, entropy_weight=0.2))
 
 
 def random_block(seed, length, num_envs, ends=0.3):
@@ -92,7 +93,7 @@ def batch():
 
 
 def test_loss_and_gradient_are_rlaxs(batch):
-    agent, apply = agents.make(CONFIG, SPEC), actor_critic(SPEC, hidden_sizes=(16,)).apply
+    agent, apply = make_agent(CONFIG, SPEC), actor_critic(SPEC, hidden_sizes=(16,)).apply
     learner = agent.init(KEY, H)
 
     def expected_loss(params):
@@ -112,7 +113,7 @@ def test_loss_and_gradient_are_rlaxs(batch):
 
 def test_the_policy_gradient_is_the_enumerated_one():
     """A bandit with A arms: the expected gradient over the policy's actions is the gradient of sum_a pi(a) r(a)."""
-    agent, apply = agents.make(CONFIG, SPEC), actor_critic(SPEC, hidden_sizes=(16,)).apply
+    agent, apply = make_agent(CONFIG, SPEC), actor_critic(SPEC, hidden_sizes=(16,)).apply
     hparams = H._replace(value_weight=jnp.float32(0), entropy_weight=jnp.float32(0))
     learner = agent.init(KEY, hparams)
     observation, reward = jnp.ones((A, 4)), jnp.array([1.0, -2.0, 0.5])
@@ -131,7 +132,7 @@ def test_the_policy_gradient_is_the_enumerated_one():
 
 
 def test_terminations_are_masked_and_time_limits_bootstrapped(batch):
-    agent = agents.make(CONFIG, SPEC)
+    agent = make_agent(CONFIG, SPEC)
     learner = agent.init(KEY, H)
 
     def gradients(discount, bootstrap_observation):
@@ -148,7 +149,7 @@ def test_terminations_are_masked_and_time_limits_bootstrapped(batch):
 
 
 def test_it_samples_its_policy_whatever_epsilon_is_and_is_greedy_only_when_asked():
-    agent, apply = agents.make(CONFIG, SPEC), actor_critic(SPEC, hidden_sizes=(16,)).apply
+    agent, apply = make_agent(CONFIG, SPEC), actor_critic(SPEC, hidden_sizes=(16,)).apply
     params = agent.init(KEY, H).params
     observation = jnp.ones((20_000, 4))
     logits = apply(params, observation)[0]
@@ -177,5 +178,5 @@ def test_on_policy_agents_learn_from_their_first_block():
 
 def test_on_policy_agents_refuse_old_experience():
     with pytest.raises(UserError, match="on-policy"):
-        runner.make_components(Config(agent="a2c", replay="uniform"))
-    assert runner.make_components(Config(agent="dqn", replay="latest")).replay.init().reward.shape == (1, 16)
+        make_components(Config(agent="a2c", replay="uniform"))
+    assert make_components(Config(agent="dqn", replay="latest")).replay.init().reward.shape == (1, 16)

@@ -14,16 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from probe_environments import clock, clocked
 
-from jaxdqn import agents, training
+from jaxdqn import training
 from jaxdqn.base import Transition
-from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.components import make_agent, make_components
+from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.parallel.asynchronous import actor_learner, couplings, telemetry
+from jaxdqn.parallel.asynchronous import actor_learner, workers
 from jaxdqn.parallel.asynchronous.actor import Actor, Node, Programs
 from jaxdqn.parallel.asynchronous.actor_learner import Axes
 from jaxdqn.parallel.asynchronous.workers import WorkerPool
 from jaxdqn.parallel.compiled import population, runner
 from jaxdqn.replay import ring
+from jaxdqn.timeline import timeline
 
 SMALL = Config(
     hidden_sizes=(16,),
@@ -51,7 +53,7 @@ def run(built, states, iterations, chunk=None, config=SMALL):
 
 
 def build(axes, config=SMALL, devices=1, **options):
-    return actor_learner.build(runner.make_components(config), jax.devices()[:devices], [3], [H], axes, **options)
+    return actor_learner.build(make_components(config), jax.devices()[:devices], [3], [H], axes, **options)
 
 
 def params(states):
@@ -60,13 +62,13 @@ def params(states):
 
 @pytest.fixture(scope="module")
 def fused():
-    built, states = runner.build(runner.make_components(SMALL), jax.devices()[:1], 1, population.assign(1, 1), [3], [H])
+    built, states = runner.build(make_components(SMALL), jax.devices()[:1], 1, population.assign(1, 1), [3], [H])
     return run(built, states, 1_000)
 
 
 def test_one_actor_in_lockstep_is_the_fused_loop(fused):
     """Bitwise over 1,000 iterations, metrics included."""
-    states, metrics = run(*build(Axes(num_actors=1, merge_every=1, broadcast_every=1)), 1_000)
+    states, metrics = run(*build(Axes(workers=1, merge_every=1, broadcast_every=1)), 1_000)
     jax.tree.map(np.testing.assert_array_equal, params(states), params(fused[0]))
     jax.tree.map(np.testing.assert_array_equal, runner.gather(metrics), runner.gather(fused[1]))
 
@@ -78,7 +80,7 @@ def test_the_comparison_with_the_fused_loop_notices_what_is_late_or_another_key(
         pairs = zip(jax.tree.leaves(params(states)), jax.tree.leaves(params(fused[0])), strict=True)
         return any(np.any(a != b) for a, b in pairs)
 
-    same = Axes(num_actors=1, merge_every=1, broadcast_every=1)
+    same = Axes(workers=1, merge_every=1, broadcast_every=1)
     for axes in (same._replace(lag=1), same._replace(broadcast_every=2), same._replace(merge_every=2)):
         assert differs(run(*build(axes), 1_000)[0]), axes
     built, (state,) = build(same)
@@ -86,7 +88,7 @@ def test_the_comparison_with_the_fused_loop_notices_what_is_late_or_another_key(
     assert differs(run(built, [state._replace(key=other)], 1_000)[0])
 
 
-@pytest.mark.parametrize("axes", [Axes(num_actors=4, merge_every=4, broadcast_every=6), Axes(num_actors=2, lag=1)])
+@pytest.mark.parametrize("axes", [Axes(workers=4, merge_every=4, broadcast_every=6), Axes(workers=2, lag=1)])
 def test_lockstep_does_not_depend_on_the_chunks(axes):
     whole, _ = run(*build(axes), 200)
     pieces, _ = run(*build(axes), 200, chunk=33)
@@ -94,16 +96,16 @@ def test_lockstep_does_not_depend_on_the_chunks(axes):
 
 
 def test_after_a_broadcast_the_actors_have_the_learners_parameters():
-    states, _ = run(*build(Axes(num_actors=4, broadcast_every=10)), 100)
+    states, _ = run(*build(Axes(workers=4, broadcast_every=10)), 100)
     jax.tree.map(np.testing.assert_array_equal, states[0].broadcast[0], states[0].learner.params)
-    states, _ = run(*build(Axes(num_actors=4, broadcast_every=10)), 105)
+    states, _ = run(*build(Axes(workers=4, broadcast_every=10)), 105)
     leaves = zip(jax.tree.leaves(states[0].broadcast[0]), jax.tree.leaves(states[0].learner.params), strict=True)
     assert any(np.any(a != b) for a, b in leaves)
 
 
 def test_late_parameters_are_one_broadcast_old():
     """The actors act on broadcast[0]: with lag 1 that is what the learner sent the time before."""
-    built, states = build(Axes(num_actors=2, broadcast_every=10, lag=1))
+    built, states = build(Axes(workers=2, broadcast_every=10, lag=1))
     initial = params(states)
     states, _ = run(built, states, 10)
     jax.tree.map(np.testing.assert_array_equal, runner.gather([states[0].broadcast[0]]), initial)
@@ -121,7 +123,7 @@ def test_every_transition_arrives_once_in_its_actors_order(coupling, devices):
     )
     random = np.random.default_rng(0)
     pauses = itertools.cycle(random.exponential(2e-4, 1_000))
-    axes = Axes(num_actors=4, merge_every=5, coupling=coupling)
+    axes = Axes(workers=4, merge_every=5, coupling=coupling)
     options = {"fault_hook": lambda actor, acted: time.sleep(next(pauses))} if coupling == "async" else {}
     built, states = actor_learner.build(clocked(config), jax.devices()[:devices], [0], [H], axes, **options)
     states, _ = run(built, states, 200, chunk=60, config=config)
@@ -148,7 +150,7 @@ def test_every_transition_arrives_once_in_its_actors_order(coupling, devices):
 # -- where a stream breaks off ----------------------------------------------------------------------------------------
 
 CLOCKS = dataclasses.replace(SMALL, env_params={}, n_step=4)
-EXAMPLE = training.transition_example(clock(), agents.make(CLOCKS, clock().spec), HParams())
+EXAMPLE = training.transition_example(clock().spec, make_agent(CLOCKS, clock().spec))
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -186,7 +188,7 @@ def test_old_experience_is_dropped_and_counted_and_no_return_reads_across_it():
         if actor == 1 and acted % 2:
             time.sleep(0.02)
 
-    axes = Axes(num_actors=4, coupling="async", merge_every=2, broadcast_every=1, max_lag=2)
+    axes = Axes(workers=4, coupling="async", merge_every=2, broadcast_every=1, max_lag=2)
     built, states = actor_learner.build(clocked(CLOCKS), jax.devices()[:1], [0], [H], axes, fault_hook=fault_hook)
     states, metrics = run(built, states, 100, chunk=60, config=CLOCKS)
     state, sums = (jax.tree.map(lambda x: x[0, 0], runner.gather(tree)) for tree in (states, metrics))
@@ -196,9 +198,9 @@ def test_old_experience_is_dropped_and_counted_and_no_return_reads_across_it():
     assert check_returns(state.replay, state.merged, n_step=4).mean() < 4
     assert acted.sum() == 4 * (timeline(CLOCKS).prefill + 100)
     assert list(acted) == [seen[f"rollouts_{actor}"] for actor in range(4)]
-    assert (acted // 2).sum() == sum(seen[f"lag_{low}"] for low in telemetry.LAG_BINS)
+    assert (acted // 2).sum() == sum(seen[f"lag_{low}"] for low in workers.LAG_BINS)
     assert sums.updates == state.learner.updates == 100
-    columns = telemetry.columns({name: x[None] for name, x in seen.items()})
+    columns = workers.columns({name: x[None] for name, x in seen.items()})
     rates = sum(columns[f"worker_rate_{actor}"] for actor in range(4))
     assert rates * seen["running_seconds"] == pytest.approx(acted.sum(), rel=1e-5)
 
@@ -221,8 +223,8 @@ def test_a_half_full_local_replay_keeps_its_age_over_chunks_and_resumes():
 def two_actors():
     """A scheme of two actors with two clocks each, and its first state."""
     config = dataclasses.replace(CLOCKS, num_envs=4, rollout_length=2, replay_capacity=200)
-    axes = Axes(num_actors=2, merge_every=1, coupling="async", max_lag=2)
-    scheme = actor_learner.Scheme(clocked(config), jax.devices()[:1], H, axes, lambda line: None, None, None)
+    axes = Axes(workers=2, merge_every=1, coupling="async", max_lag=2)
+    scheme = actor_learner.ActorLearner(clocked(config), jax.devices()[:1], H, axes, lambda line: None, None, None)
     return scheme, scheme.init(0)
 
 
@@ -230,11 +232,11 @@ def two_actors():
 def test_a_stream_is_cut_where_a_block_is_left_out(two_actors, blocks):
     """Any sequence of blocks, each of an actor and too old or not."""
     scheme, state = two_actors
-    chunk = couplings.Chunk(scheme, jax.tree.map(jnp.copy, state), scheme.zero_metrics, learning=True)
-    chunk.deliveries, chunk.published = queue.Queue(), couplings.Published({}, 10)
+    chunk = actor_learner.Chunk(scheme, jax.tree.map(jnp.copy, state), scheme.zero_metrics, learning=True)
+    chunk.deliveries, chunk.published = queue.Queue(), actor_learner.Published({}, 10)
     count = [0, 0]
     for actor, old in [(0, False), (1, False), (0, False), (1, False), *blocks]:
-        chunk.deliveries.put(couplings.Delivery(actor, clock_block(actor, count[actor]), 0 if old else 9))
+        chunk.deliveries.put(actor_learner.Delivery(actor, clock_block(actor, count[actor]), 0 if old else 9))
         count[actor] += 1
     chunk._receive()
     data, merged = jax.tree.map(lambda x: np.asarray(x)[0, 0], (chunk.data, chunk.merged))
@@ -302,7 +304,7 @@ def test_a_dead_actor_is_reported_once_and_the_others_do_its_work():
         if actor == 2 and acted == 70:
             raise ValueError("out of luck")
 
-    axes = Axes(num_actors=4, coupling="async")
+    axes = Axes(workers=4, coupling="async")
     built, states = build(axes, report=said.append, fault_hook=fault_hook)
     states, _ = run(built, states, 300, chunk=50)
     assert len(said) == 1 and "worker 2 died" in said[0] and "out of luck" in said[0]
@@ -315,7 +317,7 @@ def test_the_run_ends_with_the_cause_when_every_actor_died():
     def fault_hook(actor, acted):
         raise ValueError("no power")
 
-    built, states = build(Axes(num_actors=2, coupling="async"), report=lambda line: None, fault_hook=fault_hook)
+    built, states = build(Axes(workers=2, coupling="async"), report=lambda line: None, fault_hook=fault_hook)
     with pytest.raises(UserError, match=r"every worker died.*no power"):
         built.prefill(states, built.zero_metrics, 0, 10)
 

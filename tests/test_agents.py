@@ -7,15 +7,15 @@ import pytest
 import rlax
 import scipy.stats
 
-from jaxdqn import agents
 from jaxdqn.base import Batch, Spec
+from jaxdqn.components import make_agent
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.networks import q_network
 
 B, A = 32, 3
 KEY = jax.random.key(0)
-H = HParams(*(jnp.float32(x) for x in HParams(huber_delta=0.5)))
+H = jax.tree.map(jnp.float32, HParams(huber_delta=0.5))
 SPEC = Spec("test", jax.ShapeDtypeStruct((4,), jnp.float32), A)
 CONFIG = Config(hidden_sizes=(16,))
 
@@ -52,7 +52,7 @@ def rlax_errors(name, q, params, learner, batch):
 @pytest.mark.parametrize("loss, penalty", [("squared", rlax.l2_loss), ("huber", lambda x: rlax.huber_loss(x, 0.5))])
 @pytest.mark.parametrize("name", ["dqn", "double_dqn"])
 def test_loss_gradient_and_priorities_are_rlaxs(name, loss, penalty, batch):
-    agent = agents.make(Config(agent=name, loss=loss, hidden_sizes=CONFIG.hidden_sizes), SPEC)
+    agent = make_agent(Config(agent=name, loss=loss, hidden_sizes=CONFIG.hidden_sizes), SPEC)
     learner, q = learner_and_q(agent)
 
     def expected_loss(params):
@@ -67,7 +67,7 @@ def test_loss_gradient_and_priorities_are_rlaxs(name, loss, penalty, batch):
 
 
 def test_value_agents_act_epsilon_greedily(batch):
-    agent = agents.make(CONFIG, SPEC)
+    agent = make_agent(CONFIG, SPEC)
     learner, q = learner_and_q(agent)
     best = jnp.argmax(q(learner.params, batch.observation), axis=1)
     action, carry, extras = agent.act(learner.params, (), batch.observation, KEY, jnp.zeros(B))
@@ -79,7 +79,7 @@ def test_value_agents_act_epsilon_greedily(batch):
 
 
 def test_the_random_agent_is_uniform_even_when_asked_to_be_greedy():
-    agent = agents.make(Config(agent="random"), SPEC)
+    agent = make_agent(Config(agent="random"), SPEC)
     observation = jnp.zeros((9000, 4))
     action, _, _ = agent.greedy(agent.init(KEY, H).params, (), observation, KEY)
     assert action.dtype == jnp.int32
@@ -88,4 +88,4 @@ def test_the_random_agent_is_uniform_even_when_asked_to_be_greedy():
 
 def test_an_unknown_agent_suggests_the_nearest():
     with pytest.raises(UserError, match=r"'doubledqn'.*'double_dqn'"):
-        agents.make(Config(agent="doubledqn"), SPEC)
+        make_agent(Config(agent="doubledqn"), SPEC)

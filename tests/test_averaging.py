@@ -11,11 +11,13 @@ import pytest
 
 import jaxdqn
 from jaxdqn.base import LearnerState, LossOutput, Network, Policy
-from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.components import make_components
+from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.learning import sgd_agent, update
 from jaxdqn.parallel.compiled import averaging, devices, memory, population, runner
 from jaxdqn.runs.session import Settings
+from jaxdqn.timeline import timeline
 
 SMALL = Config(
     hidden_sizes=(16,),
@@ -36,7 +38,7 @@ RULES = {"mean": averaging.mean(), "outer": averaging.outer(), "elastic": averag
 
 @functools.cache
 def compiled(rule, period, num_replicas, dense_updates):
-    components = runner.make_components(SMALL, num_replicas)
+    components = make_components(SMALL, num_replicas)
     used = jax.devices()[:num_replicas]
     return averaging.build(components, used, [3], [H], RULES[rule], period, dense_updates)
 
@@ -257,7 +259,7 @@ def test_bytes_per_update_are_those_of_a_ring_all_reduce(num_replicas):
 def test_one_replica_equals_plain_training_bitwise():
     built, states = build(num_replicas=1)
     states = advance(built, prefilled(built, states), PREFILL, PREFILL + 200)
-    components = runner.make_components(SMALL)
+    components = make_components(SMALL)
     plain, alone = runner.build(components, jax.devices()[:1], 1, population.assign(1, 1), [3], [H])
     alone = advance(plain, prefilled(plain, alone), PREFILL, PREFILL + 200)
     assert_trees(runner.gather([states[0].train]), runner.gather(alone))
@@ -307,7 +309,7 @@ def test_evaluation_judges_the_combined_parameters(rule):
         expected = kept.anchor if rule == "outer" else kept
     assert_trees(jax.tree.map(lambda x: x[:1], policy), jax.tree.map(lambda x: x[:1], expected), atol=1e-7)
     # The same episodes as data parallelism plays with those parameters.
-    components = runner.make_components(SMALL, 2)
+    components = make_components(SMALL, 2)
     shared, others = runner.build(components, jax.devices()[:2], 2, population.assign(1, 1), [3], [H])
     learner = others[0].learner
     others = [others[0]._replace(learner=learner._replace(params=runner.scatter([learner.params], policy)[0]))]
@@ -379,7 +381,7 @@ def test_a_replica_that_is_frozen_freezes_all_at_the_next_combination():
 def test_the_compiled_rounds_hold_the_ring_once_and_communicate_only_between_rounds(rule):
     config = dataclasses.replace(SMALL, hidden_sizes=(8,), replay_capacity=400_000)
     used = jax.devices()[:2]
-    built, _ = averaging.build(runner.make_components(config, 2), used, [3], [H], RULES[rule], period=10)
+    built, _ = averaging.build(make_components(config, 2), used, [3], [H], RULES[rule], period=10)
     ring_bytes = memory.tree_bytes(jax.eval_shape(built.components.replay.init))
     analysis = built.program.memory_analysis()
     assert analysis.alias_size_in_bytes >= ring_bytes

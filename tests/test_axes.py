@@ -8,14 +8,15 @@ import pytest
 from scripts import script
 
 import jaxdqn
-from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import axes as axes_module
 from jaxdqn.parallel import schemes
-from jaxdqn.parallel.asynchronous.telemetry import LAG_BINS
+from jaxdqn.parallel.asynchronous.workers import LAG_BINS
 from jaxdqn.parallel.axes import OF_SCHEME, PARALLEL, Axes, over, preset, validate
 from jaxdqn.presets import for_environment
 from jaxdqn.runs import cli
+from jaxdqn.timeline import timeline
 
 SMALL = (
     "--num-envs",

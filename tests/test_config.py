@@ -17,19 +17,18 @@ from jaxdqn.config import (
     ON_POLICY,
     Config,
     HParams,
-    advice,
     check_replicates,
     check_seeds,
     from_dict,
     members,
     plain_hparams,
     replay_rows,
-    timeline,
     to_dict,
-    validate,
     validate_hparams,
 )
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.timeline import advice, timeline
+from jaxdqn.validation import validate
 
 
 def assert_one_line_with(error: pytest.ExceptionInfo, *parts: str) -> None:

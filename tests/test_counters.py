@@ -12,22 +12,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdqn import acting, agents, exploration, training
+from jaxdqn import acting, exploration, training
 from jaxdqn.base import Network, Policy, Transition
-from jaxdqn.config import FLOAT_WHOLE, INT32_MAX, Config, HParams, timeline, validate, validate_hparams
+from jaxdqn.components import make_agent
+from jaxdqn.config import FLOAT_WHOLE, INT32_MAX, Config, HParams, validate_hparams
 from jaxdqn.errors import UserError
 from jaxdqn.learning import sgd_agent
-from jaxdqn.parallel.asynchronous import actor_learner, telemetry
+from jaxdqn.parallel.asynchronous import actor_learner, workers
 from jaxdqn.parallel.compiled.averaging import Schedule
 from jaxdqn.replay import ring
 from jaxdqn.sweeps import space
+from jaxdqn.timeline import timeline
+from jaxdqn.validation import validate
 
 LAST = INT32_MAX - 1  # the largest number of updates, iterations and rows
 COUNTS = st.one_of(st.integers(0, LAST), st.integers(LAST - 100, LAST), st.integers(2**24 - 100, 2**24 + 100))
 
 
 def traced(**changes) -> HParams:
-    return HParams(*(jnp.float32(x) for x in HParams(**changes)))
+    return jax.tree.map(jnp.float32, HParams(**changes))
 
 
 # The target network's clock.
@@ -119,7 +122,7 @@ def test_the_next_averaging_is_the_next_multiple(iteration, period, dense):
 def test_episodes_and_their_lengths_are_counted_exactly():
     environment = probe_environments.discount()  # episodes of two steps
     config = Config(hidden_sizes=(4,), num_envs=3, batch_size=4, replay_capacity=16)
-    agent = agents.make(config, environment.spec)
+    agent = make_agent(config, environment.spec)
     state = acting.start(environment, agent, 3, jax.random.key(1))
     params = agent.init(jax.random.key(0), traced()).params
     _, _, new = acting.rollout(environment, agent, params, state, jax.random.key(2), jnp.ones(3), 5)
@@ -170,20 +173,20 @@ def test_what_fits_is_accepted_and_counts_in_32_bits(changes):
 
 def test_the_sum_of_lags_is_for_a_mean_and_has_no_end():
     """Up to 2^24 updates between two logging points, with hundreds of versions each."""
-    seen = telemetry.Seen(telemetry.LAGS, ["running"])
-    sums = telemetry.zeros(seen.take())
+    seen = workers.Seen(workers.LAGS, ["running"])
+    sums = workers.zeros(seen.take())
     for _ in range(3):
-        sums = telemetry.added(sums, {**seen.take(), "lag_sum": 2.1e9, "lag_1": 2**23})
-    found = telemetry.columns({name: np.asarray(x) for name, x in sums.items()} | {"rollouts_0": 1})
+        sums = workers.added(sums, {**seen.take(), "lag_sum": 2.1e9, "lag_1": 2**23})
+    found = workers.columns({name: np.asarray(x) for name, x in sums.items()} | {"rollouts_0": 1})
     assert found["lag_mean"] == pytest.approx(2.1e9 / 2**23)
 
 
 def test_one_actor_may_act_for_all_where_they_do_not_wait_for_each_other():
     config = Config(num_envs=4, total_steps=4 * (INT32_MAX // 4), learning_starts=1_000, log_interval=10**6)
-    actor_learner.validate(config, actor_learner.Axes(num_actors=4, coupling="lockstep"))
+    actor_learner.validate(config, actor_learner.Axes(workers=4, coupling="lockstep"))
     with pytest.raises(UserError, match="one actor may act for all of them"):
         actor_learner.validate(
-            dataclasses.replace(config, total_steps=INT32_MAX), actor_learner.Axes(num_actors=4, coupling="async")
+            dataclasses.replace(config, total_steps=INT32_MAX), actor_learner.Axes(workers=4, coupling="async")
         )
 
 

@@ -11,19 +11,21 @@ import probe_environments
 import pytest
 
 from jaxdqn import agents, learning, replay, td, training
-from jaxdqn.agents import ensemble as ens
-from jaxdqn.agents import ownership
 from jaxdqn.agents.dqn import double_dqn, double_dqn_loss, dqn, dqn_loss
+from jaxdqn.agents.multi import ensemble as ens
+from jaxdqn.agents.multi import ownership
 from jaxdqn.base import Batch, Network, Spec
-from jaxdqn.config import Config, HParams, replay_rows, timeline
+from jaxdqn.components import make_agent, make_components
+from jaxdqn.config import Config, HParams, replay_rows
 from jaxdqn.errors import UserError
 from jaxdqn.learning import OPTIMIZERS
 from jaxdqn.networks import q_network
+from jaxdqn.timeline import timeline
 
 B, A, M = 32, 3, 5
 KEY = jax.random.key(0)
 SPEC = Spec("test", jax.ShapeDtypeStruct((4,), jnp.float32), A)
-H = HParams(*(jnp.float32(x) for x in HParams(learning_rate=1e-2, target_period=3.0)))
+H = jax.tree.map(jnp.float32, HParams(learning_rate=1e-2, target_period=3.0))
 NETWORK = q_network(SPEC, hidden_sizes=(8,))
 ADAM = OPTIMIZERS["adam"]
 LOSSES = {"dqn": (dqn, dqn_loss), "double_dqn": (double_dqn, double_dqn_loss)}
@@ -227,8 +229,8 @@ def test_values_of_probes_are_exact(agent, name, expected):
     hparams = HParams(learning_rate=3e-3, gamma=GAMMA, target_period=10.0, epsilon_begin=1.0, epsilon_end=1.0)
     hparams = HParams(*(jnp.float32(x) for x in hparams))
     line = timeline(config)
-    made = agents.make(config, environment.spec)
-    example = training.transition_example(environment, made, hparams)
+    made = make_agent(config, environment.spec)
+    example = training.transition_example(environment.spec, made)
     ring = replay.uniform(example, replay_rows(config), config.num_envs, config.batch_size)
     trainer = training.make_trainer(environment, made, ring, config)
     state = jax.jit(trainer.init)(jax.random.key(0), jax.random.key(1), hparams)
@@ -248,7 +250,7 @@ def test_values_of_probes_are_exact(agent, name, expected):
 @pytest.mark.parametrize("aggregate", ["mean", "vote"])
 def test_the_configured_ensemble_acts_as_it_says(aggregate):
     config = Config(agent="ensemble_dqn", ensemble_size=4, ensemble_act=aggregate, hidden_sizes=(8,))
-    agent = agents.make(config, SPEC)
+    agent = make_agent(config, SPEC)
     params = agent.init(KEY, H).params
     observation = jax.random.normal(KEY, (200, 4))
     q = jax.vmap(NETWORK.apply, (0, None))(params, observation)
@@ -259,8 +261,8 @@ def test_the_configured_ensemble_acts_as_it_says(aggregate):
 
 @pytest.mark.parametrize("agent", sorted(agents.STACKED))
 def test_stacks_are_not_split_over_devices_by_layer(agent):
-    from jaxdqn.parallel.compiled import model_sharding, runner
+    from jaxdqn.parallel.compiled import model_sharding
 
     config = Config(agent=agent, hidden_sizes=(8, 8), num_envs=4, batch_size=8, replay_capacity=64)
     with pytest.raises(UserError, match=rf"agent '{agent}'.*model 1"):
-        model_sharding.check(runner.make_components(config), 1, 2)
+        model_sharding.check(make_components(config), 1, 2)

@@ -16,6 +16,7 @@ import jaxdqn
 from jaxdqn import agents, evaluation, fingerprints
 from jaxdqn.analysis import intervals
 from jaxdqn.base import Network
+from jaxdqn.components import make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import runner
@@ -42,7 +43,7 @@ def judged(components, params, seeds, iteration=0, part=0):
 @pytest.fixture(scope="module")
 def lake():
     """Components of FrozenLake with an agent whose values are a table [S, A], and the optimal table."""
-    components = runner.make_components(Config(env="FrozenLake-misc", eval_episodes=20))
+    components = make_components(Config(env="FrozenLake-misc", eval_episodes=20))
     table = planning.value_iteration(mdp.make("FrozenLake-4x4"), 0.999)
     network = Network(lambda key: table, lambda params, observation: observation @ params)
     return components._replace(agent=agents.dqn(network, lambda hparams: None)), table
@@ -66,7 +67,7 @@ def test_many_episodes_have_the_optimal_success_rate(lake):
 
 
 def test_ten_seeds_of_the_random_agent_differ():
-    components = runner.make_components(Config(env="FrozenLake-misc", agent="random", eval_episodes=20))
+    components = make_components(Config(env="FrozenLake-misc", agent="random", eval_episodes=20))
     lengths = judged(components, (), range(10)).lengths
     low, high = intervals.mean_interval(lengths.mean(axis=1))
     assert high - low > 0.5
@@ -97,7 +98,7 @@ def test_deterministic_breakout_has_two_episodes_and_with_epsilon_many():
     counts = []
     for epsilon in (0.0, 0.05):
         config = Config(env="Breakout-MinAtar", eval_episodes=20, eval_max_steps=100, eval_epsilon=epsilon)
-        components = runner.make_components(config)._replace(agent=agent)
+        components = make_components(config)._replace(agent=agent)
         counts.append(int(fingerprints.distinct(judged(components, (), [0]).fingerprints)[0]))
     assert counts[0] == 2 and counts[1] >= 15
 
@@ -105,7 +106,7 @@ def test_deterministic_breakout_has_two_episodes_and_with_epsilon_many():
 @pytest.mark.parametrize("agent", ["dqn", "ensemble_dqn", "a2c", "random"])
 @pytest.mark.parametrize("epsilon", [0.0, 0.25, 1.0])
 def test_evaluation_epsilon_is_the_share_of_random_actions(agent, epsilon):
-    components = runner.make_components(Config(agent=agent, hidden_sizes=(8,)))
+    components = make_components(Config(agent=agent, hidden_sizes=(8,)))
     params = components.agent.init(jax.random.key(0), HParams()).params
     noisy = evaluation.sometimes_random(components.agent, 2, epsilon)
     size = 4_000

@@ -12,12 +12,14 @@ import pytest
 
 import jaxdqn
 from jaxdqn.analysis.intervals import mean_interval
-from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.components import make_components
+from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.axes import Axes
 from jaxdqn.parallel.compiled import memory, runner
 from jaxdqn.runs import experiment, reporting
 from jaxdqn.runs.session import Settings
+from jaxdqn.timeline import timeline
 
 SMALL = Config(
     num_envs=4,
@@ -322,7 +324,7 @@ def test_a_replay_too_large_is_refused_with_numbers_before_anything_is_allocated
 
 def test_a_population_that_does_not_fit_runs_in_batches_to_the_same_end(monkeypatch, tmp_path):
     whole = train(SHORT, seeds=(0, 1, 2))
-    shard_bytes = runner.shard_bytes(runner.make_components(SHORT))[0]
+    shard_bytes = runner.shard_bytes(make_components(SHORT))[0]
     monkeypatch.setattr(memory, "available_bytes", lambda devices: math.ceil(2.5 * shard_bytes / memory.HEADROOM))
     split = train(SHORT, seeds=(0, 1, 2), out=tmp_path / "run")
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -336,7 +338,7 @@ def test_a_population_that_does_not_fit_runs_in_batches_to_the_same_end(monkeypa
 def test_the_status_is_that_of_the_population_not_of_its_first_batch(monkeypatch):
     options = {"vary": {"learning_rate": [1e30, 1e-3]}}
     assert train(SHORT, **options).summary["status"] == "finished"
-    shard_bytes = runner.shard_bytes(runner.make_components(SHORT))[0]
+    shard_bytes = runner.shard_bytes(make_components(SHORT))[0]
     monkeypatch.setattr(memory, "available_bytes", lambda devices: math.ceil(1.5 * shard_bytes / memory.HEADROOM))
     split = train(SHORT, **options).summary
     assert split["first_bad_update_per_member"].keys() == {"0"} and split["status"] == "finished"

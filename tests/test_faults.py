@@ -12,14 +12,15 @@ import pytest
 
 import jaxdqn
 from jaxdqn import presets
-from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.components import make_components
+from jaxdqn.config import Config, HParams
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.parallel.asynchronous import actor_learner, couplings, parameter_server
+from jaxdqn.parallel.asynchronous import actor_learner, parameter_server
 from jaxdqn.parallel.axes import Axes, over, preset
-from jaxdqn.parallel.compiled import runner
 from jaxdqn.runs import cli
 from jaxdqn.runs.session import Settings
+from jaxdqn.timeline import timeline
 
 LIMIT = 120  # seconds; a hang is a failure
 SMALL = Config(
@@ -98,13 +99,13 @@ def failing_chunk(before_it_fails, merge_every=1):
     """Runs an async chunk whose learner calls before_it_fails(chunk) in each update; (the error, the scheme, what was
     said)."""
     said = []
-    axes = actor_learner.Axes(num_actors=4, merge_every=merge_every, coupling="async", slack=1_000)
-    scheme = actor_learner.Scheme(runner.make_components(SMALL), jax.devices()[:1], H, axes, said.append, None, None)
+    axes = actor_learner.Axes(workers=4, merge_every=merge_every, coupling="async", slack=1_000)
+    scheme = actor_learner.ActorLearner(make_components(SMALL), jax.devices()[:1], H, axes, said.append, None, None)
     state = scheme.init(0)
     scheme.warm_up(state)
     (state,), (metrics,) = scheme.run([state], [scheme.zero_metrics], 0, LINE.prefill, learning=False)
     learn = scheme.programs.learn
-    chunk = couplings.Chunk(scheme, state, jax.tree.map(jax.numpy.copy, metrics), learning=True)
+    chunk = actor_learner.Chunk(scheme, state, jax.tree.map(jax.numpy.copy, metrics), learning=True)
 
     def failing(*args):
         before_it_fails(chunk)
@@ -172,14 +173,14 @@ def test_the_last_ticket_of_a_dead_worker_is_done_by_another(scheme):
         acted[worker] += 1
 
     waited, end = [], time.monotonic() + LIMIT / 2
-    components, options = runner.make_components(SMALL), {"report": lambda line: None, "fault_hook": fault_hook}
+    components, options = make_components(SMALL), {"report": lambda line: None, "fault_hook": fault_hook}
     total = 20 * (4 if scheme == "actor_learner" else 1)
     if scheme == "actor_learner":
-        axes = actor_learner.Axes(num_actors=4, merge_every=2, coupling="async")
+        axes = actor_learner.Axes(workers=4, merge_every=2, coupling="async")
         built, states = actor_learner.build(components, jax.devices()[:1], [0], [H], axes, **options)
     else:
         built, states = parameter_server.build(
-            components, jax.devices()[:1], [0], [H], parameter_server.Axes(num_workers=4), **options
+            components, jax.devices()[:1], [0], [H], parameter_server.Axes(workers=4), **options
         )
     (state,), _ = within_limit(lambda: built.prefill(states, built.zero_metrics, 0, 20))
     done = state.actors if scheme == "actor_learner" else state.workers

@@ -11,8 +11,9 @@ import optax
 import probe_environments
 import pytest
 
-from jaxdqn import agents, learning, replay, training
+from jaxdqn import learning, replay, training
 from jaxdqn.base import Batch, LossOutput, Network, Policy, Spec
+from jaxdqn.components import make_agent
 from jaxdqn.config import Config, HParams, replay_rows
 from jaxdqn.learning import OPTIMIZERS, Shards, sgd_agent, update
 
@@ -22,7 +23,7 @@ POLICY = Policy(None, None)  # nobody acts here
 
 def traced(**changes) -> HParams:
     """HParams as float32 scalars."""
-    return HParams(*(jnp.float32(x) for x in HParams(**changes)))
+    return jax.tree.map(jnp.float32, HParams(**changes))
 
 
 def sgd(hparams):
@@ -47,7 +48,7 @@ def linear_agent(optimizer, start=(0.0, 0.0)):
 def q_learner():
     """(agent, learner, Batch of 32) of a small double DQN whose target differs from its online network."""
     config = Config(agent="double_dqn", hidden_sizes=(16,))
-    agent = agents.make(config, Spec("test", jax.ShapeDtypeStruct((4,), jnp.float32), 3))
+    agent = make_agent(config, Spec("test", jax.ShapeDtypeStruct((4,), jnp.float32), 3))
     learner = agent.init(jax.random.key(0), traced())
     learner = learner._replace(target_params=agent.init(jax.random.key(1), traced()).params)
     random = np.random.default_rng(0)
@@ -314,8 +315,8 @@ def test_other_members_train_on(guarded):
 def test_one_compilation_serves_all_hyperparameters_chunks_and_states():
     config = Config(hidden_sizes=(8,), num_envs=2, batch_size=4, replay_capacity=16, learning_starts=4)
     environment = probe_environments.observed_action()
-    agent = agents.make(config, environment.spec)
-    example = training.transition_example(environment, agent, traced())
+    agent = make_agent(config, environment.spec)
+    example = training.transition_example(environment.spec, agent)
     ring = replay.uniform(example, replay_rows(config), config.num_envs, config.batch_size)
     trainer = training.make_trainer(environment, agent, ring, config)
     traces = []

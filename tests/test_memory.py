@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdqn.components import make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import schemes
@@ -22,7 +23,7 @@ RING = Config(hidden_sizes=(8,), num_envs=8, batch_size=8, replay_capacity=400_0
 
 
 def build(num_devices, devices_per_agent, num_members, width, config=RING):
-    components = runner.make_components(config, devices_per_agent)
+    components = make_components(config, devices_per_agent)
     assignment = population.assign(num_members, num_devices // devices_per_agent)
     seeds, settings = list(range(num_members)), [HParams()] * num_members
     built, _ = runner.build(
@@ -108,7 +109,7 @@ def test_the_plan_counts_the_bytes_of_the_built_state(name, agent, monkeypatch):
     config = dataclasses.replace(RING, agent=agent, hidden_sizes=(8, 8), replay_capacity=1_000, eval_episodes=1)
     config = dataclasses.replace(config, learning_starts=0 if agent == "a2c" else config.learning_starts)
     _, components, budget = experiment.plan(config, HParams(), [0], None, None, 1, axes)
-    used = schemes.choose_devices(axes, None, 1, 1)
+    used = schemes.choose(axes, None, 1, 1)
     _, states = schemes.build(axes, components, used, 1, population.assign(1, 1), [0], [HParams()], print)
     replays = {
         "actor_learner": lambda state: (state.replay, [actor.local for actor in state.actors]),

@@ -11,10 +11,12 @@ from jax.sharding import PartitionSpec as P
 
 import jaxdqn
 from jaxdqn import evaluation
-from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.components import make_components
+from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import memory, model_sharding, population, runner
 from jaxdqn.runs.session import Settings
+from jaxdqn.timeline import timeline
 
 WIDE = Config(
     hidden_sizes=(256, 128),
@@ -44,7 +46,7 @@ def wide(network="two layers"):
 
 @functools.cache
 def compiled(network, num_devices, model):
-    return model_sharding.build(runner.make_components(wide(network)), jax.devices()[:num_devices], [3], [H], model)
+    return model_sharding.build(make_components(wide(network)), jax.devices()[:num_devices], [3], [H], model)
 
 
 def build(network="two layers", num_devices=2, model=2):
@@ -63,7 +65,7 @@ def train(built, states, updates=100, chunk=100):
 
 @functools.cache
 def unsharded(network):
-    components = runner.make_components(wide(network))
+    components = make_components(wide(network))
     return train(*runner.build(components, jax.devices()[:1], 1, population.assign(1, 1), [3], [H]))
 
 
@@ -225,10 +227,10 @@ def test_parameter_spec(num_hidden, path, expected):
     ],
 )
 def test_what_cannot_be_split_is_a_user_error(changes, num_devices, model, words):
-    components = runner.make_components(dataclasses.replace(WIDE, **changes))
+    components = make_components(dataclasses.replace(WIDE, **changes))
     with pytest.raises(UserError, match=words):
         model_sharding.build(components, jax.devices()[:num_devices], [3], [H], model)
 
 
 def test_inner_layers_of_any_width_can_be_split():
-    assert model_sharding.check(runner.make_components(dataclasses.replace(WIDE, hidden_sizes=(64, 7))), 1, 4) == 2
+    assert model_sharding.check(make_components(dataclasses.replace(WIDE, hidden_sizes=(64, 7))), 1, 4) == 2

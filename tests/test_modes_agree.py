@@ -26,10 +26,12 @@ import pytest
 import jaxdqn
 from jaxdqn import learning
 from jaxdqn.base import Batch
-from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.components import make_components
+from jaxdqn.config import Config, HParams
 from jaxdqn.learning import Shards, mean_over_shards
 from jaxdqn.parallel.compiled import devices, population, runner
 from jaxdqn.runs.session import Settings
+from jaxdqn.timeline import timeline
 
 SMALL = Config(
     hidden_sizes=(32,),
@@ -51,7 +53,7 @@ SEEDS = [3, 4, 5, 6]
 
 def run_fleet(num_devices, devices_per_agent, seeds, settings, width=None, iterations=500, chunk=None):
     """Parameters [M, shards, ...] after `iterations` beyond the prefill, in chunks."""
-    components = runner.make_components(SMALL, devices_per_agent)
+    components = make_components(SMALL, devices_per_agent)
     assignment = population.assign(len(seeds), num_devices // devices_per_agent)
     used = jax.devices()[:num_devices]
     built, states = runner.build(components, used, devices_per_agent, assignment, seeds, settings, width)
@@ -133,7 +135,7 @@ def given_batches(num_updates, size):
 @pytest.mark.parametrize("num_updates, tolerance", [(1, {"rtol": 1e-5, "atol": 1e-7}), (100, {"atol": 1e-4})])
 def test_data_parallel_training_on_given_batches_is_that_of_one_device(num_devices, num_updates, tolerance):
     """After one update Adam's first moment is a tenth of the reduced gradient; after a hundred, the parameters."""
-    agent, hparams = runner.make_components(SMALL).agent, jax.tree.map(np.float32, H)
+    agent, hparams = make_components(SMALL).agent, jax.tree.map(np.float32, H)
     batches = given_batches(num_updates, 32)
 
     def train(used):

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from jaxdqn.base import LearnerState, Network, Policy
-from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.components import make_components
+from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.learning import OPTIMIZERS, sgd_agent
-from jaxdqn.parallel.asynchronous import parameter_server, server, server_worker, telemetry
+from jaxdqn.parallel.asynchronous import actor, parameter_server, workers
 from jaxdqn.parallel.asynchronous.parameter_server import Axes, Server
 from jaxdqn.parallel.compiled import population, runner
+from jaxdqn.timeline import timeline
 
 SMALL = Config(
     agent="a2c",
@@ -36,7 +38,7 @@ H = HParams(learning_rate=2e-3, target_period=50, epsilon_steps=2_000)
 
 
 def build(axes, config=SMALL, **options):
-    return parameter_server.build(runner.make_components(config), jax.devices()[:1], [3], [H], axes, **options)
+    return parameter_server.build(make_components(config), jax.devices()[:1], [3], [H], axes, **options)
 
 
 def run(built, states, iterations, config=SMALL, chunk=None):
@@ -59,11 +61,9 @@ def run(built, states, iterations, config=SMALL, chunk=None):
 )
 def test_one_worker_is_the_fused_loop(config, lock):
     """A3C with one worker is A2C, Gorila with one DQN, over 300 iterations."""
-    built, states = runner.build(
-        runner.make_components(config), jax.devices()[:1], 1, population.assign(1, 1), [3], [H]
-    )
+    built, states = runner.build(make_components(config), jax.devices()[:1], 1, population.assign(1, 1), [3], [H])
     fused, _ = run(built, states, 300, config)
-    states, _ = run(*build(Axes(num_workers=1, lock=lock), config), 300, config, chunk=77)
+    states, _ = run(*build(Axes(workers=1, lock=lock), config), 300, config, chunk=77)
     expected, got = (runner.gather([s[0].learner]) for s in (fused, states))
     # Bitwise for DQN; actor-critic's gradient is fused otherwise when a program ends with it.
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if config.agent == "a2c" else {"rtol": 0}
@@ -87,7 +87,7 @@ def stepper(step):
 
     def apply(learner, gradients, loss, scale, part=None):
         stepped = step(learner, gradients, loss, scale)
-        return (stepped if part is None else server.replaced(learner, stepped, part)), np.float32(1)
+        return (stepped if part is None else parameter_server.replaced(learner, stepped, part)), np.float32(1)
 
     return apply
 
@@ -233,7 +233,7 @@ def test_workers_keep_their_own_statistics_and_steps_are_scaled_by_their_lags(lo
         return learner._replace(params=params, opt_state=learner.opt_state + 1, updates=learner.updates + 1)
 
     def apply(learner, gradients, loss, scale, part=None):
-        if part in (None, server.COUNTED):
+        if part in (None, parameter_server.COUNTED):
             scales.append(float(scale[0, 0]))
         return stepper(step)(learner, gradients, loss, scale, part)
 
@@ -281,10 +281,10 @@ def test_the_learning_rate_is_scaled_by_the_lag():
 
 def test_dropped_pushes_count_in_no_mean():
     """The sums are those of the pushes that were applied, and `updates` says how many."""
-    programs = server_worker.compile_programs(runner.make_components(SMALL), jax.devices()[0], runner.over_members(H))
+    programs = actor.compile_worker(make_components(SMALL), jax.devices()[0], runner.over_members(H))
     gradients = programs._replace(gradient=lambda *args: (0.0, np.ones((1, 1)), {**ones, "loss": np.ones((1, 1))}))
     ones = {name: np.ones((1, 1)) for name in programs.zeros.learning if name not in ("loss", "gradient_norm")}
-    _, (state,) = build(Axes(num_workers=1))
+    _, (state,) = build(Axes(workers=1))
 
     class EveryThird:
         pushes = 0
@@ -296,7 +296,7 @@ def test_dropped_pushes_count_in_no_mean():
             self.pushes += 1
             return (None if self.pushes % 3 else np.ones((1, 1))), own
 
-    node, server = server_worker.Node(gradients, runner.over_members(H), SMALL), EveryThird()
+    node, server = actor.Node(gradients, runner.over_members(H), SMALL), EveryThird()
     node.begin(state.workers[0])
     for iteration in range(9):
         node.learn(server, iteration)
@@ -328,10 +328,10 @@ def test_telemetry_adds_up(axes):
     assert rollouts == [worker.acted for worker in state.workers]
     assert sum(rollouts) == prefill + iterations + seen["extra_rollouts"]
     gradients = 2 * iterations
-    assert sums.updates + seen["dropped"] == gradients == sum(seen[f"lag_{low}"] for low in telemetry.LAG_BINS)
+    assert sums.updates + seen["dropped"] == gradients == sum(seen[f"lag_{low}"] for low in workers.LAG_BINS)
     assert state.learner.updates == sums.updates - seen["lost"] == built.telemetry(states)["updates"]
     assert (seen["lost"] == 0 or axes.lock == "none") and (seen["dropped"] == 0 or axes.max_lag > 0)
-    columns = telemetry.columns({name: x[None] for name, x in seen.items()})
+    columns = workers.columns({name: x[None] for name, x in seen.items()})
     rates = sum(columns[f"worker_rate_{worker}"] for worker in range(4))
     assert rates * seen["running_seconds"] == pytest.approx(sum(rollouts), rel=1e-5)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.learner.params))
@@ -357,7 +357,7 @@ def test_a_dead_worker_is_reported_once_and_the_others_do_its_work():
 def test_a_worker_that_slept_through_the_prefill_samples_only_complete_returns():
     """It acts until it has n_step rows: tickets of the prefill go to whoever is free."""
     config = dataclasses.replace(REPLAYED, n_step=7)  # four rollouts of two rows
-    components, written, acted, slept = runner.make_components(config), [], [0, 0, 0, 0], []
+    components, written, acted, slept = make_components(config), [], [0, 0, 0, 0], []
 
     def sample(state, key, rows, hparams):
         jax.debug.callback(lambda rows: written.append(int(rows)), rows)

@@ -4,17 +4,20 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import nodes
 import numpy as np
 import optax
 import pytest
+import regions_of_states
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdqn import agents, learning, td
-from jaxdqn.agents import nodes, ownership, stacked
+from jaxdqn import learning, td
 from jaxdqn.agents.dqn import double_dqn, dqn
-from jaxdqn.agents.partitioned import merge, partitioned, partitioned_agent, partitioned_dqn
+from jaxdqn.agents.multi import ownership, stacked
+from jaxdqn.agents.multi.partitioned import merge, partitioned, partitioned_agent, partitioned_dqn
 from jaxdqn.base import Batch, Network, Spec, Transition
+from jaxdqn.components import make_agent
 from jaxdqn.config import Config, HParams
 from jaxdqn.environments import registry
 from jaxdqn.learning import OPTIMIZERS
@@ -23,7 +26,7 @@ from jaxdqn.networks import q_network
 B, A, K = 32, 3, 4
 KEY = jax.random.key(0)
 SPEC = Spec("test", jax.ShapeDtypeStruct((4,), jnp.float32), A)
-H = HParams(*(jnp.float32(x) for x in HParams(learning_rate=1e-2, target_period=3.0)))
+H = jax.tree.map(jnp.float32, HParams(learning_rate=1e-2, target_period=3.0))
 NETWORK = q_network(SPEC, hidden_sizes=(8,))
 OWNER = ownership.directions(SPEC, K)
 ADAM = OPTIMIZERS["adam"]
@@ -83,7 +86,7 @@ def test_one_owner_is_the_plain_agent_bitwise_with_adam(algorithm, optimizer, ma
 
 def test_the_configured_agent_with_one_partition_is_the_configured_dqn_bitwise():
     plain, one = (
-        trained(agents.make(Config(agent=name, num_partitions=1, hidden_sizes=(16, 16)), SPEC), batches(20))
+        trained(make_agent(Config(agent=name, num_partitions=1, hidden_sizes=(16, 16)), SPEC), batches(20))
         for name in ("dqn", "partitioned_dqn")
     )
     assert_equal(jax.tree.map(lambda x: x[0], one.params), plain.params)
@@ -182,7 +185,7 @@ def linear(num_states, num_actions):
 
 @pytest.mark.parametrize("size, num_owners, period", [(1, 3, 1), (1, 4, 5), (16, 3, 1), (16, 12, 4)])
 def test_linear_owners_of_one_hot_states_are_tabular_q_learning(size, num_owners, period):
-    owner = ownership.state_ranges(S, num_owners)
+    owner = regions_of_states.state_ranges(S, num_owners)
     agent = partitioned_dqn(linear(S, A), sgd, owner=owner, num_owners=num_owners)
     rate = 0.5
     hparams = H._replace(
@@ -281,7 +284,7 @@ def test_only_parameters_and_gradients_can_leave_a_node():
 
 
 def test_state_ranges_are_consecutive_and_even():
-    owner = ownership.state_ranges(10, 4)
+    owner = regions_of_states.state_ranges(10, 4)
     owners = jax.vmap(owner)(jnp.eye(10))
     assert owners.dtype == jnp.int32
     assert owners.tolist() == sorted(owners.tolist())
@@ -289,14 +292,14 @@ def test_state_ranges_are_consecutive_and_even():
 
 
 def test_a_grid_counts_cells_row_major_and_takes_in_what_lies_outside():
-    owner = ownership.grid(low=(0, -1), high=(1, 1), bins=(2, 3), dimensions=(2, 0))
+    owner = regions_of_states.grid(low=(0, -1), high=(1, 1), bins=(2, 3), dimensions=(2, 0))
     points = jnp.array([[-1.0, 9, 0.1], [0.0, 9, 0.1], [0.9, 9, 0.1], [-1.0, 9, 0.6], [5.0, 9, 5.0], [-9.0, 9, -9.0]])
     assert jax.vmap(owner)(points).tolist() == [0, 1, 2, 3, 5, 0]
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20), st.integers(1, 5))
 def test_packing_is_within_grahams_bound(visits, num_owners):
-    assignment = ownership.pack(visits, num_owners)
+    assignment = regions_of_states.pack(visits, num_owners)
     assert assignment.shape == (len(visits),) and set(assignment) <= set(range(num_owners))
     largest = np.bincount(assignment, visits, num_owners).max()
     # Largest-first ends at most one region's load above the mean.
@@ -307,20 +310,20 @@ def test_packing_is_within_grahams_bound(visits, num_owners):
 
 def test_packing_balances_skewed_visits_and_spreads_the_unvisited():
     visits = 1000 / np.arange(1, 65)  # Zipf
-    shares = np.bincount(ownership.pack(visits, 4), visits, 4) / visits.sum()
+    shares = np.bincount(regions_of_states.pack(visits, 4), visits, 4) / visits.sum()
     np.testing.assert_allclose(shares, 0.25, atol=2e-3)
     in_order = np.bincount(np.arange(64) * 4 // 64, visits, 4) / visits.sum()
     assert in_order.max() > 0.7  # what it saves from
-    assert np.bincount(ownership.pack(np.zeros(8), 4)).tolist() == [2, 2, 2, 2]
+    assert np.bincount(regions_of_states.pack(np.zeros(8), 4)).tolist() == [2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Catch-bsuite"])
 def test_owners_by_measured_visits_are_balanced_on_fresh_experience(name):
     environment = registry.make(name)
-    seen, fresh = (ownership.random_observations(environment, 32, 64, jax.random.key(seed)) for seed in (0, 1))
+    seen, fresh = (regions_of_states.random_observations(environment, 32, 64, jax.random.key(seed)) for seed in (0, 1))
     assert seen.shape == (32 * 64, *environment.spec.observation.shape)
     regions_each = 8
-    owner = ownership.balanced(seen, K, regions_each, KEY)
+    owner = regions_of_states.balanced(seen, K, regions_each, KEY)
     load = ownership.loads(owner, K, fresh)
     np.testing.assert_allclose(jnp.sum(load), 1, rtol=1e-5)
     np.testing.assert_allclose(load, 1 / K, atol=0.05)
@@ -330,7 +333,9 @@ def test_kmeans_finds_separate_clusters_at_any_scale():
     random = np.random.default_rng(0)
     centers = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * [1e3, 1e-3]
     points = np.concatenate([center + random.normal(size=(50, 2)) * [20, 2e-5] for center in centers])
-    owners = np.asarray(jax.vmap(ownership.kmeans(jnp.asarray(points, jnp.float32), 4, jax.random.key(1)))(points))
+    owners = np.asarray(
+        jax.vmap(regions_of_states.kmeans(jnp.asarray(points, jnp.float32), 4, jax.random.key(1)))(points)
+    )
     groups = [set(owners[i * 50 : (i + 1) * 50]) for i in range(4)]
     assert all(len(group) == 1 for group in groups) and len(set.union(*groups)) == 4
 

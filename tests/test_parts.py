@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxdqn
+from jaxdqn.components import make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import schemes
@@ -38,7 +39,7 @@ QUIET = jaxdqn.Settings(progress=False, tensorboard=False, figure=False)
 def built(devices=1, members=1):
     assignment = population.assign(members, 1)
     settings = [HParams(learning_rate=1e-3 * (1 + m)) for m in range(members)]
-    components = runner.make_components(CONFIG, devices)
+    components = make_components(CONFIG, devices)
     return runner.build(components, jax.devices()[:devices], devices, assignment, range(members), settings)
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import probe_environments
 import pytest
 
-from jaxdqn import agents, networks, replay, training
+from jaxdqn import networks, replay, training
 from jaxdqn.base import Environment
-from jaxdqn.config import Config, HParams, replay_rows, timeline
+from jaxdqn.components import make_agent
+from jaxdqn.config import Config, HParams, replay_rows
+from jaxdqn.timeline import timeline
 
 GAMMA = 0.9
 # Nothing in the probes is noisy, so training converges to 1e-6 (to 4e-3 where values are 10 and bootstrapped without
@@ -39,8 +41,8 @@ def train(environment: Environment, config: Config):
     """Q-values of trained parameters, as a function of observations [B, 1]."""
     line = timeline(config)
     hparams = HParams(*(jnp.float32(x) for x in HPARAMS))
-    agent = agents.make(config, environment.spec)
-    example = training.transition_example(environment, agent, hparams)
+    agent = make_agent(config, environment.spec)
+    example = training.transition_example(environment.spec, agent)
     ring = replay.uniform(example, replay_rows(config), config.num_envs, config.batch_size, config.n_step)
     trainer = training.make_trainer(environment, agent, ring, config)
     state = jax.jit(trainer.init)(jax.random.key(0), jax.random.key(1), hparams)

@@ -20,16 +20,16 @@ import test_parameter_server as servers
 import test_tabular as tables
 from probe_environments import observed_action
 
-from jaxdqn.config import timeline
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import axes
-from jaxdqn.parallel.asynchronous import engine, parameter_server, ray_engine
+from jaxdqn.parallel.asynchronous import parameter_server, ray_engine
 from jaxdqn.parallel.asynchronous.ray_engine import NodeDied, Pool
 from jaxdqn.parallel.compiled import runner
 from jaxdqn.runs import experiment
 from jaxdqn.runs.session import Settings
 from jaxdqn.tabular import method, on_ray
+from jaxdqn.timeline import timeline
 
 ROOT = pathlib.Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -138,7 +138,7 @@ def test_a_dead_tabular_node_changes_nothing_of_what_is_learned(cluster, monkeyp
 
 @pytest.mark.parametrize("config, lock", [(servers.SMALL, "global"), (servers.REPLAYED, "leaf")], ids=["a2c", "dqn"])
 def test_one_ray_worker_and_server_are_those_in_process_bitwise(cluster, config, lock):
-    axes = parameter_server.Axes(num_workers=1, lock=lock)
+    axes = parameter_server.Axes(workers=1, lock=lock)
     (here, sums), (there, others) = (
         servers.run(*servers.build(axes, config, engine=where), 60, config, chunk=25) for where in (None, cluster)
     )
@@ -156,7 +156,7 @@ def test_a_dead_ray_worker_is_reported_once_and_the_others_do_its_work(cluster):
             kill(nodes[1])
 
     built, states = servers.build(
-        parameter_server.Axes(num_workers=3), engine=cluster, report=said.append, fault_hook=fault_hook
+        parameter_server.Axes(workers=3), engine=cluster, report=said.append, fault_hook=fault_hook
     )
     nodes += built.step.func.__self__.nodes
     states, _ = servers.run(built, states, 150, chunk=50)
@@ -173,7 +173,7 @@ def test_ray_actors_fill_the_learners_replay_and_one_may_die(cluster):
         if actor == 1 and acted == 60:
             kill(nodes[1])
 
-    axes = actors.Axes(num_actors=4, merge_every=5, coupling="async")
+    axes = actors.Axes(workers=4, merge_every=5, coupling="async")
     config = dataclasses.replace(actors.SMALL, num_envs=8)
     built, states = actors.build(axes, config=config, engine=cluster, report=said.append, fault_hook=fault_hook)
     nodes += built.step.func.__self__.nodes
@@ -191,7 +191,7 @@ def test_ray_actors_fill_the_learners_replay_and_one_may_die(cluster):
 def test_a_users_environment_travels_to_the_nodes(cluster):
     registry.register("Probe-ray", observed_action)
     config = dataclasses.replace(servers.SMALL, env="Probe-ray", env_params={})
-    built, states = servers.build(parameter_server.Axes(num_workers=1), config, engine=cluster)
+    built, states = servers.build(parameter_server.Axes(workers=1), config, engine=cluster)
     states, _ = servers.run(built, states, 5, config)
     assert int(states[0].learner.updates[0, 0]) == 5
 
@@ -260,7 +260,7 @@ def test_engines_that_cannot_be(chosen, name, words):
 
 
 def test_an_address_needs_the_engine():
-    with pytest.raises(UserError, match="is for engine"), engine.running("local", "auto"):
+    with pytest.raises(UserError, match="is for engine"), ray_engine.running("local", "auto"):
         pass
 
 

@@ -18,13 +18,14 @@ import pytest
 
 import jaxdqn
 from jaxdqn.acting import EpisodeSums
-from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.evaluation import Episodes
 from jaxdqn.files import documents
 from jaxdqn.parallel.compiled import memory
 from jaxdqn.runs import directory, metrics, recording, reporting, session, tensorboard, weights_and_biases
 from jaxdqn.runs import provenance as files
+from jaxdqn.timeline import timeline
 from jaxdqn.training import Metrics
 
 EVERYONE = [(seed, HParams(gamma=gamma)) for gamma in (0.9, 0.99) for seed in (3, 8)]

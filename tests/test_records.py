@@ -9,11 +9,12 @@ import probe_environments
 
 from jaxdqn import acting, agents, learning, replay, td, training
 from jaxdqn.base import Array, Environment, LossOutput, Network, Policy, Replay, Spec, TimeStep, Transition
+from jaxdqn.components import make_agent
 from jaxdqn.config import Config, HParams, replay_rows
 from jaxdqn.exploration import epsilon_greedy
 from jaxdqn.replay import ring
 
-H = HParams(*(jnp.float32(x) for x in HParams(learning_rate=5e-3, gamma=0.9, target_period=20.0, epsilon_steps=500.0)))
+H = jax.tree.map(jnp.float32, HParams(learning_rate=5e-3, gamma=0.9, target_period=20.0, epsilon_steps=500.0))
 CONFIG = Config(num_envs=8, batch_size=32, replay_capacity=2_000, learning_starts=200, hidden_sizes=(16,))
 
 
@@ -63,8 +64,8 @@ def prioritised(example: Transition, rows: int, num_envs: int, batch_size: int) 
 
 def test_a_prioritised_replay_fits_the_records():
     environment = probe_environments.observed_action()
-    agent = agents.make(CONFIG, environment.spec)
-    example = training.transition_example(environment, agent, H)
+    agent = make_agent(CONFIG, environment.spec)
+    example = training.transition_example(environment.spec, agent)
     state = train(environment, agent, prioritised(example, replay_rows(CONFIG), 8, 32), 600)
     # The priorities that were written are the losses' errors, and the agent learned: errors are near zero.
     assert float(jnp.max(state.replay.highest)) >= 1.0
@@ -138,7 +139,7 @@ def recurrent_dqn() -> "agents.Agent":
 
 def test_a_recurrent_agent_fits_the_records():
     environment, agent = remember(), recurrent_dqn()
-    example = training.transition_example(environment, agent, H)
+    example = training.transition_example(environment.spec, agent)
     assert example.extras.shape == (16,)
     state = train(environment, agent, replay.sequences(example, replay_rows(CONFIG), 8, 32, length=6), 1_500)
     from jaxdqn.evaluation import evaluate

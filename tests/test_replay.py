@@ -21,7 +21,7 @@ from jaxdqn.config import HParams
 from jaxdqn.replay import ring
 from jaxdqn.replay.packing import codec
 
-H = HParams(*(jnp.float32(x) for x in HParams(gamma=0.9)))
+H = jax.tree.map(jnp.float32, HParams(gamma=0.9))
 SHAPE = jax.ShapeDtypeStruct
 EXAMPLE = Transition(
     observation=SHAPE((2,), jnp.float32),  # (environment, time)

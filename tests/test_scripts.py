@@ -20,12 +20,12 @@ from scripts import script
 import jaxdqn
 from jaxdqn.agents import AGENTS
 from jaxdqn.analysis import intervals
-from jaxdqn.config import timeline
 from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import devices, memory
 from jaxdqn.presets import PRESETS
 from jaxdqn.runs import cli
+from jaxdqn.timeline import timeline
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLAGS = """--env CartPole-v1 --agent double_dqn --num-seeds 2 --total-steps 3000 --num-envs 8 --batch-size 16

@@ -53,13 +53,13 @@ def check_ring(ring, merged):
 def test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays(blocks):
     random = np.random.default_rng(0)
     pauses = itertools.cycle(np.where(random.random(997) < 0.1, random.exponential(2e-3, 997), 0.0))
-    axes = Axes(num_actors=ACTORS, merge_every=1, coupling="async", slack=8)
+    axes = Axes(workers=ACTORS, merge_every=1, coupling="async", slack=8)
 
     def fault_hook(actor, acted):
         time.sleep(next(pauses))
 
     components = clocked(CONFIG)
-    scheme = actor_learner.Scheme(components, jax.devices()[:2], H, axes, pytest.fail, fault_hook, engine=None)
+    scheme = actor_learner.ActorLearner(components, jax.devices()[:2], H, axes, pytest.fail, fault_hook, engine=None)
     state = scheme.init(0)
     scheme.warm_up(state)
     learn, updates = scheme.programs.learn, itertools.count()

@@ -10,8 +10,9 @@ import numpy as np
 import probe_environments
 import pytest
 
-from jaxdqn import agents, replay, training
+from jaxdqn import replay, training
 from jaxdqn.base import Array, Batch, Replay
+from jaxdqn.components import make_agent
 from jaxdqn.config import Config, HParams, replay_rows
 
 N, T, U = 4, 3, 2
@@ -25,9 +26,9 @@ CONFIG = Config(
     learning_starts=24,
     n_step=2,
 )
-H = HParams(*(jnp.float32(x) for x in HParams(epsilon_steps=120.0, epsilon_end=0.25, ladder_power=7.0)))
+H = jax.tree.map(jnp.float32, HParams(epsilon_steps=120.0, epsilon_end=0.25, ladder_power=7.0))
 ENVIRONMENT = probe_environments.observed_action()
-AGENT = agents.make(CONFIG, ENVIRONMENT.spec)
+AGENT = make_agent(CONFIG, ENVIRONMENT.spec)
 
 
 class Calls(NamedTuple):
@@ -133,7 +134,7 @@ def test_learning_metrics_are_sums_over_all_updates(spied):
 
 @pytest.fixture(scope="module")
 def trainer():
-    example = training.transition_example(ENVIRONMENT, AGENT, H)
+    example = training.transition_example(ENVIRONMENT.spec, AGENT)
     ring = replay.uniform(example, replay_rows(CONFIG), N, CONFIG.batch_size, CONFIG.n_step)
     trainer = training.make_trainer(ENVIRONMENT, AGENT, ring, CONFIG)
     return trainer._replace(init=jax.jit(trainer.init), step=jax.jit(training.loop(trainer.step)))

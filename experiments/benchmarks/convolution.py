@@ -44,13 +44,14 @@ def updates(method: str, batch_size: int, members: int, repeats: int) -> tuple:
     import jax
     import jax.numpy as jnp
 
-    from jaxdqn import agents, learning
+    from jaxdqn import learning
     from jaxdqn.base import Batch
+    from jaxdqn.components import make_agent
     from jaxdqn.config import HParams
     from jaxdqn.environments import registry
 
     config = config_of(method, batch_size)
-    agent = agents.make(config, registry.make(config.env).spec)
+    agent = make_agent(config, registry.make(config.env).spec)
     hparams = jax.tree.map(jnp.float32, HParams())
 
     def init(key: jax.Array) -> tuple:
@@ -89,13 +90,14 @@ def bytes_per_transition() -> float:
     """Of a Breakout replay of CAPACITY transitions, from shapes alone."""
     import jax
 
-    from jaxdqn import agents, replay, training
-    from jaxdqn.config import HParams, replay_rows
+    from jaxdqn import replay, training
+    from jaxdqn.components import make_agent
+    from jaxdqn.config import replay_rows
     from jaxdqn.environments import registry
 
     config = config_of("patches", 32)
     environment = registry.make(config.env)
-    example = training.transition_example(environment, agents.make(config, environment.spec), HParams())
+    example = training.transition_example(environment.spec, make_agent(config, environment.spec))
     rows = replay_rows(config)
     state = jax.eval_shape(replay.uniform(example, rows, config.num_envs, config.batch_size).init)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / (rows * config.num_envs)

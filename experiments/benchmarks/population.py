@@ -25,12 +25,13 @@ def train(num_members: int, num_devices: int, seconds: float, begin: float) -> d
     import numpy as np
 
     from jaxdqn import presets
-    from jaxdqn.config import timeline
+    from jaxdqn.components import make_components
     from jaxdqn.parallel.compiled import devices, population, runner
+    from jaxdqn.timeline import timeline
 
     devices.prepare_cpu(num_devices, one_thread_each=True)
     preset = presets.preset("cartpole-reference")
-    components = runner.make_components(preset.config)
+    components = make_components(preset.config)
     assignment = population.assign(num_members, num_devices)
     seeds, settings = list(range(num_members)), [preset.hparams] * num_members
     built, states = runner.build(components, jax.devices()[:num_devices], 1, assignment, seeds, settings)

@@ -117,8 +117,9 @@ def peer() -> Iterator[Any]:
 
 def ours() -> Iterator[Any]:
     """This library: the same, for the same settings."""
-    from jaxdqn.config import timeline
+    from jaxdqn.components import make_components
     from jaxdqn.parallel.compiled import devices, population, runner
+    from jaxdqn.timeline import timeline
 
     devices.prepare_cpu(DEVICES, one_thread_each=True)
     import jax
@@ -127,9 +128,7 @@ def ours() -> Iterator[Any]:
     line = timeline(config)
     chosen = devices.choose(DEVICES, 1, AGENTS)
     assignment = population.assign(AGENTS, DEVICES)
-    built, states = runner.build(
-        runner.make_components(config), chosen, 1, assignment, range(AGENTS), [hparams] * AGENTS
-    )
+    built, states = runner.build(make_components(config), chosen, 1, assignment, range(AGENTS), [hparams] * AGENTS)
     metrics = built.zero_metrics
     yield built.compile_seconds
     bounds = [line.total * i // CHUNKS for i in range(CHUNKS + 1)]

@@ -44,11 +44,12 @@ def training_iterations(name: str) -> tuple[Any, int]:
     import numpy as np
 
     from jaxdqn import presets
+    from jaxdqn.components import make_components
     from jaxdqn.parallel.compiled import population, runner
 
     chosen = presets.for_environment(name)
     config = dataclasses.replace(chosen.config, num_envs=NUM_ENVS, replay_capacity=16_000)
-    components = runner.make_components(config)
+    components = make_components(config)
     built, states = runner.build(components, jax.devices()[:1], 1, population.assign(1, 1), [0], [chosen.hparams])
     count, carry = 200, built.prefill(states, built.zero_metrics, 0, 1_000)
 

@@ -22,7 +22,8 @@ def ours() -> tuple:
     import jax
     import jax.numpy as jnp
 
-    from jaxdqn import agents, replay, training
+    from jaxdqn import replay, training
+    from jaxdqn.components import make_agent
     from jaxdqn.config import Config, HParams, replay_rows
     from jaxdqn.environments import registry
 
@@ -44,8 +45,8 @@ def ours() -> tuple:
     )
     hparams = jax.tree.map(jnp.float32, hparams)
     environment = registry.make(config.env)
-    agent = agents.make(config, environment.spec)
-    example = training.transition_example(environment, agent, hparams)
+    agent = make_agent(config, environment.spec)
+    example = training.transition_example(environment.spec, agent)
     ring = replay.uniform(example, replay_rows(config), config.num_envs, config.batch_size, config.n_step)
     trainer = training.make_trainer(environment, agent, ring, config)
     state = jax.jit(trainer.init)(jax.random.key(0), jax.random.key(1), hparams)

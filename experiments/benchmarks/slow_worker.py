@@ -24,9 +24,9 @@ def pool(num_workers: int) -> Callable[[tuple[float, ...], float], float]:
     """rate(sleeps, seconds): rollouts per second of that many workers, all together."""
     import jax
 
+    from jaxdqn.components import make_components
     from jaxdqn.config import Config, HParams
     from jaxdqn.parallel.asynchronous import parameter_server
-    from jaxdqn.parallel.compiled import runner
 
     config = Config(agent="a2c", num_envs=2, rollout_length=4, n_step=4, hidden_sizes=(32,), learning_starts=0)
     sleeping: tuple[float, ...] = (0.0,) * num_workers
@@ -34,8 +34,8 @@ def pool(num_workers: int) -> Callable[[tuple[float, ...], float], float]:
     def fault_hook(worker: int, acted: int) -> None:
         time.sleep(sleeping[worker])
 
-    axes = parameter_server.Axes(num_workers=num_workers)
-    components = runner.make_components(config)
+    axes = parameter_server.Axes(workers=num_workers)
+    components = make_components(config)
     built, at = parameter_server.build(components, jax.devices()[:1], [0], [HParams()], axes, fault_hook=fault_hook)
     at, _ = built.step(at, built.zero_metrics, 0, 8 * num_workers)
 

@@ -1,50 +1,109 @@
-"""Agents by name. A value-based agent is its loss: one small file each."""
+"""Agents by name, and what each declares. An agent is a file, and a line in `AGENTS`."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-from jaxdqn import networks, td
-from jaxdqn.agents import ownership
-from jaxdqn.agents.actor_critic import actor_critic
-from jaxdqn.agents.dqn import double_dqn, dqn
-from jaxdqn.agents.ensemble import ensemble_dqn
-from jaxdqn.agents.partitioned import partitioned_dqn
-from jaxdqn.agents.random import random
-from jaxdqn.base import Agent, Spec
-from jaxdqn.config import ON_POLICY, Config
-from jaxdqn.errors import unknown_name
-from jaxdqn.learning import OPTIMIZERS
+from jaxdqn.agents.actor_critic import A2C, actor_critic
+from jaxdqn.agents.declaration import Declaration
+from jaxdqn.agents.dqn import DOUBLE_DQN, DQN, double_dqn, dqn
+from jaxdqn.agents.multi.ensemble import ENSEMBLE_DQN, ensemble_dqn
+from jaxdqn.agents.multi.partitioned import PARTITIONED_DQN, partitioned_dqn
+from jaxdqn.agents.random import RANDOM, random
+from jaxdqn.config import GENERAL, MOST_WIDE, Config, HParams, check_fields, plain, to_dict, values_of
+from jaxdqn.errors import UserError, shown, unknown_name
+from jaxdqn.replay import REPLAYS, Kind
 
-AGENTS: dict[str, Callable[..., Agent]] = {
-    "dqn": dqn,
-    "double_dqn": double_dqn,
-    "ensemble_dqn": ensemble_dqn,
-    "partitioned_dqn": partitioned_dqn,
-    "a2c": actor_critic,
-    "random": random,
+__all__ = ["AGENTS", "actor_critic", "double_dqn", "dqn", "ensemble_dqn", "partitioned_dqn", "random"]
+
+AGENTS: dict[str, Declaration] = {
+    "dqn": DQN,
+    "double_dqn": DOUBLE_DQN,
+    "ensemble_dqn": ENSEMBLE_DQN,
+    "partitioned_dqn": PARTITIONED_DQN,
+    "a2c": A2C,
+    "random": RANDOM,
 }
-STACKED = {"ensemble_dqn", "partitioned_dqn"}
-"""Agents of several networks, whose parameters have a leading axis."""
 
 
-def make(config: Config, spec: Spec) -> Agent:
-    """The agent `config` describes, for an environment's spec. Raises `UserError` for an unknown name."""
-    if config.agent not in AGENTS:
-        raise unknown_name("agent", config.agent, AGENTS)
-    options = (config.layer_norm, config.activation, config.initializer, config.convolution)
-    if config.agent in ON_POLICY:
-        network = networks.actor_critic(spec, config.network, config.hidden_sizes, *options)
-    else:
-        network = networks.q_network(spec, config.network, config.hidden_sizes, config.dueling, *options)
-    penalty = {"squared": td.squared, "huber": td.huber}[config.loss]
-    return AGENTS[config.agent](network, OPTIMIZERS[config.optimizer], penalty, **_options(config, spec))
+def of(name: str) -> Declaration:
+    """What the agent called `name` declares. Raises `UserError` for an unknown one."""
+    if not isinstance(name, str) or name not in AGENTS:
+        raise unknown_name("agent", name, AGENTS, "`python experiments/list.py` shows all.")
+    return AGENTS[name]
 
 
-def _options(config: Config, spec: Spec) -> dict[str, Any]:
-    """What an agent takes beyond network, optimizer and penalty."""
-    if config.agent == "ensemble_dqn":
-        return {"size": config.ensemble_size, "aggregate": config.ensemble_act}
-    if config.agent == "partitioned_dqn":
-        count = config.num_partitions
-        return {"owner": ownership.directions(spec, count), "num_owners": count}
-    return {}
+def replay_of(config: Config) -> Kind:
+    """The replay that the agent learns from. Raises `UserError` where it cannot learn from what is asked for."""
+    declared = of(config.agent)
+    asked = declared.replay if config.replay == "auto" else config.replay
+    if isinstance(asked, str) and asked not in REPLAYS:
+        raise unknown_name("replay", asked, ["auto", *REPLAYS])
+    kind = REPLAYS[asked] if isinstance(asked, str) else asked
+    if declared.on_policy and not kind.newest_only:
+        raise UserError(
+            f"agent {config.agent!r} is on-policy: it cannot learn from replay {config.replay!r}; leave it 'auto'."
+        )
+    if declared.batch is not kind.batch:
+        raise UserError(
+            f"agent {config.agent!r} learns from a {declared.batch.__name__}, and replay {config.replay!r} gives a "
+            f"{kind.batch.__name__}; leave it 'auto'."
+        )
+    return kind
+
+
+def settings_of(config: Config) -> Any:
+    """The agent's own settings, with its defaults for those that `config` leaves out. Raises `UserError` for others."""
+    return _filled("configuration field", of(config.agent).settings, config.own, to_dict(config))
+
+
+def complete(config: Config, hparams: HParams) -> tuple[Config, HParams]:
+    """Both with all that the agent declares of its own, at its defaults where nothing is given. Raises `UserError` for
+    what the agent does not have."""
+    declared = of(config.agent)
+    own = _filled("hyperparameter", declared.hparams, hparams.own, values_of(hparams))
+    return dataclasses.replace(config, own=settings_of(config)), hparams._replace(own=own)
+
+
+def _filled(kind: str, declared: type, given: Any, known: Mapping[str, Any]) -> Any:
+    values = given._asdict() if hasattr(given, "_asdict") else given
+    if not isinstance(values, Mapping | tuple):
+        raise UserError(f"own is {shown(given)}; it must be {{name: value}}.")
+    names = declared._fields  # type: ignore[attr-defined]
+    for name in values:
+        if name not in names:
+            raise unknown_name(kind, name, [x for x in (*known, *names) if x not in values])
+    return declared(**{name: plain(value) for name, value in dict(values).items()})
+
+
+def known_here(agent: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` by name, without those that other agents declare: a file that was written when all had them."""
+    others = set().union(*(names_of(name) for name in AGENTS)) - set(names_of(agent))
+    return {name: value for name, value in values.items() if name not in others}
+
+
+def names_of(agent: str) -> tuple[str, ...]:
+    """The names of what an agent declares of its own, settings and hyperparameters."""
+    declared: Any = of(agent)
+    return (*declared.settings._fields, *declared.hparams._fields)
+
+
+def hyperparameters() -> tuple[str, ...]:
+    """The names of all hyperparameters, of whichever agent."""
+    own: list[Any] = [declared.hparams for declared in AGENTS.values()]
+    return tuple(dict.fromkeys([*GENERAL, *(name for kind in own for name in kind._fields)]))
+
+
+def check(config: Config) -> None:
+    """Raises `UserError` for an unknown agent or replay, a replay that is wrong for the agent, and values that its own
+    settings cannot have: whole numbers are at least 1."""
+    replay_of(config)
+    declared, settings = of(config.agent).settings, settings_of(config)
+    check_fields(declared, settings._asdict())
+    for name, value in settings._asdict().items():
+        if declared.__annotations__[name] is not int:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{name} is {shown(value)}; it must be a whole number of at least 1.")
+        if value > MOST_WIDE:
+            raise UserError(f"{name} is {shown(value)}; it must be at most {MOST_WIDE:,}.")

@@ -3,14 +3,27 @@
 On-policy: it learns from the block just acted (`replay/latest.py`).
 """
 
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdqn import exploration
+from jaxdqn.agents.declaration import Declaration
+from jaxdqn.agents.dqn import NOISE
 from jaxdqn.base import Agent, Array, Batch, Key, LossOutput, Network, Policy, PyTree
+from jaxdqn.config import FINITE, NOT_NEGATIVE, HParams
+from jaxdqn.exploration import greedy as greedy_action
 from jaxdqn.learning import Optimizer, sgd_agent
+from jaxdqn.networks import policy_and_value
+
+
+class Weights(NamedTuple):
+    """The parts of the loss of actor-critic agents."""
+
+    value_weight: Annotated[float, NOT_NEGATIVE] = 0.5
+    """Weight of the squared value error of actor-critic agents."""
+    entropy_weight: Annotated[float, FINITE] = 0.01
+    """Weight of the entropy bonus of actor-critic agents."""
 
 
 def actor_critic(network: Network, optimizer: Optimizer, *_: Any) -> Agent:
@@ -22,28 +35,38 @@ def actor_critic(network: Network, optimizer: Optimizer, *_: Any) -> Agent:
     greedily it takes the most probable action. Its target network is carried but unused.
     """
 
-    def loss(params: PyTree, target_params: PyTree, batch: Batch, key: Key, hparams: Any) -> LossOutput:
-        del target_params, key
-        logits, value = network.apply(params, batch.observation)
-        bootstrap = jax.lax.stop_gradient(network.apply(params, batch.bootstrap_observation)[1])
+    def loss(params: PyTree, target_params: PyTree, batch: Batch, key: Key, hparams: HParams) -> LossOutput:
+        del target_params
+        first_key, last_key = jax.random.split(key)
+        logits, value = network.apply(params, batch.observation, first_key)
+        bootstrap = jax.lax.stop_gradient(network.apply(params, batch.bootstrap_observation, last_key)[1])
         errors = batch.return_m + batch.bootstrap_discount * bootstrap - value
         log_policy = jax.nn.log_softmax(logits)
         log_probability = jnp.take_along_axis(log_policy, batch.action[:, None], axis=-1)[:, 0]
         policy_loss = -jnp.mean(batch.weights * log_probability * jax.lax.stop_gradient(errors))
         value_loss = jnp.mean(batch.weights * jnp.square(errors))
         entropy = -jnp.mean(jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1))
-        total = policy_loss + hparams.value_weight * value_loss - hparams.entropy_weight * entropy
+        total = policy_loss + hparams.own.value_weight * value_loss - hparams.own.entropy_weight * entropy
         metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "value": jnp.mean(value)}
         return LossOutput(total, jnp.abs(errors), metrics)
 
     def act(
-        params: PyTree, carry: PyTree, observation: Array, key: Key, epsilon: Array
+        params: PyTree, carry: PyTree, observation: PyTree, key: Key, exploration: Array
     ) -> tuple[Array, PyTree, PyTree]:
-        del epsilon
-        return jax.random.categorical(key, network.apply(params, observation)[0]).astype(jnp.int32), carry, ()
+        del exploration
+        logits, _ = network.apply(params, observation, jax.random.fold_in(key, NOISE))
+        return jax.random.categorical(key, logits).astype(jnp.int32), carry, ()
 
-    def greedy(params: PyTree, carry: PyTree, observation: Array, key: Key) -> tuple[Array, PyTree, PyTree]:
-        del key
-        return exploration.greedy(network.apply(params, observation)[0]), carry, ()
+    def greedy(params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
+        return greedy_action(network.apply(params, observation, key)[0]), carry, ()
 
-    return sgd_agent(network, loss, Policy(act, greedy), optimizer)
+    return sgd_agent(network, loss, Policy(act, greedy), optimizer, own=Weights())
+
+
+A2C = Declaration(
+    lambda around: actor_critic(around.network, around.optimizer),
+    head=lambda num_actions, dueling, settings: policy_and_value(num_actions),
+    replay="latest",
+    hparams=Weights,
+    on_policy=True,
+)

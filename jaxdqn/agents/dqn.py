@@ -3,37 +3,47 @@
 The two differ in which network selects the action that the target network values.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
-from jaxdqn import exploration, td
-from jaxdqn.base import Agent, Array, Batch, Key, LossOutput, Network, Policy, PyTree
+from jaxdqn import td
+from jaxdqn.agents.declaration import Declaration
+from jaxdqn.base import Agent, Array, Batch, Key, Loss, LossOutput, Network, Policy, PyTree
+from jaxdqn.config import HParams
+from jaxdqn.exploration import epsilon_greedy
+from jaxdqn.exploration import greedy as greedy_action
 from jaxdqn.learning import Optimizer, sgd_agent
+from jaxdqn.td import Penalty
 
-Penalty = Callable[[Array, Array], Array]
-Loss = Callable[[PyTree, PyTree, Any, Key, Any], LossOutput]
+NOISE = 0x6E6F6973
+
+
+class QValues(Protocol):
+    """The values by which an agent acts; `key` is for networks that draw."""
+
+    def __call__(self, params: PyTree, observation: PyTree, key: Key | None = None) -> Array:
+        """[N, A], of observation [N, *O]."""
 
 
 def dqn(network: Network, optimizer: Optimizer, penalty: Penalty = td.squared) -> Agent:
     """DQN: epsilon-greedy over `dqn_loss`."""
-    return sgd_agent(network, dqn_loss(network, penalty), epsilon_greedy_policy(network), optimizer)
+    return sgd_agent(network, dqn_loss(network, penalty), epsilon_greedy_policy(network.apply), optimizer)
 
 
 def double_dqn(network: Network, optimizer: Optimizer, penalty: Penalty = td.squared) -> Agent:
     """Double DQN: epsilon-greedy over `double_dqn_loss`."""
-    return sgd_agent(network, double_dqn_loss(network, penalty), epsilon_greedy_policy(network), optimizer)
+    return sgd_agent(network, double_dqn_loss(network, penalty), epsilon_greedy_policy(network.apply), optimizer)
 
 
 def dqn_loss(network: Network, penalty: Penalty) -> Loss:
     """y = R_m + gamma^m discount max_a Q_target(s_m, a)."""
 
-    def loss(params: PyTree, target_params: PyTree, batch: Batch, key: Key, hparams: Any) -> LossOutput:
-        del key  # no stochastic layers
-        q_tm1 = network.apply(params, batch.observation)
-        q_t = network.apply(target_params, batch.bootstrap_observation)
+    def loss(params: PyTree, target_params: PyTree, batch: Batch, key: Key, hparams: HParams) -> LossOutput:
+        online_key, target_key = jax.random.split(key)
+        q_tm1 = network.apply(params, batch.observation, online_key)
+        q_t = network.apply(target_params, batch.bootstrap_observation, target_key)
         errors = jax.vmap(td.q_learning)(q_tm1, batch.action, batch.return_m, batch.bootstrap_discount, q_t)
         return value_loss(errors, q_tm1, batch, penalty, hparams)
 
@@ -43,11 +53,11 @@ def dqn_loss(network: Network, penalty: Penalty) -> Loss:
 def double_dqn_loss(network: Network, penalty: Penalty) -> Loss:
     """y = R_m + gamma^m discount Q_target(s_m, argmax_a Q(s_m, a))."""
 
-    def loss(params: PyTree, target_params: PyTree, batch: Batch, key: Key, hparams: Any) -> LossOutput:
-        del key  # no stochastic layers
-        q_tm1 = network.apply(params, batch.observation)
-        q_t_value = network.apply(target_params, batch.bootstrap_observation)
-        q_t_selector = network.apply(jax.lax.stop_gradient(params), batch.bootstrap_observation)
+    def loss(params: PyTree, target_params: PyTree, batch: Batch, key: Key, hparams: HParams) -> LossOutput:
+        online_key, target_key, selector_key = jax.random.split(key, 3)
+        q_tm1 = network.apply(params, batch.observation, online_key)
+        q_t_value = network.apply(target_params, batch.bootstrap_observation, target_key)
+        q_t_selector = network.apply(jax.lax.stop_gradient(params), batch.bootstrap_observation, selector_key)
         errors = jax.vmap(td.double_q_learning)(
             q_tm1, batch.action, batch.return_m, batch.bootstrap_discount, q_t_value, q_t_selector
         )
@@ -56,23 +66,28 @@ def double_dqn_loss(network: Network, penalty: Penalty) -> Loss:
     return loss
 
 
-def value_loss(errors: Array, q_tm1: Array, batch: Batch, penalty: Penalty, hparams: Any) -> LossOutput:
+def value_loss(errors: Array, q_tm1: Array, batch: Batch, penalty: Penalty, hparams: HParams) -> LossOutput:
     """The weighted mean of the penalised TD errors [B]; |error| as priority."""
     loss = jnp.mean(batch.weights * penalty(errors, hparams.huber_delta))
     absolute = jnp.abs(errors)
     return LossOutput(loss, absolute, {"q_mean": jnp.mean(q_tm1), "td_error": jnp.mean(absolute)})
 
 
-def epsilon_greedy_policy(network: Network) -> Policy:
-    """Epsilon-greedy over the values of a Q-network, without recurrent state or extras."""
+def epsilon_greedy_policy(q_values: QValues) -> Policy:
+    """Epsilon-greedy over the values of a network, without recurrent state or extras."""
 
     def act(
-        params: PyTree, carry: PyTree, observation: Array, key: Key, epsilon: Array
+        params: PyTree, carry: PyTree, observation: PyTree, key: Key, exploration: Array
     ) -> tuple[Array, PyTree, PyTree]:
-        return exploration.epsilon_greedy(key, network.apply(params, observation), epsilon), carry, ()
+        # Exploration draws with `key` itself: the noise of a network has a key far from those draws.
+        q = q_values(params, observation, jax.random.fold_in(key, NOISE))
+        return epsilon_greedy(key, q, exploration), carry, ()
 
-    def greedy(params: PyTree, carry: PyTree, observation: Array, key: Key) -> tuple[Array, PyTree, PyTree]:
-        del key
-        return exploration.greedy(network.apply(params, observation)), carry, ()
+    def greedy(params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
+        return greedy_action(q_values(params, observation, key)), carry, ()
 
     return Policy(act, greedy)
+
+
+DQN = Declaration(lambda around: dqn(around.network, around.optimizer, around.penalty))
+DOUBLE_DQN = Declaration(lambda around: double_dqn(around.network, around.optimizer, around.penalty))

@@ -5,30 +5,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdqn.agents.declaration import Declaration
 from jaxdqn.base import Agent, Array, Key, LearnerState, LossOutput, Network, PyTree
+from jaxdqn.config import HParams
 
 
 def random(network: Network, *_: Any) -> Agent:
     """Acts uniformly at random, also when evaluated; its network is only asked how many actions there are."""
 
-    def init(key: Key, hparams: Any) -> LearnerState:
+    def init(key: Key, hparams: HParams) -> LearnerState:
         del key, hparams
         return LearnerState((), (), (), jnp.int32(0), jnp.int32(-1))
 
     def act(
-        params: PyTree, carry: PyTree, observation: Array, key: Key, epsilon: Array | None = None
+        params: PyTree, carry: PyTree, observation: PyTree, key: Key, exploration: Array | None = None
     ) -> tuple[Array, PyTree, PyTree]:
-        del params, epsilon
+        del params, exploration
         q = jax.eval_shape(lambda k: network.apply(network.init(k), observation), key)
         return jax.random.randint(key, q.shape[:1], 0, q.shape[1]), carry, ()
 
-    def gradient(learner: LearnerState, batch: Any, key: Key, hparams: Any) -> tuple[PyTree, LossOutput]:
+    def gradient(learner: LearnerState, batch: Any, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
         del learner, key, hparams
         zeros = jnp.zeros_like(batch.return_m)
         return (), LossOutput(jnp.float32(0), zeros, {})
 
-    def apply(learner: LearnerState, gradients: PyTree, loss: Array, hparams: Any) -> tuple[LearnerState, Array]:
+    def apply(learner: LearnerState, gradients: PyTree, loss: Array, hparams: HParams) -> tuple[LearnerState, Array]:
         del gradients, loss, hparams
         return learner._replace(updates=learner.updates + 1), jnp.float32(0)
 
     return Agent(init, lambda num_envs: (), act, act, gradient, apply)
+
+
+RANDOM = Declaration(lambda around: random(around.network))

@@ -1,4 +1,4 @@
-"""The parallel schemes by name: what their axes are, and the papers as presets over them. Imports no JAX.
+"""How to train in parallel, by name: the papers as presets over the schemes' axes. Imports no JAX.
 
 A preset changes *how* an agent is trained. Those that are methods of their own (A3C, asynchronous Q-learning) also set
 the agent, by changes to the configuration that explicit flags override.
@@ -7,71 +7,29 @@ the agent, by changes to the configuration that explicit flags override.
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from jaxdqn.config import INT32_MAX, Config, HParams
-from jaxdqn.errors import UserError, shown, unknown_name
+from jaxdqn.config import Config, HParams, Own, own_values, with_values
+from jaxdqn.errors import unknown_name
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Axes:
-    """How an agent is trained in parallel. An axis that the scheme does not have is refused."""
+    """How an agent is trained in parallel: Axes("averaging", workers=4)."""
 
-    scheme: Literal["fused", "actor_learner", "parameter_server", "averaging", "sharding"] = "fused"
-    """One compiled loop; actors and a learner; workers and a server; replicas that are averaged; a sharded network."""
-    workers: int = 4
-    """Actors, workers, replicas, or devices of the sharded network."""
-    coupling: Literal["lockstep", "async"] = "lockstep"
-    """Actor-learner: deterministic, in one thread, or a thread for each actor."""
-    merge_every: int = 8
-    """Actor-learner: M, iterations after which a local replay moves to the learner's."""
-    broadcast_every: int = 8
-    """Actor-learner: K, gradient updates between two broadcasts of parameters."""
-    lag: int = 0
-    """Actor-learner in lockstep: broadcasts by which parameters are late, 0 or 1."""
-    slack: int = 32
-    """Actor-learner async: iterations by which actors and learner may be ahead of each other."""
-    lock: Literal["global", "leaf", "none"] = "global"
-    """Parameter server: one lock; one for each parameter with its target and moments; or none (Hogwild, emulated)."""
-    max_lag: int = 0
-    """Async: older experience (in broadcasts) or gradients (in versions) are dropped; 0 for no limit."""
-    scale_by_lag: bool = False
-    """Parameter server: learning rate times 1 / (1 + lag)."""
-    own_statistics: bool = False
-    """Parameter server: optimizer statistics of each worker's own."""
-    combine: Literal["mean", "outer", "elastic"] = "mean"
-    """Averaging: parameter mean (local SGD), outer optimizer (DiLoCo), or elastic averaging."""
-    average_every: int = 8
-    """Averaging: H, iterations between two averagings."""
-    average_each_until: int = 0
-    """Averaging: average every iteration until this many updates (post-local SGD)."""
-    data: int = 1
-    """Sharding: the mesh is data x (workers / data)."""
+    scheme: str = "fused"
+    """One compiled loop (fused), or another scheme: actor_learner, parameter_server, averaging, sharding."""
+    own: Own = ()
+    """The scheme's own axes: see its file."""
 
-    @property
-    def required_devices(self) -> int:
-        """How many devices the scheme cannot do without."""
-        return self.workers if self.scheme in ("averaging", "sharding") else 1
+    def __init__(self, scheme: str = "fused", own: Any = None, **axes: Any) -> None:
+        """`axes` are the scheme's own, by name; `schemes.complete` gives those left out their defaults."""
+        object.__setattr__(self, "scheme", scheme)
+        object.__setattr__(self, "own", axes if own is None else own)
 
-    @property
-    def useful_devices(self) -> int:
-        """How many devices the scheme has work for; 0 where that depends on the members."""
-        actors = 1 + self.workers if self.coupling == "async" else 1
-        by_scheme = {"actor_learner": actors, "averaging": self.workers, "sharding": self.workers}
-        return by_scheme.get(self.scheme, 1 if self.scheme == "parameter_server" else 0)
-
-
-OF_SCHEME: dict[str, set[str]] = {
-    "fused": set(),
-    "actor_learner": {"workers", "coupling", "merge_every", "broadcast_every", "lag", "slack", "max_lag"},
-    "parameter_server": {"workers", "lock", "max_lag", "scale_by_lag", "own_statistics"},
-    "averaging": {"workers", "combine", "average_every", "average_each_until"},
-    "sharding": {"workers", "data"},
-}
-
-
-THREADED = ("actor_learner", "parameter_server")  # a worker is a thread
-MAX_THREADS = 256
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name, the scheme's own among them."""
+        return {"scheme": self.scheme, **own_values(self.own)}
 
 
 class Parallel(NamedTuple):
@@ -188,40 +146,4 @@ def preset(name: str) -> Parallel:
 
 def over(chosen: Parallel, config: Config, hparams: HParams) -> tuple[Config, HParams]:
     """Configuration and hyperparameters with what the preset sets."""
-    return dataclasses.replace(config, **chosen.config), hparams._replace(**chosen.hparams)
-
-
-def validate(axes: Axes, num_processes: int = 1) -> None:
-    """Raises `UserError` for an unknown value, an axis that the scheme does not have, or a scheme that does not run in
-    `num_processes` processes."""
-    if not isinstance(axes, Axes):
-        raise UserError(f"axes is {shown(axes)}; it must be Axes, such as Axes('averaging', workers=4).")
-    plain = Axes(axes.scheme)
-    if axes.scheme not in OF_SCHEME:
-        raise unknown_name("scheme", axes.scheme, OF_SCHEME)
-    for field in dataclasses.fields(Axes):
-        value = getattr(axes, field.name)
-        allowed = getattr(field.type, "__args__", ())
-        if allowed and value not in allowed:
-            raise unknown_name(f"axes.{field.name}", value, allowed)
-        if field.name != "scheme" and value != getattr(plain, field.name) and field.name not in OF_SCHEME[axes.scheme]:
-            has = ", ".join(sorted(OF_SCHEME[axes.scheme])) or "none; choose one with --parallel"
-            raise UserError(f"axes.{field.name} is no axis of scheme {axes.scheme!r}; it has: {has}.")
-        if field.type is bool and not isinstance(value, bool):
-            raise UserError(f"axes.{field.name} is {value!r}; it must be True or False.")
-        if field.type is int and not (type(value) is int and 0 <= value <= INT32_MAX):
-            raise UserError(
-                f"axes.{field.name} is {shown(value)}; it must be a whole number of at least 0, at most {INT32_MAX:,}."
-            )
-    if axes.workers < 1:
-        raise UserError(f"axes.workers is {axes.workers}; it must be at least 1.")
-    if num_processes > 1 and axes.scheme != "fused":
-        raise UserError(
-            f"scheme {axes.scheme!r} does not run on several hosts; the fused one does (populations, data "
-            "parallelism): leave out --parallel and --axes."
-        )
-    if axes.scheme in THREADED and axes.workers > MAX_THREADS:
-        raise UserError(
-            f"axes.workers is {axes.workers}: each is a thread, and one learner or server cannot serve more than "
-            f"{MAX_THREADS}."
-        )
+    return dataclasses.replace(config, **chosen.config), with_values(hparams, chosen.hparams)

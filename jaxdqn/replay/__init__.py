@@ -1,8 +1,26 @@
 """Replay: the experience of one shard, as arrays on its device."""
 
+from jaxdqn.config import replay_rows
+from jaxdqn.replay.kind import Kind
 from jaxdqn.replay.latest import latest
 from jaxdqn.replay.regions import regions
 from jaxdqn.replay.ring import cut, uniform
 from jaxdqn.replay.sequence import sequences
 
-__all__ = ["cut", "latest", "regions", "sequences", "uniform"]
+__all__ = ["REPLAYS", "Kind", "cut", "latest", "regions", "sequences", "uniform"]
+
+REPLAYS: dict[str, Kind] = {
+    "uniform": Kind(
+        lambda example, c: uniform(example, replay_rows(c), c.num_envs, c.batch_size, c.n_step),
+        rows_needed=lambda c: c.n_step,
+        regions=lambda example, c, actors, block: regions(
+            example, -(-replay_rows(c) // block) * block, actors, c.num_envs // actors, c.batch_size, c.n_step
+        ),
+    ),
+    "latest": Kind(
+        lambda example, c: latest(example, c.rollout_length, c.num_envs, c.n_step),
+        rows_needed=lambda c: 0,  # the block just acted is there at once
+        newest_only=True,
+    ),
+}
+"""Replays by the names that `Config.replay` has for them."""

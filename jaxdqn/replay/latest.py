@@ -1,11 +1,10 @@
 """Only the block just written: what makes on-policy methods (actor-critic, n-step Q) the same loop as replay."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from jaxdqn.base import Array, Batch, Key, Replay, Transition
+from jaxdqn.base import Array, Batch, Key, Progress, Replay, Transition
+from jaxdqn.config import HParams
 from jaxdqn.replay.ring import fold_n_step
 
 
@@ -19,18 +18,18 @@ def latest(example: Transition, length: int, num_envs: int, n_step: int) -> Repl
     def init() -> Transition:
         return jax.tree.map(lambda leaf: jnp.zeros((length, num_envs, *leaf.shape), leaf.dtype), example)
 
-    def add(state: Transition, block: Transition, written: Array) -> Transition:
-        del state, written
+    def add(state: Transition, block: Transition, written: Array, priorities: Array | None = None) -> Transition:
+        del state, written, priorities
         return block
 
-    def sample(state: Transition, key: Key, written: Array, hparams: Any) -> Batch:
-        del key, written
+    def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> Batch:
+        del key, progress
         return block_batch(state, n_step, hparams)
 
     return Replay(init, add, sample, lambda state, indices, priorities: state)
 
 
-def block_batch(block: Transition, n_step: int, hparams: Any) -> Batch:
+def block_batch(block: Transition, n_step: int, hparams: HParams) -> Batch:
     """The m-step transitions of a block [T, N], time-major in a batch [T * N]."""
     length, num_envs = block.reward.shape
     # Nothing follows the block: its last row ends every return, and bootstraps as a time limit does.
@@ -46,11 +45,11 @@ def block_batch(block: Transition, n_step: int, hparams: Any) -> Batch:
     )
     start, env = jnp.divmod(jnp.arange(length * num_envs), num_envs)
     return Batch(
-        observation=block.observation[start, env],
+        observation=jax.tree.map(lambda x: x[start, env], block.observation),
         action=block.action[start, env].astype(jnp.int32),
         return_m=return_m,
         bootstrap_discount=bootstrap_discount,
-        bootstrap_observation=block.next_observation[start + last, env],
+        bootstrap_observation=jax.tree.map(lambda x: x[start + last, env], block.next_observation),
         weights=jnp.ones_like(return_m),
         indices=(start, env),
     )

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdqn.base import Array, Batch, Key, Replay, Transition
+from jaxdqn.base import Array, Batch, Key, Progress, Replay, Transition
+from jaxdqn.config import HParams
 from jaxdqn.replay.ring import Layout, empty, layout, map_codecs, n_step_batch
 
 
@@ -25,19 +26,22 @@ def regions(
     """
     ring = layout(example, rows, num_actors * envs_each)
 
-    def add(state: Transition, block: Transition, place: tuple[Array, Array]) -> Transition:
-        actor, written = place
+    def add(
+        state: Transition, block: Transition, written: tuple[Array, Array], priorities: Array | None = None
+    ) -> Transition:
+        del priorities
+        actor, rows_of_actor = written
         if rows % block.reward.shape[0]:
             raise ValueError(f"{rows} rows are not a multiple of the block's {block.reward.shape[0]}.")
-        start, column = written % rows, actor * envs_each
+        start, column = rows_of_actor % rows, actor * envs_each
 
         def write(codec: Any, old: Array, new: Array) -> Array:
             return lax.dynamic_update_slice(old, codec.encode(new), (start, column, *(0,) * (old.ndim - 2)))
 
         return map_codecs(write, ring, state, block)
 
-    def sample(state: Transition, key: Key, written: Array, hparams: Any) -> Batch:
-        row, env = region_starts(ring, num_actors, key, batch_size, written, n_step)
+    def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> Batch:
+        row, env = region_starts(ring, num_actors, key, batch_size, progress.written, n_step)
         return n_step_batch(ring, state, row, env, n_step, hparams)
 
     return Replay(lambda: empty(ring), add, sample, lambda state, indices, priorities: state)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdqn.base import Array, Batch, Key, PyTree, Replay, Transition
+from jaxdqn.base import Array, Batch, Key, Progress, PyTree, Replay, Transition
+from jaxdqn.config import HParams
 from jaxdqn.replay.packing import Codec, codec
 
 
@@ -98,7 +99,7 @@ def fold_n_step(reward: Array, discount: Array, episode_end: Array, gamma: Array
     return total, power * bootstrap, last
 
 
-def n_step_batch(ring: Layout, data: Transition, row: Array, env: Array, n_step: int, hparams: Any) -> Batch:
+def n_step_batch(ring: Layout, data: Transition, row: Array, env: Array, n_step: int, hparams: HParams) -> Batch:
     """The m-step transitions that start at (row, env), int32 [B]; m <= n_step rows must follow before the head."""
     rows = row + jnp.arange(n_step)[:, None]
     outcome = (data.reward, data.discount, data.episode_end)
@@ -106,10 +107,15 @@ def n_step_batch(ring: Layout, data: Transition, row: Array, env: Array, n_step:
     return_m, bootstrap_discount, last = fold_n_step(
         reward * hparams.reward_scale, discount.astype(jnp.float32), end, jnp.asarray(hparams.gamma, jnp.float32)
     )
-    first = ring.codecs.observation.decode(data.observation[row, env])
-    bootstrap = ring.codecs.next_observation.decode(data.next_observation[(row + last) % ring.rows, env])
+    first = _decoded(ring.codecs.observation, data.observation, row, env)
+    bootstrap = _decoded(ring.codecs.next_observation, data.next_observation, (row + last) % ring.rows, env)
     action = data.action[row, env].astype(jnp.int32)
     return Batch(first, action, return_m, bootstrap_discount, bootstrap, jnp.ones_like(return_m), (row, env))
+
+
+def _decoded(codecs: PyTree, stored: PyTree, row: Array, env: Array) -> PyTree:
+    """The observations at (row, env), int32 [B], from a field of the ring."""
+    return jax.tree.map(lambda c, x: c.decode(x[row, env]), codecs, stored, is_leaf=lambda x: isinstance(x, Codec))
 
 
 def uniform(example: Transition, rows: int, num_envs: int, batch_size: int, n_step: int = 1) -> Replay:
@@ -120,13 +126,13 @@ def uniform(example: Transition, rows: int, num_envs: int, batch_size: int, n_st
     """
     ring = layout(example, rows, num_envs)
 
-    def sample(state: Transition, key: Key, written: Array, hparams: Any) -> Batch:
-        row, env = uniform_starts(ring, key, batch_size, written, n_step)
+    def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> Batch:
+        row, env = uniform_starts(ring, key, batch_size, progress.written, n_step)
         return n_step_batch(ring, state, row, env, n_step, hparams)
 
     return Replay(
         init=lambda: empty(ring),
-        add=lambda state, block, written: write(ring, state, block, written),
+        add=lambda state, block, written, priorities=None: write(ring, state, block, written),
         sample=sample,
         update_priorities=lambda state, indices, priorities: state,
     )

@@ -112,7 +112,7 @@ def _fail(line: str, code: int) -> NoReturn:
 
 def parse(kind: type[T], arguments: Sequence[str], default: T, description: str) -> T:
     """tyro's parsing into dataclass `kind`, its errors as one line. Raises `UserError`."""
-    types = _types(kind)
+    types = _types(default)
     arguments = _as_meant(arguments, types)
     captured = io.StringIO()
     try:
@@ -188,12 +188,13 @@ def prepare_backend(
     Each core becomes a device where there are members for it; `num_devices` are those of all processes. Raises
     `UserError` for more CPU devices than sensible.
     """
+    from jaxdqn.parallel import schemes
     from jaxdqn.parallel.compiled import devices
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    axes = axes or Axes()
-    useful = axes.useful_devices or max(1, num_members) * max(1, devices_per_agent)
-    required = max(devices_per_agent, axes.required_devices)
+    needs = schemes.needed_devices(axes or Axes())
+    useful = needs.useful or max(1, num_members) * max(1, devices_per_agent)
+    required = max(devices_per_agent, needs.least)
     if num_devices is None:  # each process has equally many, and all together divide among agents
         least = math.lcm(required, num_processes) // num_processes
         count = max(least, min(cores, -(-useful // num_processes)))
@@ -265,14 +266,15 @@ def _one_line(text: str, arguments: Sequence[str], known: Sequence[str]) -> str:
     return " ".join(words.split()) or "the flags could not be read; see --help."
 
 
-def _types(kind: Any, prefix: str = "--") -> dict[str, Any]:
-    """Every flag of a dataclass, and the type of its value."""
+def _types(default: Any, prefix: str = "--") -> dict[str, Any]:
+    """Every flag of a record that holds its defaults, and the type of its value."""
     types: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind).items():
-        if hint is Config:
-            types |= _types(hint, prefix)
-        elif hint in (HParams, Axes):
-            types |= _types(hint, f"{prefix}{name}.")
+    for name, hint in get_type_hints(type(default)).items():
+        value = getattr(default, name)
+        if name in ("config", "own"):  # without a prefix of their own
+            types |= _types(value, prefix) if value != () else {}
+        elif isinstance(value, HParams | Axes):
+            types |= _types(value, f"{prefix}{name}.")
         else:
             types[f"{prefix}{name}".replace("_", "-")] = hint
     return types

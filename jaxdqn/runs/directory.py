@@ -11,12 +11,14 @@ from typing import Any
 import filelock
 import yaml
 
-from jaxdqn.config import UINT32_MAX, Config, HParams, check_whole, from_dict, members, to_dict, validate
-from jaxdqn.errors import UserError, shown, unknown_name
+from jaxdqn import agents
+from jaxdqn.config import UINT32_MAX, Config, HParams, check_whole, from_dict, members, to_dict, values_of, with_values
+from jaxdqn.errors import UserError, shown
 from jaxdqn.files import documents, paths
 from jaxdqn.files.paths import write_text
+from jaxdqn.parallel import schemes
 from jaxdqn.parallel.axes import Axes
-from jaxdqn.parallel.axes import validate as validate_axes
+from jaxdqn.validation import validate
 
 LOCK = ".lock"
 
@@ -67,12 +69,12 @@ class RunSpec:
         return {
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
             "config": to_dict(self.config),
-            "axes": dataclasses.asdict(self.axes),
+            "axes": self.axes.to_dict(),
             "vary": list(self.vary),
             "labels": list(self.labels),
             "continues": self.continues
             and {"run": self.continues.run, **{k: list(getattr(self.continues, k)) for k in ("states", "learners")}},
-            "hparams": {name: float(value) for name, value in self.hparams._asdict().items()},
+            "hparams": {name: float(value) for name, value in values_of(self.hparams).items()},
             "seeds": list(self.seeds),
         }
 
@@ -86,13 +88,9 @@ class RunSpec:
         for name in names:
             if not _fits(values[name], _PLAIN[name]):
                 raise UserError(f"{name} is {shown(values[name])}; that is none.")
-        for kind, given, known in (
-            ("hyperparameter", values["hparams"], HParams._fields),
-            ("axis", values["axes"], [field.name for field in dataclasses.fields(Axes)]),
-        ):
-            for name in given:
-                if name not in known:
-                    raise unknown_name(kind, name, known)
+        config = from_dict(agents.known_here(values["config"].get("agent", Config.agent), values["config"]))
+        given = agents.known_here(config.agent, values["hparams"])
+        config, hparams = agents.complete(config, with_values(HParams(), given))
         origin = values["continues"]
         if origin is not None:
             if not _fits(origin, {"run": str, "states": [int], "learners": [int]}):
@@ -101,10 +99,10 @@ class RunSpec:
         spec = cls(
             **{
                 **{name: values[name] for name in names},
-                "config": from_dict(values["config"]),
-                "hparams": HParams(**values["hparams"]),
+                "config": config,
+                "hparams": hparams,
                 "seeds": tuple(values["seeds"]),
-                "axes": Axes(**values["axes"]),
+                "axes": schemes.of_saved(values["axes"]),
                 "vary": tuple(values["vary"]),
                 "labels": tuple(values["labels"]),
                 "continues": origin,
@@ -119,7 +117,7 @@ class RunSpec:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         validate(self.config, self.devices_per_agent)
-        validate_axes(self.axes)
+        schemes.validate(self.axes)
         count = len(members(self.hparams, self.seeds, self.vary, self.config.epsilon_schedule))
         if self.labels and len(self.labels) != count:
             raise UserError(f"labels are of {len(self.labels)} members; there are {count}.")
@@ -249,8 +247,8 @@ def load(path: pathlib.Path) -> tuple[RunSpec, dict[str, Any]]:
 def check_same(path: pathlib.Path, config: Config, hparams: HParams, seeds: Sequence[int]) -> None:
     """Raises `UserError` where the run in `path` is not of these settings and seeds, or is none."""
     spec, _ = load(path)
-    saved = {**to_dict(spec.config), **spec.hparams._asdict(), "seeds": list(spec.seeds)}
-    wanted = {**to_dict(config), **hparams._asdict(), "seeds": list(seeds)}
+    saved = {**to_dict(spec.config), **values_of(spec.hparams), "seeds": list(spec.seeds)}
+    wanted = {**to_dict(config), **values_of(hparams), "seeds": list(seeds)}
     for name, value in wanted.items():
         if value is not None and saved[name] != value:  # None is chosen when it is trained
             raise UserError(

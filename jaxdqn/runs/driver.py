@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdqn.config import Config, Timeline
+from jaxdqn.config import Config
 from jaxdqn.parallel import hosts
 from jaxdqn.parallel.compiled.runner import Runner
+from jaxdqn.timeline import Timeline
 
 CHUNK_SECONDS = 1.0  # long enough to hide the dispatch, short enough for Ctrl-C
 

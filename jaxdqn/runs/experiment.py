@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from jaxdqn import agents
+from jaxdqn.components import Components, make_components
 from jaxdqn.config import (
     Config,
     HParams,
@@ -17,25 +19,24 @@ from jaxdqn.config import (
     members,
     plain_hparams,
     settings_of,
-    timeline,
-    validate,
     validate_hparams,
 )
 from jaxdqn.errors import UserError
 from jaxdqn.files import paths
 from jaxdqn.parallel import hosts, schemes
-from jaxdqn.parallel.asynchronous import engine
-from jaxdqn.parallel.axes import THREADED, Axes
+from jaxdqn.parallel.asynchronous import ray_engine
+from jaxdqn.parallel.axes import Axes
 from jaxdqn.parallel.compiled import devices as _devices
 from jaxdqn.parallel.compiled import memory
 from jaxdqn.parallel.compiled import runner as _runner
-from jaxdqn.parallel.compiled.runner import Components
 from jaxdqn.runs import checkpoints, directory
 from jaxdqn.runs.directory import Continuation, RunDirectory, RunSpec
 from jaxdqn.runs.results import Result, load, read_params
 from jaxdqn.runs.session import OK, Session, Settings
 from jaxdqn.runs.session import check as check_settings
 from jaxdqn.runs.summary import is_complete
+from jaxdqn.timeline import timeline
+from jaxdqn.validation import validate
 
 
 def plan(
@@ -54,24 +55,25 @@ def plan(
     check_whole("devices_per_agent", devices_per_agent)
     if num_devices is not None:
         check_whole("num_devices", num_devices)
-    axes = Axes() if axes is None else axes
+    axes = schemes.complete(Axes() if axes is None else axes)
     hparams = plain_hparams(hparams)
     validate(config, devices_per_agent)
+    config, hparams = agents.complete(config, hparams)
     validate_hparams(hparams, config.epsilon_schedule)
     schemes.check(axes, config, devices_per_agent)
     seeds = check_seeds(seeds)
     everyone = members(hparams, seeds, vary, config.epsilon_schedule)
-    devices = schemes.choose_devices(axes, num_devices, devices_per_agent, len(everyone))
-    components = _runner.make_components(config, schemes.num_shards(axes, devices_per_agent))
+    devices = schemes.choose(axes, num_devices, devices_per_agent, len(everyone))
+    components = make_components(config, schemes.num_shards(axes, devices_per_agent))
     schemes.check_components(axes, components)
     groups = len(devices) // devices_per_agent
     state_bytes, replay_bytes = schemes.state_bytes(axes, components)
     own = devices[_devices.own(devices)]
     # Threads leave the state on one device, and the others of a CPU take nothing away from it.
-    shares = min(hosts.exchange(memory.available_bytes(own[:1] if axes.scheme in THREADED else own)))
+    shares = min(hosts.exchange(memory.available_bytes(own[:1] if schemes.of(axes).threaded else own)))
     state_bytes += _runner.evaluation_bytes(components)
     budget = memory.plan(state_bytes, replay_bytes, len(everyone), groups, shares)
-    if axes.scheme != "fused":  # one member after the other: each has all the devices
+    if not schemes.of(axes).population:  # one member after the other: each has all the devices
         budget = budget._replace(members_per_batch=1, num_batches=len(everyone))
     spec = RunSpec(
         config.resolved(),
@@ -127,7 +129,7 @@ def train(
     if not labels and continues is None:  # either tells members apart, too
         check_replicates(members(spec.hparams, spec.seeds, spec.vary))
     schemes.check_engine(spec.axes, settings.engine)
-    engine.check(settings.engine, settings.ray_address)
+    ray_engine.check(settings.engine, settings.ray_address)
     settings = settings._replace(on_chunk=on_chunk or settings.on_chunk)
     if settings.init_member and not settings.init_from:
         raise UserError(f"init_member is {settings.init_member}, but there is no init_from whose member it is.")

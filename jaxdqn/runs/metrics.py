@@ -9,9 +9,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxdqn.config import Timeline
 from jaxdqn.errors import UserError
 from jaxdqn.files.paths import write_atomically
+from jaxdqn.timeline import Timeline
 
 _PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
 

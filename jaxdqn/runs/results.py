@@ -14,12 +14,12 @@ import pandas as pd
 
 from jaxdqn import acting, evaluation
 from jaxdqn.base import Agent, Environment, PyTree
-from jaxdqn.config import MOST_EPISODES, UINT32_MAX, Config, HParams, check_probability, check_whole, members, varying
+from jaxdqn.components import Components, make_components
+from jaxdqn.config import UINT32_MAX, Config, HParams, check_probability, check_whole, members, varying
 from jaxdqn.errors import UserError
 from jaxdqn.files import paths
-from jaxdqn.parallel.compiled import runner as _runner
-from jaxdqn.parallel.compiled.runner import Components
 from jaxdqn.runs import checkpoints, directory, metrics, reporting
+from jaxdqn.validation import MOST_EPISODES
 
 MAX_WATCHED = 2_500  # steps of an episode that is drawn
 
@@ -119,9 +119,9 @@ def load(path: str | pathlib.Path) -> Result:
     for. Raises `UserError`."""
     path = paths.expanded(path)
     spec, _ = directory.load(path)
-    components = _runner.make_components(spec.config, spec.devices_per_agent)
+    components = make_components(spec.config, spec.devices_per_agent)
     everyone = members(spec.hparams, spec.seeds, spec.vary)
-    template = jax.eval_shape(lambda: components.agent.init(jax.random.key(0), HParams()).params)
+    template = jax.eval_shape(lambda: components.agent.init(jax.random.key(0), components.agent.defaults).params)
     pieces = []
     for batch in range(-(-len(everyone) // spec.members_per_batch)):
         found, warnings = checkpoints.newest(path / "checkpoints", batch)

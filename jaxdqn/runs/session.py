@@ -16,14 +16,15 @@ import pandas as pd
 import pyarrow as pa
 
 from jaxdqn.base import PyTree
-from jaxdqn.config import advice, check_number, check_whole, members, timeline, varying
+from jaxdqn.components import Components
+from jaxdqn.config import check_number, check_whole, members, varying
 from jaxdqn.errors import UserError, shown
 from jaxdqn.files import paths
 from jaxdqn.parallel import hosts, schemes
-from jaxdqn.parallel.asynchronous import engine, telemetry
+from jaxdqn.parallel.asynchronous import ray_engine, workers
 from jaxdqn.parallel.compiled import memory, population
 from jaxdqn.parallel.compiled import runner as _runner
-from jaxdqn.parallel.compiled.runner import Components, Runner
+from jaxdqn.parallel.compiled.runner import Runner
 from jaxdqn.runs import (
     checkpoints,
     driver,
@@ -41,6 +42,7 @@ from jaxdqn.runs.driver import Hooks, Point, Progressed
 from jaxdqn.runs.progress import Progress, tell
 from jaxdqn.runs.provenance import provenance
 from jaxdqn.runs.results import Result, read_params
+from jaxdqn.timeline import advice, timeline
 
 FLUSH_SECONDS = 5.0
 OK, INTERRUPTED, SOLVED, TIMEOUT, DIVERGED = "finished", "interrupted", "solved", "out of time", "diverged"
@@ -116,7 +118,7 @@ class Session:
         self.everyone = [
             (label.get("seed", seed), setting) for label, (seed, setting) in zip(self.labels, everyone, strict=True)
         ]
-        self.devices = schemes.choose_devices(spec.axes, spec.num_devices, spec.devices_per_agent, len(self.everyone))
+        self.devices = schemes.choose(spec.axes, spec.num_devices, spec.devices_per_agent, len(self.everyone))
         self.varying = varying(spec.vary)
         self.identity = recording.identity(self.everyone, self.varying, self.labels)
         self.recorder = recording.Recorder(run_directory.path / "metrics.parquet" if run_directory else None)
@@ -142,7 +144,7 @@ class Session:
         total_steps, first = self.line.total * self.line.steps_per_iteration, start.meta["batch"] if start else 0
         with (
             catch_signals() as interrupted,
-            engine.running(self.settings.engine, self.settings.ray_address) as self.engine,
+            ray_engine.running(self.settings.engine, self.settings.ray_address) as self.engine,
             Progress(total_steps, label, self.settings.progress, parts=len(batches), first=first) as bar,
         ):
             self.bar = bar
@@ -368,7 +370,7 @@ class Session:
         self._note_diverged(first_of_shards(batch, sums.first_bad_update))
         if evaluated and not evaluated.finished.all():
             self._warn_unfinished(int((~evaluated.finished).sum()), point.iteration)
-        counted = telemetry.columns({name: x[:, 0] for name, x in sums.seen.items()})
+        counted = workers.columns({name: x[:, 0] for name, x in sums.seen.items()})
         columns = {
             "iteration": point.iteration,
             "env_steps": point.iteration * self.line.steps_per_iteration,

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdqn.config import Config, HParams, advice, timeline
+from jaxdqn.components import make_components
+from jaxdqn.config import Config, HParams
 from jaxdqn.sweeps import rounds, samplers
 from jaxdqn.sweeps.population_search import generation_ends
 from jaxdqn.sweeps.space import Choices
 from jaxdqn.sweeps.sweep import Sweep
 from jaxdqn.sweeps.trials import Trial, grouped
+from jaxdqn.timeline import advice, timeline
 
 MAX_STATIC = 1_000
 OVERHEAD = 4.0  # all else an iteration does, and what its matrix products lose; measured on CartPole and Breakout
@@ -138,9 +140,8 @@ def _update_flops(config: Config) -> float:
     import jax.numpy as jnp
 
     from jaxdqn import training
-    from jaxdqn.parallel.compiled import runner
 
-    components = runner.make_components(config)
+    components = make_components(config)
 
     def update(key: jax.Array) -> object:
         learner = components.agent.init(key, HParams())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdqn import presets
-from jaxdqn.config import Config, HParams, from_dict, to_dict, validate, validate_hparams
+from jaxdqn.config import Config, HParams, from_dict, to_dict, validate_hparams
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.files import documents
 from jaxdqn.sweeps import space as _space
@@ -15,6 +15,7 @@ from jaxdqn.sweeps.checks import check
 from jaxdqn.sweeps.optuna_sampler import check_storage
 from jaxdqn.sweeps.space import STATIC, Space
 from jaxdqn.sweeps.sweep import SAMPLERS, Halving, PopulationBased, Sampler, Seeds, Sweep, Winners
+from jaxdqn.validation import validate
 
 
 def load(path: pathlib.Path) -> Sweep:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from jaxdqn.config import Config, HParams, timeline
+from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.files import documents
+from jaxdqn.timeline import timeline
 
 RUNS = "runs"
 

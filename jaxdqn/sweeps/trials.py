@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from jaxdqn.config import Config, HParams, validate, validate_hparams
+from jaxdqn.config import Config, HParams, validate_hparams
 from jaxdqn.errors import UserError
 from jaxdqn.sweeps.space import Parameter, Values
 from jaxdqn.sweeps.sweep import Sweep
+from jaxdqn.validation import validate
 
 
 class Trial(NamedTuple):

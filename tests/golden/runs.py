@@ -73,10 +73,8 @@ def moved(config):
     import jaxdqn
 
     known = {field.name for field in dataclasses.fields(jaxdqn.Config)}
-    if own := {name: value for name, value in config.items() if name not in known}:
-        names = {"ensemble_size": "size", "ensemble_act": "act", "num_partitions": "owners"}
-        return {**{k: v for k, v in config.items() if k in known}, "own": {names[k]: v for k, v in own.items()}}
-    return config
+    own = {name: value for name, value in config.items() if name not in known}
+    return {**{name: value for name, value in config.items() if name in known}, **({"own": own} if own else {})}
 
 
 def train(given):
@@ -88,9 +86,10 @@ def train(given):
 
     options = dict(given)
     config = jaxdqn.Config(**moved({**SMALL, **options.pop("config", {})}))
-    axes = jaxdqn.Axes(**options.pop("axes", {"scheme": "fused"}))
+    chosen = options.pop("axes", {"scheme": "fused"})
+    axes, replicas = jaxdqn.Axes(**chosen), chosen["scheme"] in ("averaging", "sharding")
     settings = jaxdqn.Settings(progress=False, tensorboard=False, figure=False)
-    options = {"num_devices": axes.workers if axes.scheme in ("averaging", "sharding") else 1, **options}
+    options = {"num_devices": chosen["workers"] if replicas else 1, **options}
     hparams = jaxdqn.HParams(target_period=10.0, epsilon_steps=2_000.0)
     result = jaxdqn.train(config, hparams, axes=axes, settings=settings, **options)
     kept = [name for name in result.metrics if not name.startswith(TIMES)]

@@ -1,20 +1,23 @@
-"""An actor with a local replay: it acts with the parameters it is given, and hands its replay over when that is full.
+"""Who acts in an asynchronous scheme, and lives in a thread or in a process of its own.
 
-A `Node` is one actor where it lives: in a thread of the learner's process, or in a process of its own.
+An actor has a local replay: it acts with the parameters it is given, and hands its replay over when that is full. A
+worker of a parameter server has a replay of its own: it pulls, acts, computes gradients with that, and pushes.
+An `ActorNode` or `WorkerNode` is one of them where it lives.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn import acting, training
+from jaxdqn import acting, agents, training
 from jaxdqn.acting import ActorState, EpisodeSums
-from jaxdqn.base import Array, Key, PyTree, Transition
-from jaxdqn.config import HParams
-from jaxdqn.parallel.compiled.runner import Components, on_one
+from jaxdqn.base import Array, Key, LearnerState, Progress, PyTree, Transition
+from jaxdqn.components import Components
+from jaxdqn.config import Config, HParams
+from jaxdqn.parallel.compiled.runner import EXPERIENCE_STREAM, PARAMS_STREAM, on_one
 
 
 class Actor(NamedTuple):
@@ -35,33 +38,33 @@ class Full(NamedTuple):
     begun: int
 
 
-class Programs(NamedTuple):
+class ActorPrograms(NamedTuple):
     """What an actor computes, compiled, each of [1, 1, ...] arrays; and the sums it starts a chunk with."""
 
     act: Any
-    explore: Any
+    prefill: Any
     copy: Any
     zeros: EpisodeSums
 
 
-def start(components: Components, num_actors: int, merge_every: int, stream: Key) -> Actor:
+def start_actor(components: Components, num_actors: int, merge_every: int, stream: Key) -> Actor:
     """An actor at the start of its `stream`, with an empty local replay."""
     key, actor_key = jax.random.split(stream)
     each = components.config.num_envs // num_actors
-    example = training.transition_example(components.environment, components.agent, HParams())
+    example = training.transition_example(components.environment.spec, components.agent)
     rows = merge_every * components.config.rollout_length
     local = jax.tree.map(lambda x: jnp.zeros((rows, each, *x.shape), x.dtype), example)
     state = acting.start(components.environment, components.agent, each, actor_key)
     return Actor(state, key, local, acted=jnp.int32(0), begun=jnp.int32(0))
 
 
-def compile_programs(components: Components, num_actors: int, merge_every: int, device: jax.Device) -> Programs:
+def compile_actor(components: Components, num_actors: int, merge_every: int, device: jax.Device) -> ActorPrograms:
     """The actor's programs; jit compiles them where and when they are first called."""
     config = components.config
     each, length = config.num_envs // num_actors, config.rollout_length
     own = dataclasses.replace(config, num_envs=each)
     rollout = training.make_act(components.environment, components.agent, own, config.num_envs)
-    always = jnp.ones(each)
+    random_rollout = training.make_prefill(components.environment, components.agent, own)
 
     def store(actor: Actor, acted: ActorState, block: Transition) -> Actor:
         row = actor.acted % merge_every * length
@@ -69,40 +72,38 @@ def compile_programs(components: Components, num_actors: int, merge_every: int, 
         return actor._replace(state=acted, local=local, acted=actor.acted + 1)
 
     def act(
-        params: PyTree, actor: Actor, sums: EpisodeSums, hparams: Any, iteration: Array, index: Array
+        params: PyTree, actor: Actor, sums: EpisodeSums, hparams: HParams, iteration: Array, index: Array
     ) -> tuple[Actor, EpisodeSums, Array]:
         key, _ = training.stream_keys(actor.key, actor.acted)
         acted, block, new, epsilon = rollout(params, actor.state, key, iteration, index * each, hparams)
         return store(actor, acted, block), jax.tree.map(jnp.add, sums, new), epsilon
 
-    def explore(params: PyTree, actor: Actor, sums: EpisodeSums) -> tuple[Actor, EpisodeSums]:
+    def prefill(params: PyTree, actor: Actor, sums: EpisodeSums, hparams: HParams) -> tuple[Actor, EpisodeSums]:
         key, _ = training.stream_keys(actor.key, actor.acted)
-        acted, block, new = acting.rollout(
-            components.environment, components.agent, params, actor.state, key, always, length
-        )
+        acted, block, new = random_rollout(params, actor.state, key, hparams)
         return store(actor, acted, block), jax.tree.map(jnp.add, sums, new)
 
     zero = on_one(device, lambda _: training.zero_metrics(components.agent, components.replay, config).episodes, 1)
-    return Programs(
+    return ActorPrograms(
         act=on_one(device, act, 4, 2, donate=(1, 2)),
-        explore=on_one(device, explore, 3, donate=(1, 2)),
+        prefill=on_one(device, prefill, 4, donate=(1, 2)),
         copy=on_one(device, lambda tree: jax.tree.map(jnp.copy, tree), 1),
         zeros=zero(np.zeros((1, 1), np.float32)),
     )
 
 
 class Ended(NamedTuple):
-    """An actor after a chunk, its sums of the chunk, and its last epsilon [1, 1] (zero where it only explored)."""
+    """An actor after a chunk, its sums of it, and its last epsilon [1, 1] (zero where it only acted at random)."""
 
     actor: Actor
     episodes: EpisodeSums
     epsilon: Array
 
 
-class Node:
+class ActorNode:
     """One actor and what it did in a chunk of work."""
 
-    def __init__(self, programs: Programs, hparams: Any, index: int, merge_every: int) -> None:
+    def __init__(self, programs: ActorPrograms, hparams: HParams, index: int, merge_every: int) -> None:
         self._programs, self._hparams, self._index, self._merge_every = programs, hparams, index, merge_every
 
     def begin(self, actor: Actor) -> None:
@@ -116,7 +117,7 @@ class Node:
         if learning:
             new = self._programs.act(params, actor, episodes, self._hparams, np.int32(iteration), np.int32(self._index))
         else:
-            new = *self._programs.explore(params, actor, episodes), epsilon
+            new = *self._programs.prefill(params, actor, episodes, self._hparams), epsilon
         # Waited for first: what a failing program returns is nobody's state.
         self._now = Ended(*jax.block_until_ready(new))
         if self._acted % self._merge_every == 0:
@@ -130,3 +131,145 @@ class Node:
         """The actor after the chunk."""
         actor = self._now.actor
         return self._now._replace(actor=actor._replace(begun=jnp.full_like(actor.begun, self._begun)))
+
+
+class Worker(NamedTuple):
+    """One worker. `acted` [] counts its iterations; `opt_state` is () unless it has statistics of its own."""
+
+    state: ActorState
+    replay: PyTree
+    key: Key
+    acted: Array
+    opt_state: PyTree
+
+
+class WorkerPrograms(NamedTuple):
+    """What a worker computes, compiled, each of [1, 1, ...] arrays; and the sums it starts a chunk with."""
+
+    act: Any
+    prefill: Any
+    gradient: Any
+    zeros: training.Metrics
+
+
+class Pushed(Protocol):
+    """What a worker needs of a server: see `server.Server`."""
+
+    def pull(self) -> tuple[LearnerState, int]:
+        """The learner now, and its version."""
+
+    def push(self, gradients: PyTree, loss: Array, version: int, opt_state: PyTree) -> tuple[Any, PyTree]:
+        """(gradient norm, or None where the push was too old; the worker's own optimizer state)."""
+
+
+def start_worker(components: Components, learner: LearnerState, key: Key, index: int, own_statistics: bool) -> Worker:
+    """Worker `index` of the run's `key`: its stream is that of shard `index` of a data-parallel agent."""
+    stream, actor_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, EXPERIENCE_STREAM), index))
+    state = acting.start(components.environment, components.agent, components.config.num_envs, actor_key)
+    own = jax.tree.map(jnp.copy, learner.opt_state) if own_statistics else ()
+    return Worker(state, components.replay.init(), stream, jnp.int32(0), own)
+
+
+def first_learner(components: Components, key: Key, hparams: HParams) -> LearnerState:
+    """The learner of the run's `key`."""
+    return components.agent.init(jax.random.fold_in(key, PARAMS_STREAM), hparams)
+
+
+def compile_worker(components: Components, device: jax.Device, hparams: HParams) -> WorkerPrograms:
+    """The worker's programs; jit compiles them when they are first called."""
+    config = components.config
+    rollout = training.make_act(components.environment, components.agent, config, config.num_envs)
+    random_rollout = training.make_prefill(components.environment, components.agent, config)
+
+    def store(worker: Worker, state: ActorState, block: PyTree) -> Worker:
+        ring = components.replay.add(worker.replay, block, worker.acted * config.rollout_length)
+        return worker._replace(state=state, replay=ring, acted=worker.acted + 1)
+
+    def act(
+        params: PyTree, worker: Worker, sums: EpisodeSums, hparams: HParams, iteration: Array
+    ) -> tuple[Worker, EpisodeSums, Array]:
+        key, _ = training.stream_keys(worker.key, worker.acted)
+        state, block, new, epsilon = rollout(params, worker.state, key, iteration, 0, hparams)
+        return store(worker, state, block), jax.tree.map(jnp.add, sums, new), epsilon
+
+    def prefill(params: PyTree, worker: Worker, sums: EpisodeSums, hparams: HParams) -> tuple[Worker, EpisodeSums]:
+        key, _ = training.stream_keys(worker.key, worker.acted)
+        state, block, new = random_rollout(params, worker.state, key, hparams)
+        return store(worker, state, block), jax.tree.map(jnp.add, sums, new)
+
+    def gradient(
+        learner: LearnerState, ring: PyTree, key: Key, acted: Array, hparams: HParams, index: Array
+    ) -> tuple[PyTree, PyTree, Array, dict[str, Array]]:
+        # `acted` counts the rollout just made.
+        _, key = training.stream_keys(key, acted - 1)
+        sample_key, loss_key = training.stream_keys(key, index)
+        progress = Progress(acted * config.rollout_length, learner.updates, index)
+        batch = components.replay.sample(ring, sample_key, progress, hparams)
+        gradients, output = components.agent.gradient(learner, batch, loss_key, hparams)
+        ring = components.replay.update_priorities(ring, batch.indices, output.priorities)
+        return ring, gradients, output.loss, {"loss": output.loss, **output.metrics}
+
+    zero = on_one(device, lambda _: training.zero_metrics(components.agent, components.replay, config), 1)
+    # What is pulled is shared with other threads and never donated.
+    return WorkerPrograms(
+        act=on_one(device, act, 4, 1, donate=(1, 2)),
+        prefill=on_one(device, prefill, 4, donate=(1, 2)),
+        gradient=on_one(device, gradient, 5, 1, donate=(1,)),
+        zeros=zero(hparams.gamma),
+    )
+
+
+class WorkerNode:
+    """One worker and what it did in a chunk of work."""
+
+    def __init__(self, programs: WorkerPrograms, hparams: HParams, config: Config) -> None:
+        self._programs, self._hparams, self._num_updates = programs, hparams, config.updates_per_iteration
+        rows = agents.replay_of(config).rows_needed(config)
+        self._needed = max(0, -(-rows // config.rollout_length) - 1)  # rollouts before a gradient
+
+    def begin(self, worker: Worker) -> None:
+        """Takes over a worker for a chunk of iterations."""
+        self.worker = worker
+        self._missing = max(0, self._needed - int(np.asarray(worker.acted)[0, 0])) if self._needed else 0
+        self.sums = jax.tree.map(jnp.copy, self._programs.zeros)
+
+    def prefill(self, server: Pushed) -> None:
+        """One iteration before there is anything to learn from: a random rollout."""
+        self._act_at_random(server.pull()[0])
+
+    def _act_at_random(self, pulled: LearnerState) -> None:
+        self.worker, episodes = self._programs.prefill(pulled.params, self.worker, self.sums.episodes, self._hparams)
+        self.sums = self.sums._replace(episodes=jax.block_until_ready(episodes))
+        self._missing -= 1
+
+    def learn(self, server: Pushed, iteration: int) -> int:
+        """One iteration: a rollout, and U gradients, each of what was pulled just before. How many rollouts were needed
+        beside that one."""
+        pulled, version = server.pull()
+        missing = max(0, self._missing)
+        # Iterations go to whoever is free: one that slept through the prefill has no n-step return to learn from yet.
+        while self._missing > 0:
+            self._act_at_random(pulled)
+        worker, episodes, epsilon = self._programs.act(
+            pulled.params, self.worker, self.sums.episodes, self._hparams, np.int32(iteration)
+        )
+        self.worker = worker
+        self.sums = self.sums._replace(episodes=episodes, epsilon=epsilon)
+        for update in range(self._num_updates):
+            if update:
+                pulled, version = server.pull()
+            now = self.worker
+            ring, gradients, loss, values = self._programs.gradient(
+                pulled, now.replay, now.key, now.acted, self._hparams, np.int32(update)
+            )
+            self.worker = now._replace(replay=ring)
+            norm, own = server.push(gradients, loss, version, self.worker.opt_state)
+            self.worker = self.worker._replace(opt_state=own)
+            if norm is not None:  # a push that was dropped counts in no mean
+                learning = jax.tree.map(jnp.add, self.sums.learning, {**values, "gradient_norm": norm})
+                self.sums = self.sums._replace(learning=learning, updates=self.sums.updates + 1)
+        return missing
+
+    def end(self) -> tuple[Worker, training.Metrics]:
+        """The worker after the chunk, and the sums of its iterations."""
+        return self.worker, self.sums

@@ -10,53 +10,69 @@ An iteration is one rollout of all actors and U updates in both, so that schedul
 """
 
 import functools
+import queue
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn import replay, training
-from jaxdqn.base import Array, Key, LearnerState, PyTree, Transition
-from jaxdqn.config import INT32_MAX, Config, HParams, learns_from_latest, replay_rows, timeline
+from jaxdqn import agents, replay, training
+from jaxdqn.base import Array, Key, LearnerState, PyTree, Replay, Transition
+from jaxdqn.components import Components, make_regions
+from jaxdqn.config import INT32_MAX, Config, HParams, replay_rows
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.parallel.asynchronous import actor, couplings, telemetry
-from jaxdqn.parallel.asynchronous.actor import Actor, Node
-from jaxdqn.parallel.asynchronous.engine import Engine, remake
-from jaxdqn.parallel.asynchronous.telemetry import LAGS, Seen, rollouts_of
-from jaxdqn.parallel.asynchronous.workers import WorkerPool
+from jaxdqn.parallel.asynchronous.actor import Actor, ActorNode, compile_actor, start_actor
+from jaxdqn.parallel.asynchronous.ray_engine import Engine, remake
+from jaxdqn.parallel.asynchronous.workers import (
+    LAGS,
+    POLL_SECONDS,
+    Seen,
+    Work,
+    WorkerPool,
+    added,
+    ended,
+    mended,
+    rollouts_of,
+    zeros,
+)
 from jaxdqn.parallel.compiled.memory import tree_bytes
 from jaxdqn.parallel.compiled.runner import (
     EXPERIENCE_STREAM,
     PARAMS_STREAM,
-    Components,
     Runner,
     greedy_episodes,
-    of_scheme,
+    of_host_loop,
     on_one,
     over_members,
 )
+from jaxdqn.parallel.scheme import Built, Devices, Job, Scheme
+from jaxdqn.timeline import timeline
+from jaxdqn.training import Metrics
 
 
 class Axes(NamedTuple):
-    """How actors and learner are coupled.
+    """How actors and learner are coupled."""
 
-    num_actors: N; merge_every: M, iterations a local replay holds; broadcast_every: K, gradient updates between two
-    broadcasts; coupling: "lockstep" or "async"; lag: broadcasts by which lockstep parameters are late, 0 or 1; slack:
-    iterations by which async actors and learner may be ahead of each other; max_lag: oldest parameters, in broadcasts,
-    that an async actor's experience may come from (older blocks are dropped and counted), 0 for any.
-    """
-
-    num_actors: int = 4
+    workers: int = 4
+    """N, actors."""
     merge_every: int = 8
+    """M, iterations after which a local replay moves to the learner's."""
     broadcast_every: int = 8
-    coupling: str = "lockstep"
+    """K, gradient updates between two broadcasts of parameters."""
+    coupling: Literal["lockstep", "async"] = "lockstep"
+    """Deterministic, in one thread, or a thread for each actor."""
     lag: int = 0
+    """In lockstep: broadcasts by which parameters are late, 0 or 1."""
     slack: int = 32
+    """Async: iterations by which actors and learner may be ahead of each other."""
     max_lag: int = 0
+    """Async: oldest parameters, in broadcasts, that experience may come from (older blocks are dropped and counted); 0
+    for no limit."""
 
 
 class ActorLearnerState(NamedTuple):
@@ -83,7 +99,7 @@ class Programs(NamedTuple):
 
 def validate(config: Config, axes: Axes) -> None:
     """Raises `UserError` for axes that cannot work, in words and with the numbers."""
-    for name in ("num_actors", "merge_every", "broadcast_every", "slack"):
+    for name in ("workers", "merge_every", "broadcast_every", "slack"):
         value = getattr(axes, name)
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1.")
@@ -97,12 +113,10 @@ def validate(config: Config, axes: Axes) -> None:
         raise UserError(f"lag {axes.lag} is for lockstep; async actors are late by themselves, see max_lag.")
     if axes.coupling == "lockstep" and axes.max_lag:
         raise UserError(f"max_lag {axes.max_lag} is for async; in lockstep, lag says how late the actors are.")
-    if config.num_envs % axes.num_actors:
-        nearest = max(1, round(config.num_envs / axes.num_actors)) * axes.num_actors
-        raise UserError(
-            f"num_envs {config.num_envs} cannot be divided over {axes.num_actors} actors; use {nearest}, say."
-        )
-    if learns_from_latest(config):
+    if config.num_envs % axes.workers:
+        nearest = max(1, round(config.num_envs / axes.workers)) * axes.workers
+        raise UserError(f"num_envs {config.num_envs} cannot be divided over {axes.workers} actors; use {nearest}, say.")
+    if agents.replay_of(config).newest_only:
         raise UserError(
             f"agent {config.agent!r} with replay {config.replay!r} learns from the latest block, and actors fill a "
             "replay; use --replay uniform or, for on-policy agents, --parallel a3c."
@@ -116,7 +130,7 @@ def validate(config: Config, axes: Axes) -> None:
             f"{replay_rows(config)} rows; lower merge_every or raise replay_capacity."
         )
     line = timeline(config)
-    most = line.total * axes.num_actors * config.rollout_length
+    most = line.total * axes.workers * config.rollout_length
     if axes.coupling == "async" and most >= INT32_MAX:
         raise UserError(
             f"one actor may act for all of them, {most:,} rows, and counters end at {INT32_MAX}; lower total_steps or "
@@ -127,7 +141,7 @@ def validate(config: Config, axes: Axes) -> None:
             f"broadcast_every {axes.broadcast_every} is more than the run's gradient updates: the actors would never "
             "see what is learned."
         )
-    needed = -(-config.n_step // rows) * axes.merge_every
+    needed = -(-agents.replay_of(config).rows_needed(config) // rows) * axes.merge_every
     if line.prefill < needed:
         steps = needed * config.num_envs * config.rollout_length
         raise UserError(
@@ -136,14 +150,9 @@ def validate(config: Config, axes: Axes) -> None:
         )
 
 
-def global_replay(components: Components, axes: Axes) -> Any:
-    """The learner's replay: one region for each actor, of whole merges."""
-    config = components.config
-    example = training.transition_example(components.environment, components.agent, HParams())
-    block = axes.merge_every * config.rollout_length
-    rows = -(-replay_rows(config) // block) * block
-    each = config.num_envs // axes.num_actors
-    return replay.regions(example, rows, axes.num_actors, each, config.batch_size, config.n_step)
+def global_replay(components: Components, axes: Axes) -> Replay:
+    """The learner's replay: one region for each actor, of whole merges. Raises `UserError`."""
+    return make_regions(components, axes.workers, axes.merge_every * components.config.rollout_length)
 
 
 def build(
@@ -163,15 +172,15 @@ def build(
     `UserError`.
     """
     validate(components.config, axes)
-    runner, states = of_scheme(
-        lambda: Scheme(components, devices, settings[0], axes, report, fault_hook, engine), seeds[0]
+    runner, states = of_host_loop(
+        lambda: ActorLearner(components, devices, settings[0], axes, report, fault_hook, engine), seeds[0]
     )
     return runner._replace(adopted=adopted), states
 
 
 def state_bytes(components: Components, axes: Axes) -> tuple[int, int]:
     """Bytes of the whole state, and of the replays in it, the learner's and the local ones."""
-    state = jax.eval_shape(functools.partial(first_state, components, axes), 0, HParams())
+    state = jax.eval_shape(functools.partial(first_state, components, axes), 0, components.agent.defaults)
     return tree_bytes(state), tree_bytes((state.replay, [each.local for each in state.actors]))
 
 
@@ -181,34 +190,34 @@ def adopted(states: list[ActorLearnerState]) -> list[ActorLearnerState]:
     return [s._replace(broadcast=tuple(jax.tree.map(jnp.copy, s.learner.params) for _ in s.broadcast)) for s in states]
 
 
-def make_node(config: Config, factory: Callable[..., Any] | None, axes: Axes, hparams: Any, index: int) -> Node:
+def make_node(
+    config: Config, factory: Callable[..., Any] | None, axes: Axes, hparams: HParams, index: int
+) -> ActorNode:
     """An actor in a process of its own; `factory` makes its environment where that is a user's."""
     components = remake(config, factory)
-    programs = actor.compile_programs(components, axes.num_actors, axes.merge_every, jax.devices()[0])
-    return Node(programs, hparams, index, axes.merge_every)
+    programs = compile_actor(components, axes.workers, axes.merge_every, jax.devices()[0])
+    return ActorNode(programs, hparams, index, axes.merge_every)
 
 
-def first_state(components: Components, axes: Axes, seed: Array, hparams: Any) -> ActorLearnerState:
+def first_state(components: Components, axes: Axes, seed: Array, hparams: HParams) -> ActorLearnerState:
     """Actor i's stream is that of shard i of a data-parallel agent: one actor acts as the fused loop does."""
     key = jax.random.key(seed)
     experience = jax.random.fold_in(key, EXPERIENCE_STREAM)
-    streams = [jax.random.fold_in(experience, index) for index in range(axes.num_actors)]
+    streams = [jax.random.fold_in(experience, index) for index in range(axes.workers)]
     learner = components.agent.init(jax.random.fold_in(key, PARAMS_STREAM), hparams)
     return ActorLearnerState(
         learner=learner,
-        actors=tuple(actor.start(components, axes.num_actors, axes.merge_every, stream) for stream in streams),
+        actors=tuple(start_actor(components, axes.workers, axes.merge_every, stream) for stream in streams),
         replay=global_replay(components, axes).init(),
-        merged=jnp.zeros(axes.num_actors, jnp.int32),
+        merged=jnp.zeros(axes.workers, jnp.int32),
         broadcast=tuple(jax.tree.map(jnp.copy, learner.params) for _ in range(axes.lag + 1)),
         version=jnp.int32(0),
         key=jnp.copy(jax.random.split(streams[0])[0]),
     )
 
 
-class Scheme:
+class ActorLearner:
     """The programs, the nodes, and what the couplings need beside the state."""
-
-    state_type = ActorLearnerState
 
     def __init__(
         self,
@@ -225,22 +234,22 @@ class Scheme:
         self.devices = devices
         self.actor_devices = list(devices[1:]) or list(devices)
         self.hparams = over_members(hparams)
-        self.pool = WorkerPool(axes.num_actors, report)
+        self.pool = WorkerPool(axes.workers, report)
         self.seen = Seen(
-            (*LAGS, "dropped", *rollouts_of(axes.num_actors)), ("actor_wait", "queue_wait", "learner_wait", "running")
+            (*LAGS, "dropped", *rollouts_of(axes.workers)), ("actor_wait", "queue_wait", "learner_wait", "running")
         )
-        self.acting = actor.compile_programs(components, axes.num_actors, axes.merge_every, devices[0])
+        self.acting = compile_actor(components, axes.workers, axes.merge_every, devices[0])
         self.programs = self._learning()
         self.program = self.programs.learn
         self.judge = self._single(functools.partial(greedy_episodes, components), 2, 2)
         zero = self._single(lambda _: training.zero_metrics(components.agent, components.replay, self.config), 1)
-        seen = telemetry.zeros(self.seen.take()) if axes.coupling == "async" else {}
+        seen = zeros(self.seen.take()) if axes.coupling == "async" else {}
         self.zero_metrics = zero(self.hparams.gamma)._replace(seen=seen)
         self.apart = engine is not None
-        indices = range(axes.num_actors)
+        indices = range(axes.workers)
         if engine is None:
             placed = [jax.device_put(self.hparams, self.device_of(index)) for index in indices]
-            self.nodes = [Node(self.acting, placed[index], index, axes.merge_every) for index in indices]
+            self.nodes = [ActorNode(self.acting, placed[index], index, axes.merge_every) for index in indices]
         else:
             recipe = self.config, registry.factory(self.config.env), axes, self.hparams
             self.nodes = [engine.spawn(make_node, *recipe, index) for index in indices]
@@ -261,7 +270,7 @@ class Scheme:
     def _learning(self) -> Programs:
         memory, rows = global_replay(self.components, self.axes), self.axes.merge_every * self.config.rollout_length
         updates = training.make_learn(self.components.agent, memory, self.config)
-        each = self.config.num_envs // self.axes.num_actors
+        each = self.config.num_envs // self.axes.workers
 
         def insert(data: PyTree, merged: Array, local: Transition, index: Array) -> tuple[PyTree, Array]:
             return memory.add(data, local, (index, merged[index])), merged.at[index].add(rows)
@@ -270,7 +279,7 @@ class Scheme:
             return replay.cut(episode_end, merged[index], index * each, each)
 
         def learn(
-            learner: LearnerState, data: PyTree, sums: Any, merged: Array, key: Key, hparams: Any, iteration: Array
+            learner: LearnerState, data: PyTree, sums: Any, merged: Array, key: Key, hparams: HParams, iteration: Array
         ) -> tuple[LearnerState, PyTree, Any]:
             _, sample_key = training.stream_keys(key, iteration)
             return updates(learner, data, sums, sample_key, merged, iteration, hparams)
@@ -295,7 +304,7 @@ class Scheme:
                 self.nodes[index].act(params, 0, 0, learning)
 
         # Threads wait for processes; in this one the first actor of a device compiles for all of them.
-        count = self.axes.num_actors if self.apart else min(self.axes.num_actors, len(self.actor_devices))
+        count = self.axes.workers if self.apart else min(self.axes.workers, len(self.actor_devices))
         with ThreadPoolExecutor() as pool:
             list(pool.map(warm, range(count)))
         local = jax.tree.map(jnp.copy, state.actors[0].local)
@@ -307,8 +316,8 @@ class Scheme:
     def telemetry(self, states: list[ActorLearnerState]) -> dict[str, Any]:
         """`bytes_per_update` counts broadcasts to every actor and the experience that moves to the learner."""
         params, local = tree_bytes(states[0].broadcast[0]), tree_bytes(states[0].actors[0].local)
-        per_iteration = self.axes.num_actors * local / self.axes.merge_every
-        moved = self.axes.num_actors * params / self.axes.broadcast_every
+        per_iteration = self.axes.workers * local / self.axes.merge_every
+        moved = self.axes.workers * params / self.axes.broadcast_every
         moved += per_iteration / self.config.updates_per_iteration
         if self.axes.coupling == "lockstep":
             return {"bytes_per_update": moved}
@@ -324,6 +333,226 @@ class Scheme:
     ) -> tuple[list[ActorLearnerState], list[training.Metrics]]:
         """Iterations start <= i < stop."""
         # The sums are donated, and the zeros they start from are not ours to give away.
-        chunk = couplings.Chunk(self, states[0], jax.tree.map(jnp.copy, metrics[0]), learning)
+        chunk = Chunk(self, states[0], jax.tree.map(jnp.copy, metrics[0]), learning)
         (chunk.asynchronous if self.axes.coupling == "async" else chunk.lockstep)(start, stop)
         return [chunk.state()], [chunk.metrics()]
+
+
+class Published(NamedTuple):
+    """Parameters as the actors see them: by device, and how many broadcasts came before."""
+
+    params: dict[jax.Device, PyTree]
+    version: int
+
+
+class Delivery(NamedTuple):
+    """A full local replay on its way to the learner; `version` is that of the parameters it was begun with."""
+
+    actor: int
+    local: Transition
+    version: int
+
+
+class Chunk:
+    """Takes an `ActorLearnerState` and metrics over some iterations. `scheme` has the programs and the axes."""
+
+    def __init__(self, scheme: Any, state: Any, metrics: Metrics, learning: bool) -> None:
+        self.scheme, self.programs, self.axes, self.learning = scheme, scheme.programs, scheme.axes, learning
+        self.learner, self.data, self.merged = state.learner, state.replay, state.merged
+        self.actors, self.broadcast, self.key = list(state.actors), state.broadcast, state.key
+        self.version_before, self.broadcasts = state.version, 0
+        self.episodes, self.sums, self.epsilon = metrics.episodes, metrics.learning, metrics.epsilon
+        self.updates_before, self.updates, self.seen = metrics.updates, 0, metrics.seen
+        config = scheme.config
+        self.per_iteration = config.updates_per_iteration
+        self.prefill = timeline(config).prefill
+
+    def state(self) -> Any:
+        """What the chunk made of the state."""
+        return ActorLearnerState(
+            learner=self.learner,
+            actors=tuple(self.actors),
+            replay=self.data,
+            merged=self.merged,
+            broadcast=self.broadcast,
+            version=self.version_before + self.broadcasts,
+            key=self.key,
+        )
+
+    def metrics(self) -> Metrics:
+        """The sums so far. The last value is a copy: the learner's own buffer is donated to the next chunk."""
+        updates, first_bad = self.updates_before + self.updates, jnp.copy(self.learner.first_bad_update)
+        return Metrics(self.episodes, self.sums, updates, self.epsilon, first_bad, self.seen)
+
+    # -- the three steps ----------------------------------------------------------------------------------------------
+
+    def insert(self, index: int, local: Transition) -> None:
+        """Moves a full local replay into its actor's region."""
+        self.data, self.merged = self.programs.insert(self.data, self.merged, local, np.int32(index))
+
+    def cut(self, index: int) -> None:
+        """Ends the actor's stream in its region: what it delivers next does not follow on what lies there."""
+        end = self.programs.cut(self.data.episode_end, self.merged, np.int32(index))
+        self.data = self.data._replace(episode_end=end)
+
+    def learn(self, iteration: int) -> bool:
+        """U updates; True where a broadcast was due."""
+        self.learner, self.data, self.sums = self.programs.learn(
+            self.learner, self.data, self.sums, self.merged, self.key, self.scheme.hparams, np.int32(iteration)
+        )
+        self.updates += self.per_iteration
+        before = (iteration - self.prefill) * self.per_iteration
+        due = (before + self.per_iteration) // self.axes.broadcast_every > before // self.axes.broadcast_every
+        if due:
+            # A copy: the learner's own parameters are donated to its next update.
+            self.broadcast = (*self.broadcast[1:], self.programs.copy(self.learner.params))
+            self.broadcasts += 1
+        return due
+
+    # -- couplings ----------------------------------------------------------------------------------------------------
+
+    def lockstep(self, start: int, stop: int) -> None:
+        """Every actor acts, full local replays move, the learner learns; one after the other."""
+        for iteration in range(start, stop):
+            for index in range(self.axes.workers):
+                self._act(index, iteration)
+            if (iteration + 1) % self.axes.merge_every == 0:
+                for index, actor in enumerate(self.actors):
+                    self.insert(index, actor.local)
+            if self.learning:
+                self.learn(iteration)
+
+    def _act(self, index: int, iteration: int) -> None:
+        programs, params, actor = self.scheme.acting, self.broadcast[0], self.actors[index]
+        if self.learning:
+            at = self.scheme.hparams, np.int32(iteration), np.int32(index)
+            self.actors[index], self.episodes, self.epsilon = programs.act(params, actor, self.episodes, *at)
+        else:
+            self.actors[index], self.episodes = programs.prefill(params, actor, self.episodes, self.scheme.hparams)
+
+    def asynchronous(self, start: int, stop: int) -> None:
+        """Actor threads take rollouts as tickets; this thread learns. Neither gets ahead by more than `slack`."""
+        scheme, count = self.scheme, self.axes.workers
+        self.deliveries: queue.Queue[Delivery] = queue.Queue(maxsize=2 * count)
+        self.acted = [int(np.asarray(actor.acted).ravel()[0]) for actor in self.actors]
+        self.learned, self.begun = 0, set[int]()
+        self.latest: dict[int, int] = {}  # actor -> its last iteration
+        self._publish(int(np.asarray(self.version_before)[0, 0]))
+
+        def rollout(work: Work, index: int, ticket: int) -> None:
+            self._rollout(work, index, start + ticket // count, ticket // count)
+
+        total, began = stop - start, time.perf_counter()
+        work, threads = scheme.pool.start(range(total * count), rollout)
+        try:
+            self._learner(work, threads, start, total)
+        finally:
+            work.stop()
+            scheme.pool.join(work, threads)
+        self._collect(work)
+        scheme.seen.wait("running", time.perf_counter() - began)
+        self.seen = added(self.seen, scheme.seen.take())
+
+    def _collect(self, work: Work) -> None:
+        """The actors and their sums, from where they were."""
+        home = self.scheme.devices[0]
+        for index in sorted(self.begun, key=lambda index: self.latest.get(index, -1)):
+            if end := ended(self.scheme.nodes[index], index in self.scheme.pool.alive):
+                self.actors[index], episodes, epsilon = jax.device_put(end, home)
+                self.episodes = jax.tree.map(jnp.add, self.episodes, episodes)
+                if self.learning and index in self.latest:
+                    self.epsilon = epsilon
+        self.actors = mended(self.actors, work.dead)
+        # A resumed run has them again: where they were when the chunk began, or as copies of others.
+        for index in work.dead:
+            self.cut(index)
+
+    def _publish(self, version: int) -> None:
+        params = {device: jax.device_put(self.broadcast[-1], device) for device in self.scheme.actor_devices}
+        jax.block_until_ready(list(params.values()))
+        self.published = Published(params, version)
+
+    def _rollout(self, work: Work, index: int, iteration: int, ahead: int) -> None:
+        scheme, node, device = self.scheme, self.scheme.nodes[index], self.scheme.device_of(index)
+        if index not in self.begun:
+            node.begin(jax.device_put(self.actors[index], device))
+            self.begun.add(index)
+        if self.learning:
+            scheme.seen.wait("actor_wait", work.wait_until(lambda: ahead < self.learned + self.axes.slack))
+        if scheme.fault_hook is not None:
+            scheme.fault_hook(index, self.acted[index])
+        params, version = self.published
+        full = node.act(params[device], version, iteration, self.learning)
+        self.acted[index] += 1
+        self.latest[index] = iteration
+        scheme.seen.count(f"rollouts_{index}")
+        if full is not None:
+            self._deliver(work, Delivery(index, jax.device_put(full.local, scheme.devices[0]), full.begun))
+
+    def _deliver(self, work: Work, delivery: Delivery) -> None:
+        while not work.stopping:
+            try:
+                self.deliveries.put(delivery, timeout=POLL_SECONDS)
+            except queue.Full:
+                self.scheme.seen.wait("queue_wait", POLL_SECONDS)
+            else:
+                with work.condition:
+                    work.condition.notify_all()
+                return
+
+    def _learner(self, work: Work, threads: Any, start: int, total: int) -> None:
+        count, seen = self.axes.workers, self.scheme.seen
+
+        def ended() -> bool:
+            return not any(thread.is_alive() for thread in threads)
+
+        def may_learn() -> bool:
+            wanted = self.learning and self.learned < total
+            return wanted and (ended() or work.finished + self.axes.slack * count >= (self.learned + 1) * count)
+
+        def something_to_do() -> bool:
+            return may_learn() or not self.deliveries.empty() or ended()
+
+        while True:
+            over = ended()  # looked at first: what was delivered before that is received now
+            self._receive()
+            if may_learn():
+                if self.learn(start + self.learned):
+                    self._publish(self.published.version + 1)
+                jax.block_until_ready(self.learner.updates)
+                with work.condition:
+                    self.learned += 1
+                    work.condition.notify_all()
+            elif over:
+                return
+            else:
+                seen.wait("learner_wait", work.wait_until(something_to_do))
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                delivery = self.deliveries.get_nowait()
+            except queue.Empty:
+                return
+            lag = self.published.version - delivery.version
+            self.scheme.seen.lag(lag)
+            if self.axes.max_lag and lag > self.axes.max_lag:
+                self.scheme.seen.count("dropped")
+                self.cut(delivery.actor)
+            else:
+                self.insert(delivery.actor, delivery.local)
+
+
+def _build(job: Job) -> Built:
+    return build(job.components, job.devices, job.seeds, job.settings, job.axes, job.report, engine=job.engine)
+
+
+ACTOR_LEARNER = Scheme(
+    Axes,
+    _build,
+    lambda axes, components: state_bytes(components, axes),
+    lambda axes: Devices(useful=1 + axes.workers if axes.coupling == "async" else 1),
+    lambda axes, config: validate(config, axes),
+    remote=lambda axes: bool(axes.coupling == "async"),
+    threaded=True,
+)

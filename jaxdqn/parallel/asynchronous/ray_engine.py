@@ -14,14 +14,17 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdqn.base import PyTree
-from jaxdqn.errors import UserError
+from jaxdqn.components import Components, make_components
+from jaxdqn.config import Config
+from jaxdqn.environments import registry
+from jaxdqn.errors import UserError, unknown_name
 
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 60.0
@@ -129,7 +132,7 @@ class Cluster:
         return Remote(placed.remote(make, *pack(args)))
 
 
-def check(address: str | None) -> None:
+def check_ray(address: str | None) -> None:
     """Raises `UserError` where Ray is not installed, or nothing answers at the address."""
     try:
         import ray  # noqa: F401
@@ -143,9 +146,9 @@ def check(address: str | None) -> None:
 def cluster(address: str | None = None) -> Iterator[Cluster]:
     """Ray on this machine, ended afterwards; or the cluster at `address`, "host:port" or "auto".
 
-    Raises `UserError` as `check` does.
+    Raises `UserError` as `check_ray` does.
     """
-    check(address)
+    check_ray(address)
     import ray
 
     with _signals_kept(), warnings.catch_warnings():
@@ -245,3 +248,45 @@ class Pool:
         if not self._alive:
             raise UserError(f"every node died; the last cause: {error}")
         self._report(f"warning: node {node} died and the others do its work: {error}")
+
+
+ENGINES = ("local", "ray")
+
+
+class Engine(Protocol):
+    """Makes nodes elsewhere: `ray_engine.Cluster` is one."""
+
+    def spawn(self, make: Callable[..., Any], *args: Any, threads: int = 1) -> Any:
+        """make(*args) in a process of its own: something with the methods of what it makes, up to `threads` of which
+        may run at once."""
+
+
+def remake(config: Config, factory: Callable[..., Any] | None) -> Components:
+    """The parts of `config` in a process that does not know the user's environments: `factory` makes that."""
+    if factory is not None:
+        registry.register(config.env, factory)
+    return make_components(config)
+
+
+def check(name: str, address: str | None = None) -> None:
+    """Raises `UserError` for an unknown engine, for an address without Ray, and where Ray is not there to be used."""
+    if name not in ENGINES:
+        raise unknown_name("engine", name, ENGINES)
+    if name == "local" and address is not None:
+        raise UserError(f'ray_address {address!r} is for engine "ray"; the engine is "local".')
+    if name == "ray":
+        check_ray(address)
+
+
+@contextlib.contextmanager
+def running(name: str, address: str | None = None) -> Iterator[Engine | None]:
+    """The engine called `name`, started and ended: None for "local", "ray" on this machine or at `address`.
+
+    Raises `UserError` as `check` does.
+    """
+    check(name, address)
+    if name == "local":
+        yield None
+        return
+    with cluster(address) as ray:
+        yield ray

@@ -11,7 +11,7 @@ of gradients for plain SGD with one update per iteration; not for Adam, whose mo
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,18 @@ import optax
 from jaxdqn import training
 from jaxdqn.acting import ActorState
 from jaxdqn.base import Array, Key, LearnerState, PyTree
-from jaxdqn.config import INT32_MAX, HParams
+from jaxdqn.components import Components
+from jaxdqn.config import INT32_MAX, Config, HParams, traced
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.learning import Shards, all_finite, mean_over_shards
 from jaxdqn.parallel.compiled import devices as _devices
 from jaxdqn.parallel.compiled import population
 from jaxdqn.parallel.compiled import runner as _runner
 from jaxdqn.parallel.compiled.memory import tree_bytes
-from jaxdqn.parallel.compiled.runner import Components, Lane, Runner
+from jaxdqn.parallel.compiled.runner import Lane, Runner
+from jaxdqn.parallel.scheme import Built, Devices, Job, Scheme
 from jaxdqn.training import Metrics, TrainState
+from jaxdqn.validation import validate as validate_config
 
 
 class Rule(NamedTuple):
@@ -153,21 +156,21 @@ def averaged(trainer: training.Trainer, rule: Rule, schedule: Schedule, shards: 
     num_replicas = shards.size if shards else 1
     prefill_some, step_some = training.loop(trainer.prefill), training.loop(trainer.step)
 
-    def init(params_key: Key, stream_key: Key, hparams: Any) -> AveragedState:
+    def init(params_key: Key, stream_key: Key, hparams: HParams) -> AveragedState:
         train = trainer.init(params_key, stream_key, hparams)
         return AveragedState(*train, rule.init(train.learner.params), jnp.float32(0))
 
     def prefill(
-        state: AveragedState, metrics: Metrics, hparams: Any, start: Array, stop: Array
+        state: AveragedState, metrics: Metrics, hparams: HParams, start: Array, stop: Array
     ) -> tuple[AveragedState, Metrics]:
         train, metrics = prefill_some(state.train, metrics, hparams, start, stop)
         return state._replace(**train._asdict()), metrics
 
     def step(
-        state: AveragedState, metrics: Metrics, hparams: Any, start: Array, stop: Array
+        state: AveragedState, metrics: Metrics, hparams: HParams, start: Array, stop: Array
     ) -> tuple[AveragedState, Metrics]:
         # A replica counts its own environment steps, a D-th of all.
-        hparams = hparams._replace(epsilon_steps=hparams.epsilon_steps / num_replicas)
+        hparams = traced(hparams, epsilon_steps=hparams.epsilon_steps / num_replicas)
 
         def a_round(carry: tuple[Array, AveragedState, Metrics]) -> tuple[Array, AveragedState, Metrics]:
             iteration, state, metrics = carry
@@ -195,7 +198,7 @@ def state_bytes(components: Components, rule: Rule) -> tuple[int, int]:
     """Bytes of one replica's state, and of its replay alone."""
     trainer = training.make_trainer(components.environment, components.agent, components.replay, components.config)
     init = averaged(trainer, rule, Schedule(1, 0), None).init
-    state = jax.eval_shape(lambda key: init(key, key, HParams()), jax.random.key(0))
+    state = jax.eval_shape(lambda key: init(key, key, components.agent.defaults), jax.random.key(0))
     return tree_bytes(state), tree_bytes(state.replay)
 
 
@@ -276,3 +279,41 @@ def _telemetry(schedule: Schedule, bytes_per_iteration: float) -> Callable[[list
         return figures(*(x.addressable_data(0) for x in (states[0].learner.updates, states[0].drift)))
 
     return telemetry
+
+
+class Axes(NamedTuple):
+    """How replicas are averaged."""
+
+    workers: int = 4
+    """Replicas, each on a device of its own."""
+    combine: Literal["mean", "outer", "elastic"] = "mean"
+    """Parameter mean (local SGD), outer optimizer (DiLoCo), or elastic averaging."""
+    average_every: int = 8
+    """H, iterations between two averagings."""
+    average_each_until: int = 0
+    """Average every iteration until this many updates (post-local SGD)."""
+
+
+def check(axes: Axes, config: Config) -> None:
+    """Raises `UserError` for a configuration that cannot be divided, and a schedule that cannot be."""
+    validate_config(config, axes.workers)
+    validate(axes.average_every, axes.average_each_until)
+
+
+def _build(job: Job) -> Built:
+    axes = job.axes
+    rule = make_rule(axes.combine)
+    return build(
+        job.components, job.devices, job.seeds, job.settings, rule, axes.average_every, axes.average_each_until
+    )
+
+
+AVERAGING = Scheme(
+    Axes,
+    _build,
+    lambda axes, components: state_bytes(components, make_rule(axes.combine)),
+    lambda axes: Devices(axes.workers, axes.workers, exact=True),
+    check,
+    shards=lambda axes: axes.workers,
+    replays=lambda axes: axes.workers,
+)

@@ -9,7 +9,7 @@ XLA partitions the one trainer by these placements; nothing here computes.
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,13 +17,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdqn import agents, training
-from jaxdqn.base import PyTree, Replay
-from jaxdqn.config import ON_POLICY, Config, HParams
+from jaxdqn.base import Key, Progress, PyTree, Replay
+from jaxdqn.components import Components
+from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import population
 from jaxdqn.parallel.compiled import runner as _runner
 from jaxdqn.parallel.compiled.memory import tree_bytes
-from jaxdqn.parallel.compiled.runner import Components, Runner
+from jaxdqn.parallel.compiled.runner import Runner
+from jaxdqn.parallel.scheme import Devices, Scheme
 
 DATA, MODEL = "data", "model"
 _LAYER = re.compile(r"(Dense|LayerNorm)_(\d+)/(kernel|bias|scale)$")
@@ -62,9 +64,9 @@ def dense_kernels(params: PyTree) -> list[tuple[int, ...]]:
 def check(components: Components, data: int, model: int) -> int:
     """The number of hidden dense layers. Raises `UserError` where they, or environments and batch, cannot be split."""
     config = components.config
-    if model > 1 and config.agent in agents.STACKED:
+    if model > 1 and agents.of(config.agent).stacked:
         raise UserError(f"agent {config.agent!r} has several networks, whose layers are not split; use model 1.")
-    params = jax.eval_shape(lambda: components.agent.init(jax.random.key(0), HParams()).params)
+    params = jax.eval_shape(lambda: components.agent.init(jax.random.key(0), components.agent.defaults).params)
     hidden = dense_kernels(params)[: -num_heads(config)]
     if not hidden:
         raise UserError(
@@ -89,8 +91,8 @@ def check(components: Components, data: int, model: int) -> int:
 
 
 def num_heads(config: Config) -> int:
-    """The dense layers that are heads: two for dueling and actor-critic networks."""
-    return 2 if config.dueling or config.agent in ON_POLICY else 1
+    """The dense layers that are heads."""
+    return agents.of(config.agent).head(1, config.dueling, agents.settings_of(config)).num_layers
 
 
 def parameter_spec(path: str, num_hidden: int) -> P:
@@ -154,8 +156,9 @@ def _split_batches(replay: Replay, mesh: Mesh) -> Replay:
     """The same replay, whose batches are split over `data`."""
     split = NamedSharding(mesh, P(DATA))
 
-    def sample(*args: Any) -> Any:
-        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, split), replay.sample(*args))
+    def sample(state: PyTree, key: Key, progress: Progress, hparams: HParams) -> Any:
+        batch = replay.sample(state, key, progress, hparams)
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, split), batch)
 
     return replay._replace(sample=sample)
 
@@ -173,7 +176,7 @@ def state_bytes(components: Components, data: int, model: int) -> tuple[int, int
     """Bytes of the state that lie on one device of a mesh [data, model], and of the replay's part alone."""
     num_hidden, sizes = check(components, data, model), {DATA: data, MODEL: model}
     trainer = training.make_trainer(components.environment, components.agent, components.replay, components.config)
-    state = jax.eval_shape(lambda key: trainer.init(key, key, HParams()), jax.random.key(0))
+    state = jax.eval_shape(lambda key: trainer.init(key, key, components.agent.defaults), jax.random.key(0))
 
     def held(path: Any, leaf: Any) -> int:
         spec = state_spec(_path(path), leaf.shape, num_hidden, components.config.num_envs)
@@ -212,3 +215,35 @@ def collective_bytes(program: str) -> int:
     shapes = re.findall(r"= \(?((?:\w+\[[\d,]*\][^ ]* ?)+)\)? (?:all-reduce|all-gather|collective-permute)", program)
     arrays = [array for shape in shapes for array in re.findall(r"(pred|[a-z]+)(\d*)\[([\d,]*)\]", shape)]
     return sum(int(bits or 8) // 8 * math.prod(int(n) for n in dims.split(",") if n) for _, bits, dims in arrays)
+
+
+class Axes(NamedTuple):
+    """The mesh that an agent is split over: data x (workers / data)."""
+
+    workers: int = 4
+    """Devices of the mesh."""
+    data: int = 1
+    """Into how many parts environments, batch and replay are split; the network into workers / data."""
+
+
+def check_axes(axes: Axes, config: Config) -> None:
+    """Raises `UserError` for numbers that are no mesh."""
+    del config
+    if axes.data < 1 or axes.workers % axes.data:
+        raise UserError(f"axes.data {axes.data} does not divide axes.workers {axes.workers}: the mesh is data x model.")
+
+
+def _check_components(axes: Axes, components: Components) -> None:
+    check(components, axes.data, axes.workers // axes.data)
+
+
+SHARDING = Scheme(
+    Axes,
+    lambda job: build(job.components, job.devices, job.seeds, job.settings, job.axes.workers // job.axes.data),
+    lambda axes, components: state_bytes(components, axes.data, axes.workers // axes.data),
+    lambda axes: Devices(axes.workers, axes.workers, exact=True),
+    check_axes,
+    _check_components,
+    replays=lambda axes: axes.data,
+    divides_iterations=True,
+)

@@ -4,7 +4,6 @@ Arrays have leading axes [D, L]: D devices with L lanes each. An agent over seve
 device of its group. On several hosts D counts the devices of this process alone, except in what `gather` returns.
 """
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -13,10 +12,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from jaxdqn import acting, agents, evaluation, replay, training
-from jaxdqn.base import Agent, Environment, PyTree, Replay
-from jaxdqn.config import Config, HParams, learns_from_latest, replay_rows
-from jaxdqn.environments import registry
+from jaxdqn import acting, evaluation, training
+from jaxdqn.base import PyTree
+from jaxdqn.components import Components
+from jaxdqn.config import HParams
 from jaxdqn.learning import shard_index
 from jaxdqn.parallel import hosts
 from jaxdqn.parallel.compiled import devices as _devices
@@ -26,15 +25,6 @@ from jaxdqn.parallel.compiled.population import Assignment
 
 PARAMS_STREAM, EXPERIENCE_STREAM = 0, 1
 MOST_UNSPLIT = 128  # updates of an iteration that Ctrl-C may have to wait for
-
-
-class Components(NamedTuple):
-    """The records of one shard, and the configuration they were made from."""
-
-    config: Config
-    environment: Environment
-    agent: Agent
-    replay: Replay
 
 
 class Runner(NamedTuple):
@@ -99,34 +89,11 @@ def fused(trainer: training.Trainer) -> Lane:
     return Lane(trainer.init, trainer.zero_metrics, prefill, step, lambda state: state.learner.params, part)
 
 
-def shard_config(config: Config, shards: int) -> Config:
-    """The configuration of one of an agent's shards: its part of environments, batch and replay."""
-    return dataclasses.replace(
-        config,
-        num_envs=config.num_envs // shards,
-        batch_size=config.batch_size // shards,
-        replay_capacity=-(-config.replay_capacity // shards),
-    )
-
-
-def make_components(config: Config, shards: int = 1) -> Components:
-    """Environment, agent and replay of one shard, from their names in `config`."""
-    local = shard_config(config, shards)
-    environment = registry.make(config.env, config.env_params, config.env_kwargs, config.sticky_actions)
-    agent = agents.make(config, environment.spec)
-    example = training.transition_example(environment, agent, HParams())
-    if learns_from_latest(config):
-        memory = replay.latest(example, local.rollout_length, local.num_envs, local.n_step)
-    else:
-        memory = replay.uniform(example, replay_rows(local), local.num_envs, local.batch_size, local.n_step)
-    return Components(local, environment, agent, memory)
-
-
 def shard_bytes(components: Components) -> tuple[int, int]:
     """Bytes of one shard's whole state, and of its replay alone."""
     trainer = training.make_trainer(components.environment, components.agent, components.replay, components.config)
     key = jax.random.key(0)
-    return tree_bytes(jax.eval_shape(lambda k: trainer.init(k, k, HParams()), key)), tree_bytes(
+    return tree_bytes(jax.eval_shape(lambda k: trainer.init(k, k, components.agent.defaults), key)), tree_bytes(
         jax.eval_shape(components.replay.init)
     )
 
@@ -163,7 +130,7 @@ def on_one(
     return _devices.over_devices(population.over_lanes(function, num_shared), [device], num_mapped, num_shared, donate)
 
 
-class Scheme(Protocol):
+class HostLoop(Protocol):
     """One member that Python code takes through a chunk of iterations, program by program, maybe in threads.
 
     judge(params, seed, iteration [], part []) -> Episodes, of [1, 1, ...] arrays
@@ -189,29 +156,29 @@ class Scheme(Protocol):
         """Its figures at a logging point."""
 
 
-def of_scheme(make: Callable[[], Scheme], seed: int) -> tuple[Runner, list[Any]]:
-    """The runner of a scheme's one member, and its first states."""
+def of_host_loop(make: Callable[[], HostLoop], seed: int) -> tuple[Runner, list[Any]]:
+    """The runner of a loop's one member, and its first states."""
     began = time.perf_counter()
-    scheme = make()
-    state = scheme.init(seed)
+    loop = make()
+    state = loop.init(seed)
     seeds = np.full((1, 1), seed, np.uint32)
 
     def evaluate(states: list[Any], iteration: int, part: int = 0) -> list[evaluation.Episodes]:
-        return [scheme.judge(states[0].learner.params, seeds, np.int32(iteration), np.int32(part))]
+        return [loop.judge(states[0].learner.params, seeds, np.int32(iteration), np.int32(part))]
 
-    scheme.warm_up(state)
+    loop.warm_up(state)
     jax.block_until_ready(evaluate([state], 0))
     runner = Runner(
-        components=scheme.components,
+        components=loop.components,
         assignment=population.assign(1, 1),
         shards=1,
-        prefill=functools.partial(scheme.run, learning=False),
-        step=functools.partial(scheme.run, learning=True),
+        prefill=functools.partial(loop.run, learning=False),
+        step=functools.partial(loop.run, learning=True),
         evaluate=evaluate,
-        zero_metrics=[scheme.zero_metrics],
+        zero_metrics=[loop.zero_metrics],
         compile_seconds=time.perf_counter() - began,
-        program=scheme.program,
-        telemetry=scheme.telemetry,
+        program=loop.program,
+        telemetry=loop.telemetry,
     )
     return runner, [state]
 

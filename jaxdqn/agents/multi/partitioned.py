@@ -3,22 +3,24 @@
     Q(s) = sum_k 1[owner(s) = k] Q_k(s)
 
 A merge by ownership, and not a mean: each Q_k is only ever trained on its own region, and knows nothing of the others.
-Owners bootstrap from the owner of the next state, since the target is a merge too. `nodes.py` has the same owners as
-separate nodes.
+Owners bootstrap from the owner of the next state, since the target is a merge too.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxdqn import td
-from jaxdqn.agents import stacked
-from jaxdqn.agents.dqn import Penalty, dqn
-from jaxdqn.agents.ownership import Owner, loads
+from jaxdqn.agents.declaration import Declaration
+from jaxdqn.agents.dqn import dqn
+from jaxdqn.agents.multi import stacked
+from jaxdqn.agents.multi.ownership import Owner, directions, loads
 from jaxdqn.base import Agent, Array, Key, LearnerState, LossOutput, Network, PyTree
+from jaxdqn.config import HParams
 from jaxdqn.learning import Optimizer
+from jaxdqn.td import Penalty
 
 
 def merge(q: Array, owners: Array) -> Array:
@@ -34,9 +36,8 @@ def partitioned(network: Network, owner: Owner, num_owners: int) -> Network:
     all rows: K times the arithmetic of one, which is the price of fixed shapes.
     """
 
-    def apply(params: PyTree, observation: Array) -> Array:
-        q = stacked.over_stack(lambda one: network.apply(one, observation))(params)
-        return merge(q, jax.vmap(owner)(observation))
+    def apply(params: PyTree, observation: PyTree, key: Key | None = None) -> Array:
+        return merge(stacked.apply(network, params, observation, key), jax.vmap(owner)(observation))
 
     return Network(stacked.initialiser(network, num_owners), apply)
 
@@ -69,10 +70,30 @@ def partitioned_dqn(
 def with_loads(agent: Agent, owner: Owner, num_owners: int) -> Agent:
     """`agent`, with the fraction of the batch that each owner learned from as metrics load_0, load_1, ..."""
 
-    def gradient(learner: LearnerState, batch: Any, key: Key, hparams: Any) -> tuple[PyTree, LossOutput]:
+    def gradient(learner: LearnerState, batch: Any, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
         gradients, output = agent.gradient(learner, batch, key, hparams)
         load = loads(owner, num_owners, batch.observation)
         metrics = {f"load_{k}": load[k] for k in range(num_owners)}
         return gradients, output._replace(metrics={**output.metrics, **metrics})
 
     return agent._replace(gradient=gradient)
+
+
+class Settings(NamedTuple):
+    """Into how many parts the state space is divided."""
+
+    num_partitions: int = 4
+    """Owners of partitioned_dqn: networks that each own a part of the state space."""
+
+
+PARTITIONED_DQN = Declaration(
+    lambda around: partitioned_dqn(
+        around.network,
+        around.optimizer,
+        around.penalty,
+        owner=directions(around.spec, around.settings.num_partitions),
+        num_owners=around.settings.num_partitions,
+    ),
+    settings=Settings,
+    stacked=True,
+)

@@ -6,18 +6,21 @@ state. Each bootstraps from its own target, unlike Ensemble-DQN (Anschel et al.,
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxdqn import td
-from jaxdqn.agents import stacked
-from jaxdqn.agents.dqn import Loss, Penalty, dqn_loss, epsilon_greedy_policy
-from jaxdqn.agents.ownership import Owner
-from jaxdqn.agents.partitioned import merge
-from jaxdqn.base import Agent, Array, Batch, Key, LearnerState, LossOutput, Network, PyTree
+from jaxdqn.agents.declaration import Declaration
+from jaxdqn.agents.dqn import dqn_loss, epsilon_greedy_policy
+from jaxdqn.agents.multi import stacked
+from jaxdqn.agents.multi.ownership import Owner
+from jaxdqn.agents.multi.partitioned import merge
+from jaxdqn.base import Agent, Array, Batch, Key, LearnerState, Loss, LossOutput, Network, PyTree
+from jaxdqn.config import HParams
 from jaxdqn.learning import Optimizer, sgd_agent
+from jaxdqn.td import Penalty
 
 Aggregate = Callable[[Array, Array], Array]
 """aggregate(q [M, N, A], observation [N, *O]) -> scores [N, A], the greedy action being the highest score's."""
@@ -63,7 +66,7 @@ def ensemble(
     """
     stack = Network(stacked.initialiser(network, size), network.apply)
 
-    def summed(params: PyTree, target_params: PyTree, batch: Batch, key: Key, hparams: Any) -> LossOutput:
+    def summed(params: PyTree, target_params: PyTree, batch: Batch, key: Key, hparams: HParams) -> LossOutput:
         def member(params: PyTree, target_params: PyTree, key: Key) -> LossOutput:
             if keep_probability == 1.0:
                 return loss(params, target_params, batch, key, hparams)
@@ -76,13 +79,13 @@ def ensemble(
         means = jax.tree.map(lambda x: jnp.mean(x, axis=0), (outputs.priorities, outputs.metrics))
         return LossOutput(jnp.sum(outputs.loss), *means)
 
-    def scores(params: PyTree, observation: Array) -> Array:
-        return aggregate(stacked.over_stack(lambda member: network.apply(member, observation))(params), observation)
+    def scores(params: PyTree, observation: PyTree, key: Key | None = None) -> Array:
+        return aggregate(stacked.apply(network, params, observation, key), observation)
 
-    policy = epsilon_greedy_policy(Network(stack.init, scores))
+    policy = epsilon_greedy_policy(scores)
     agent = stacked.clip_each(sgd_agent(stack, summed, policy, stacked.each(optimizer)))
 
-    def gradient(learner: LearnerState, batch: Batch, key: Key, hparams: Any) -> tuple[PyTree, LossOutput]:
+    def gradient(learner: LearnerState, batch: Batch, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
         gradients, output = agent.gradient(learner, batch, key, hparams)
         return gradients, output._replace(loss=output.loss / size)
 
@@ -94,3 +97,25 @@ def ensemble_dqn(
 ) -> Agent:
     """An ensemble of DQNs; `aggregate` is a name in `AGGREGATES`."""
     return ensemble(network, dqn_loss(network, penalty), optimizer, size, AGGREGATES[aggregate])
+
+
+class Settings(NamedTuple):
+    """How many networks, and how they act together."""
+
+    ensemble_size: int = 5
+    """Networks of ensemble_dqn."""
+    ensemble_act: Literal["mean", "vote"] = "mean"
+    """How ensemble_dqn acts: by the mean of its members' values, or by their majority vote."""
+
+
+ENSEMBLE_DQN = Declaration(
+    lambda around: ensemble_dqn(
+        around.network,
+        around.optimizer,
+        around.penalty,
+        size=around.settings.ensemble_size,
+        aggregate=around.settings.ensemble_act,
+    ),
+    settings=Settings,
+    stacked=True,
+)

@@ -1,25 +1,19 @@
-"""Who owns a state: owner(observation [*O]) -> int32 [] in [0, K), a partition of the state space into K regions.
+"""Partitions of a state space by ranges, grids and clusters: what a person may give a partitioned agent as its owners.
 
-A region function has the same form, with more regions than owners; `assigned` hands its regions out, and `pack` says
-to whom, so that all have the same load.
+A region function has the form of an owner, with more regions than owners; `assigned` hands its regions out, and `pack`
+says to whom, so that all have the same load.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdqn import acting
+from jaxdqn.agents.multi.ownership import Owner, flat, loads
 from jaxdqn.agents.random import random
-from jaxdqn.base import Array, Environment, Key, Network, Spec
-
-Owner = Callable[[Array], Array]
-
-
-def flat(observation: Array) -> Array:
-    """One observation [*O] as a vector, float32."""
-    return observation.astype(jnp.float32).reshape(-1)
+from jaxdqn.base import Array, Environment, Key, Network
 
 
 def state_ranges(num_states: int, num_owners: int) -> Owner:
@@ -53,21 +47,6 @@ def nearest(centroids: Array, scale: Array | float = 1.0) -> Owner:
     return owner
 
 
-def directions(spec: Spec, num_owners: int) -> Owner:
-    """The nearest in angle of K fixed random directions: what a spec alone allows, without bounds or experience.
-
-    One-hot and sparse binary observations spread evenly over the owners, vectors around 0 roughly so; images that
-    mostly stay the same do not, nor do vectors far from 0: use `nearest` there. The directions depend on nothing but
-    the shape and K, so that a saved run keeps its owners. (They are the hash of Andoni et al., 2015, "cross-polytope",
-    with Gaussian directions.)
-    """
-    size = int(np.prod(spec.observation.shape, dtype=int))
-    # NumPy guarantees this generator's stream from version to version.
-    drawn = np.random.RandomState(0).normal(size=(num_owners, size)).astype(np.float32)
-    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-    return lambda observation: jnp.argmax(jnp.asarray(drawn) @ flat(observation)).astype(jnp.int32)
-
-
 def assigned(region: Owner, assignment: Sequence[int] | np.ndarray) -> Owner:
     """Region r belongs to owner assignment[r]."""
     table = np.asarray(assignment, np.int32)
@@ -87,12 +66,6 @@ def pack(visits: Sequence[float] | np.ndarray, num_owners: int) -> np.ndarray:
         loads[chosen] += visits[region]
         held[chosen] += 1
     return assignment
-
-
-def loads(owner: Owner, num_owners: int, observation: Array) -> Array:
-    """The fraction of observations [B, *O] in each region, [K]; they sum to 1."""
-    owners = jax.vmap(owner)(observation)
-    return jnp.mean((owners[:, None] == jnp.arange(num_owners)).astype(jnp.float32), axis=0)
 
 
 def kmeans(observation: Array, num_centroids: int, key: Key, rounds: int = 20) -> Owner:

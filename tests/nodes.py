@@ -3,7 +3,7 @@
     node k:  own transitions -> gradient -> own parameters -> own target -.
     node j:  ...  <- targets of all owners <- Message(parameters) --------'
 
-The same algorithm as `partitioned.py`, which computes all owners at once; a test holds the two equal.
+The algorithm of `jaxdqn/agents/multi/partitioned.py`, which computes all owners at once; a test holds the two equal.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxdqn import td
-from jaxdqn.agents import stacked
-from jaxdqn.agents.dqn import Penalty, epsilon_greedy_policy, value_loss
-from jaxdqn.agents.ownership import Owner
-from jaxdqn.agents.partitioned import partitioned
+from jaxdqn.agents.dqn import epsilon_greedy_policy, value_loss
+from jaxdqn.agents.multi import stacked
+from jaxdqn.agents.multi.ownership import Owner
+from jaxdqn.agents.multi.partitioned import partitioned
 from jaxdqn.base import Agent, Batch, Key, LossOutput, Network, PyTree
 from jaxdqn.learning import Optimizer, sgd_agent
+from jaxdqn.td import Penalty
 
 
 class Message(NamedTuple):
@@ -57,7 +58,7 @@ def node_agent(
         errors = jax.vmap(td.q_learning)(q_tm1, batch.action, batch.return_m, batch.bootstrap_discount, q_t)
         return value_loss(errors, q_tm1, batch._replace(weights=batch.weights * own), penalty, hparams)
 
-    return sgd_agent(network, loss, epsilon_greedy_policy(network), stacked.unless_zero(optimizer))
+    return sgd_agent(network, loss, epsilon_greedy_policy(network.apply), stacked.unless_zero(optimizer))
 
 
 class Node:

@@ -4,13 +4,13 @@ What ensembles (`ensemble.py`) and state partitions (`partitioned.py`) have in c
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxdqn.base import Agent, Array, Key, LearnerState, Network, PyTree
+from jaxdqn.config import HParams, traced
 from jaxdqn.learning import Optimizer
 
 
@@ -37,6 +37,11 @@ def over_stack(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return run
 
 
+def apply(network: Network, params: PyTree, observation: PyTree, key: Key | None) -> Array:
+    """What each of K networks, params [K, ...], makes of observation [B, *O]: [K, B, ...]. One key serves all."""
+    return over_stack(lambda one: network.apply(one, observation, key))(params)
+
+
 def size(stack: PyTree) -> int:
     """K, of arrays [K, ...]."""
     return int(jax.tree.leaves(stack)[0].shape[0])
@@ -45,7 +50,7 @@ def size(stack: PyTree) -> int:
 def each(optimizer: Optimizer) -> Optimizer:
     """`optimizer` for each learner alone: its state, step counts included, is [K, ...]."""
 
-    def build(hparams: Any) -> optax.GradientTransformation:
+    def build(hparams: HParams) -> optax.GradientTransformation:
         one = optimizer(hparams)
         return optax.GradientTransformation(over_stack(one.init), over_stack(one.update))
 
@@ -59,7 +64,7 @@ def unless_zero(optimizer: Optimizer) -> Optimizer:
     the gradient and not from a count of rows, because the gradient is what every parallel mode reduces and sends.
     """
 
-    def build(hparams: Any) -> optax.GradientTransformation:
+    def build(hparams: HParams) -> optax.GradientTransformation:
         one = optimizer(hparams)
 
         def update(gradients: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
@@ -79,7 +84,7 @@ def clip_each(agent: Agent) -> Agent:
     The gradient norm it reports is that of all, as before. One learner that is not finite stops all.
     """
 
-    def apply(learner: LearnerState, gradients: PyTree, loss: Array, hparams: Any) -> tuple[LearnerState, Array]:
+    def apply(learner: LearnerState, gradients: PyTree, loss: Array, hparams: HParams) -> tuple[LearnerState, Array]:
         if size(gradients) == 1:
             return agent.apply(learner, gradients, loss, hparams)
 
@@ -90,7 +95,7 @@ def clip_each(agent: Agent) -> Agent:
         clipped, norms = over_stack(clip)(gradients)
         # A norm that overflows would be clipped to 0 and pass for a finite one.
         loss = jnp.where(jnp.all(jnp.isfinite(norms)), loss, jnp.nan)
-        learner, _ = agent.apply(learner, clipped, loss, hparams._replace(max_grad_norm=jnp.inf))
+        learner, _ = agent.apply(learner, clipped, loss, traced(hparams, max_grad_norm=jnp.inf))
         return learner, optax.global_norm(norms)
 
     return agent._replace(apply=apply)

@@ -1,0 +1,47 @@
+"""What an agent's file declares around its loss, from which `components.py` makes it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxdqn.base import Agent, Batch, Network, Spec
+from jaxdqn.learning import Optimizer
+from jaxdqn.networks import Head, action_values
+from jaxdqn.replay import Kind
+from jaxdqn.td import Penalty
+
+
+class Nothing(NamedTuple):
+    """The settings, or hyperparameters, of agents without any of their own."""
+
+
+class Around(NamedTuple):
+    """What is there when an agent is made. `settings` are its own, as its declaration has them."""
+
+    spec: Spec
+    network: Network
+    optimizer: Optimizer
+    penalty: Penalty
+    settings: Any
+
+
+class Declaration(NamedTuple):
+    """An agent by name.
+
+    make(around) -> Agent
+    head(num_actions, dueling, settings) -> the head of its network, by default the values of actions
+    replay: what it learns from where the configuration says "auto": a name in `replay.REPLAYS`, or a kind of its own
+    settings: a NamedTuple of static settings with defaults, each with a line of help; types as in `Config`
+    hparams: a NamedTuple of traced hyperparameters, each `name: Annotated[float, RANGE] = default` with a line of help
+    batch: what its loss takes, `Batch` or `SequenceBatch`
+    on_policy: whether its loss holds only for actions of the policy it learns
+    stacked: whether its parameters are those of several networks, with a leading axis
+    """
+
+    make: Callable[[Around], Agent]
+    head: Callable[[int, bool, Any], Head] = lambda num_actions, dueling, settings: action_values(num_actions, dueling)
+    replay: str | Kind = "uniform"
+    settings: type = Nothing
+    hparams: type = Nothing
+    batch: type = Batch
+    on_policy: bool = False
+    stacked: bool = False

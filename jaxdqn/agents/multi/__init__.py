@@ -1,0 +1,1 @@
+"""Agents of several networks: ensembles, and owners of parts of the state space."""

@@ -1,0 +1,61 @@
+"""From the names in a configuration to environment, agent and replay: the one place, for every scheme."""
+
+import dataclasses
+from typing import NamedTuple
+
+from jaxdqn import agents, networks, td, training
+from jaxdqn.agents.declaration import Around
+from jaxdqn.base import Agent, Environment, Replay, Spec
+from jaxdqn.config import Config
+from jaxdqn.environments import registry
+from jaxdqn.errors import UserError
+from jaxdqn.learning import OPTIMIZERS
+
+
+class Components(NamedTuple):
+    """The records of one shard, and the configuration they were made from."""
+
+    config: Config
+    environment: Environment
+    agent: Agent
+    replay: Replay
+
+
+def make_components(config: Config, shards: int = 1) -> Components:
+    """The components of one of an agent's shards. Raises `UserError`."""
+    local = shard_config(config, shards)
+    environment = registry.make(config.env, config.env_params, config.env_kwargs, config.sticky_actions)
+    agent = make_agent(config, environment.spec)
+    example = training.transition_example(environment.spec, agent)
+    return Components(local, environment, agent, agents.replay_of(config).make(example, local))
+
+
+def make_agent(config: Config, spec: Spec) -> Agent:
+    """The agent that `config` describes, for an environment's spec. Raises `UserError`."""
+    declared, settings = agents.of(config.agent), agents.settings_of(config)
+    head = declared.head(spec.num_actions, config.dueling, settings)
+    network = networks.configured(spec, head, config)
+    return declared.make(Around(spec, network, OPTIMIZERS[config.optimizer], td.PENALTIES[config.loss], settings))
+
+
+def make_regions(components: Components, num_actors: int, block: int) -> Replay:
+    """The replay of a learner with a region for each actor, of whole blocks of `block` rows. Raises `UserError` where
+    the agent's replay has no such form."""
+    config, kind = components.config, agents.replay_of(components.config)
+    if kind.regions is None:
+        raise UserError(
+            f"agent {config.agent!r} with replay {config.replay!r}: that replay has no regions for several actors, "
+            "which this scheme needs."
+        )
+    example = training.transition_example(components.environment.spec, components.agent)
+    return kind.regions(example, config, num_actors, block)
+
+
+def shard_config(config: Config, shards: int) -> Config:
+    """The configuration of one of an agent's shards: its part of environments, batch and replay."""
+    return dataclasses.replace(
+        config,
+        num_envs=config.num_envs // shards,
+        batch_size=config.batch_size // shards,
+        replay_capacity=-(-config.replay_capacity // shards),
+    )

@@ -1,0 +1,25 @@
+"""What a replay is called for: made from a configuration, for one stream of experience or a region for each actor."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxdqn.base import Batch, Replay, Transition
+from jaxdqn.config import Config
+
+
+class Kind(NamedTuple):
+    """A replay by name.
+
+    make(example, config) -> Replay of one shard's `config`, for transitions like `example`
+    rows_needed(config) -> rows that must be written before the first `sample`
+    regions(example, config, num_actors, block) -> Replay with a region for each actor, each of whole blocks of `block`
+    rows; its `add` takes (actor [], written []) and its `sample` `written` [actors]. None where there is no such form
+    batch: what it samples, `Batch` or `SequenceBatch`
+    newest_only: whether it keeps nothing but the newest block, and learns from all of it
+    """
+
+    make: Callable[[Transition, Config], Replay]
+    rows_needed: Callable[[Config], int]
+    regions: Callable[[Transition, Config, int, int], Replay] | None = None
+    batch: type = Batch
+    newest_only: bool = False

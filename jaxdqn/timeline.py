@@ -1,0 +1,60 @@
+"""When things happen in a run, in iterations of T * N environment steps."""
+
+import math
+from typing import NamedTuple
+
+from jaxdqn import agents
+from jaxdqn.config import Config
+
+LEAST_ITERATIONS = 2_000
+
+
+class Timeline(NamedTuple):
+    """When things happen, in iterations of T * N environment steps."""
+
+    steps_per_iteration: int
+    prefill: int
+    total: int
+    log_every: int
+    eval_every: int
+
+    def updates(self, iteration: int, updates_per_iteration: int) -> int:
+        """Gradient updates done after `iteration` iterations."""
+        return max(0, iteration - self.prefill) * updates_per_iteration
+
+    def is_point(self, iteration: int) -> bool:
+        """Whether metrics are logged after `iteration` iterations."""
+        return iteration % self.log_every == 0 or iteration == self.total
+
+    def is_evaluated(self, iteration: int) -> bool:
+        """Whether a logging point has a greedy evaluation."""
+        return iteration % self.eval_every == 0 or iteration == self.total
+
+
+def timeline(config: Config) -> Timeline:
+    """The iterations at which prefill ends, metrics are logged and evaluations happen."""
+    config = config.resolved()
+    assert config.log_interval and config.eval_interval
+    steps = config.num_envs * config.rollout_length
+    log_every = max(1, round(config.log_interval / steps))
+    prefill = math.ceil(config.learning_starts / steps)
+    needed = math.ceil(agents.replay_of(config).rows_needed(config) / config.rollout_length)
+    return Timeline(
+        steps_per_iteration=steps,
+        prefill=max(prefill, needed),
+        total=math.ceil(config.total_steps / steps),
+        log_every=log_every,
+        eval_every=log_every * max(1, round(config.eval_interval / steps / log_every)),
+    )
+
+
+def advice(config: Config) -> list[str]:
+    """What runs, but seldom learns; one line each."""
+    iterations, steps = timeline(config).total, config.num_envs * config.rollout_length
+    if steps == 1 or iterations >= LEAST_ITERATIONS:
+        return []
+    return [
+        f"num_envs {config.num_envs} x rollout_length {config.rollout_length} leaves {iterations:,} iterations in "
+        f"{config.total_steps:,} steps; below {LEAST_ITERATIONS:,} an agent seldom learns. Raise total_steps or lower "
+        "num_envs."
+    ]
