@@ -1,7 +1,7 @@
-"""The benchmark table of the README, made from results/*.json.
+"""The benchmark table of docs/benchmarks.md, made from results/*.json.
 
-python experiments/benchmarks/table.py            prints it
-python experiments/benchmarks/table.py --readme   writes it between the markers in README.md
+python experiments/benchmarks/table.py           prints it
+python experiments/benchmarks/table.py --write   writes it between the markers in docs/benchmarks.md
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-README = HERE.parents[1] / "README.md"
+PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
@@ -84,12 +84,12 @@ def markdown() -> str:
 
 def main() -> None:
     text = markdown()
-    if "--readme" not in sys.argv:
+    if "--write" not in sys.argv:
         print(text)
         return
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,101 @@
+"""The README and docs/: short enough, and every link, path and figure in them is true."""
+
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+LONGEST_README = 200  # lines
+
+# Where a page may mean a file that it names without a folder, or from within one.
+PLACES = ("", "jaxdqn", "tests", "experiments", "notebooks")
+TO_BE_WRITTEN = {"jaxdqn/agents/mine.py"}  # by the reader
+
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
+PATH = re.compile(r"(?<![\w/.<>~-])(?:jaxdqn|tests|experiments|docs|notebooks)/[\w./-]*")
+FILE = re.compile(r"(?<![\w/.<>~-])(?:[\w.-]+/)*[\w-]+\.(?:py|ipynb)\b")
+FIGURE = re.compile(r"\d+\.\d+ x|-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]")
+
+each = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+def anchors_of(page):
+    """What a link may have after #: the headings, as GitHub spells them."""
+    headings = re.findall(r"^#+ (.*)$", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def missing_links(page, text):
+    """The links to files and headings that are not there. Those to other sites are not looked at."""
+    found = []
+    for target, anchor in LINK.findall(text):
+        if "://" in target:
+            continue
+        path = page.parent / target if target else page
+        if not path.exists() or (anchor and anchor not in anchors_of(path)):
+            found.append(f"{target}#{anchor}" if anchor else target)
+    return found
+
+
+def missing_paths(text):
+    """The paths that are not there: whole ones from the root; Python files and notebooks by any end of their path."""
+    whole = {path.rstrip(".") for path in PATH.findall(text)}
+    parts = {name for name in FILE.findall(text) if name not in whole}
+    found = [path for path in whole - TO_BE_WRITTEN if not (ROOT / path).exists()]
+    return sorted(found + [name for name in parts if not any((ROOT / place / name).exists() for place in PLACES)])
+
+
+def test_the_readme_is_short():
+    assert len(text_of(README).splitlines()) <= LONGEST_README
+
+
+@each
+def test_links_lead_somewhere(page):
+    assert not missing_links(page, text_of(page))
+
+
+@each
+def test_paths_exist(page):
+    assert not missing_paths(text_of(page))
+
+
+@pytest.mark.parametrize(
+    "text, missing",
+    [
+        ("`jaxdqn/training.py`, `jaxdqn/replay/` and tests/test_docs.py.", []),
+        ("`training.py`, `replay/ring.py`, `train.py`, `test_docs.py`, `agents/<name>.py`", []),
+        ("`jaxdqn/fleet.py` and `jaxdqn/nowhere/`", ["jaxdqn/fleet.py", "jaxdqn/nowhere/"]),
+        ("`fleet.py`, `test_nothing.py`", ["fleet.py", "test_nothing.py"]),
+        ("`ring.py`", ["ring.py"]),
+    ],
+)
+def test_what_counts_as_missing_paths(text, missing):
+    assert missing_paths(text) == missing
+
+
+def test_what_counts_as_missing_links():
+    text = "[a](docs/runs.md#resume) [b](https://example.org/x) [c](docs/no.md) [d](docs/runs.md#no) ![e](no.png)"
+    assert missing_links(README, text) == ["docs/no.md", "docs/runs.md#no", "no.png"]
+
+
+def test_figures_in_the_readme_are_those_of_the_tables():
+    tables = "".join(text_of(page) for page in PAGES if page != README)
+    figures = FIGURE.findall(text_of(README))
+    assert figures
+    assert [figure for figure in figures if figure not in tables] == []
+
+
+def test_the_table_of_benchmarks_is_that_of_the_results():
+    spec = importlib.util.spec_from_file_location("table", ROOT / "experiments" / "benchmarks" / "table.py")
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    page = text_of(table.PAGE)
+    assert table.markdown() == page.split(table.BEGIN)[1].split(table.END)[0].strip()
