@@ -5,13 +5,12 @@ python experiments/list.py
 
 import sys
 
+from jaxdqn.agents import AGENTS, names_of
 from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.axes import PARALLEL
 from jaxdqn.presets import BY_ENVIRONMENT, PRESETS
 from jaxdqn.runs import cli
-
-AGENTS = "dqn, double_dqn, ensemble_dqn, partitioned_dqn, a2c, random"
 
 
 def run(arguments: list[str]) -> int:
@@ -22,7 +21,9 @@ def run(arguments: list[str]) -> int:
     for name in GYMNAX:
         print(f"  {name:26}{BY_ENVIRONMENT.get(name, '')}")
     print(f"  not possible, actions are continuous: {', '.join(CONTINUOUS)}")
-    print(f"\nagents (--agent)\n  {AGENTS}")
+    print("\nagents (--agent; their own settings after it)")
+    for name in AGENTS:
+        print(f"  {name:26}{', '.join(names_of(name))}")
     print("\npresets (--preset)")
     for name, preset in PRESETS.items():
         print(f"  {name:26}{preset.summary}")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxdqn import presets
+from jaxdqn import agents, presets
 from jaxdqn.config import (
     MAX_MEMBERS,
     Config,
@@ -33,13 +33,14 @@ from jaxdqn.config import (
     check_seeds,
     check_whole,
     members,
+    to_dict,
     validate_hparams,
+    values_of,
 )
 from jaxdqn.errors import UserError
 from jaxdqn.files import paths
-from jaxdqn.parallel import hosts
+from jaxdqn.parallel import hosts, schemes
 from jaxdqn.parallel.axes import Axes, over, preset
-from jaxdqn.parallel.axes import validate as validate_axes
 from jaxdqn.runs import cli
 from jaxdqn.runs.progress import tell
 from jaxdqn.validation import validate
@@ -61,7 +62,7 @@ class Args:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     hparams: HParams
-    axes: Axes = dataclasses.field(default_factory=Axes)
+    axes: Axes
     parallel: str | None = None
     """How to train in parallel, by name: parallel_dqn, apex, gorila, async_q, a3c, ...; `python experiments/list.py`
     shows all. The axes' flags change it."""
@@ -127,12 +128,7 @@ def parse(arguments: list[str]) -> tuple[Args, dict[str, list[float]]]:
         spec, _ = directory.load(paths.expanded(saved))
         config, hparams, axes = spec.config, spec.hparams, spec.axes
     else:
-        name, env, agent = (cli.flag_value(arguments, flag) for flag in ("--preset", "--env", "--agent"))
-        chosen = presets.for_environment(env or Config.env, agent) if name is None else presets.preset(name)
-        parallel_name = cli.flag_value(arguments, "--parallel")
-        parallel = preset("fused" if parallel_name is None else parallel_name)
-        config, hparams = over(parallel, chosen.config, chosen.hparams)
-        axes = parallel.axes
+        config, hparams, axes = chosen(arguments)
     args = cli.parse(Args, arguments, Args(config, hparams, axes), str(__doc__))
     if args.resume is not None:
         check_flags_of_resume(cli.given(arguments), vary)
@@ -143,6 +139,20 @@ def parse(arguments: list[str]) -> tuple[Args, dict[str, list[float]]]:
         env_kwargs={**args.config.env_kwargs, **changes[1]},
     )
     return dataclasses.replace(args, config=config), vary
+
+
+def chosen(arguments: list[str]) -> tuple[Config, HParams, Axes]:
+    """What a new run is before its other flags: by environment and agent or preset, and the way to run in parallel.
+    What agent and scheme have of their own is complete, so that it has flags."""
+    name, env, agent = (cli.flag_value(arguments, flag) for flag in ("--preset", "--env", "--agent"))
+    _, config, hparams = presets.for_environment(env or Config.env, agent) if name is None else presets.preset(name)
+    parallel = preset(cli.flag_value(arguments, "--parallel") or "fused")
+    config, hparams = over(parallel, config, hparams)
+    if agent is not None and agent != config.agent:
+        config, hparams = presets.of_agent(config, agent), hparams._replace(own=())
+    scheme = cli.flag_value(arguments, "--axes.scheme") or parallel.axes.scheme
+    axes = parallel.axes if scheme == parallel.axes.scheme else Axes(scheme)
+    return *agents.complete(config, hparams), schemes.complete(axes)
 
 
 def run(arguments: list[str]) -> int:
@@ -172,7 +182,7 @@ def run(arguments: list[str]) -> int:
     validate_hparams(args.hparams, args.config.epsilon_schedule)
     everyone = members(args.hparams, seeds, vary, args.config.epsilon_schedule)
     check_replicates(everyone)
-    validate_axes(args.axes, args.num_processes or 1)
+    schemes.validate(args.axes, args.num_processes or 1)
     prepare(args, len(everyone), args.num_devices, args.devices_per_agent, vary)
     from jaxdqn.runs import experiment
 
@@ -227,8 +237,9 @@ def prepare(args: Args, num_members: int, num_devices: int | None, per_agent: in
     flags = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
     told = {
         "jax": jax.__version__,
-        **{f"config.{name}": value for name, value in dataclasses.asdict(flags.pop("config")).items()},
-        **{f"hparams.{name}": value for name, value in flags.pop("hparams")._asdict().items()},
+        **{f"config.{name}": value for name, value in to_dict(flags.pop("config")).items()},
+        **{f"hparams.{name}": value for name, value in values_of(flags.pop("hparams")).items()},
+        **{f"axes.{name}": value for name, value in flags.pop("axes").to_dict().items()},
         **{name: value for name, value in flags.items() if name != "process_id"},
         "vary": vary,
     }
@@ -281,22 +292,22 @@ def check_resume(args: Args) -> "RunSpec":
     assert args.resume is not None
     spec, _ = directory.load(args.resume)
     wanted = dataclasses.replace(args.config, total_steps=spec.config.total_steps)
+    pairs = (
+        ("", to_dict(spec.config), to_dict(wanted)),
+        ("axes.", spec.axes.to_dict(), args.axes.to_dict()),
+        ("hparams.", values_of(spec.hparams), values_of(args.hparams)),
+    )
     differences = [
-        f"{field.name} {getattr(spec.config, field.name)!r} (asked: {getattr(wanted, field.name)!r})"
-        for field in dataclasses.fields(Config)
-        if getattr(spec.config, field.name) != getattr(wanted, field.name)
-    ]
-    differences += [f"axes {spec.axes} (asked: {args.axes})"] if spec.axes != args.axes else []
-    differences += [
-        f"hparams.{name} {old!r} (asked: {new!r})"
-        for (name, old), new in zip(spec.hparams._asdict().items(), args.hparams, strict=True)
-        if old != new
+        f"{prefix}{name} {old!r} (asked: {asked.get(name)!r})"
+        for prefix, saved, asked in pairs
+        for name, old in saved.items()
+        if old != asked.get(name)
     ]
     if differences:
         what = "; ".join(differences)
         raise UserError(f"{args.resume} was trained with {what}: only --total-steps may change when resuming.")
     validate(args.config, spec.devices_per_agent)
-    validate_axes(spec.axes, args.num_processes or 1)
+    schemes.validate(spec.axes, args.num_processes or 1)
     return dataclasses.replace(spec, config=args.config)
 
 
@@ -349,7 +360,6 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: Vary) -> None:
     import jax
     import yaml
 
-    from jaxdqn.parallel import schemes
     from jaxdqn.parallel.compiled import memory, population
     from jaxdqn.runs import experiment
     from jaxdqn.timeline import advice, timeline
