@@ -219,7 +219,7 @@ def test_a_task_that_is_lost_again_and_again_ends_the_sweep(tmp_path):
     from test_sweeps import run_at, sweep_of
 
     from jaxdqn.sweeps import rounds, samplers
-    from jaxdqn.sweeps.trials import Trial
+    from jaxdqn.sweeps.sweep import Trial
 
     def lose(task):
         raise engines.Lost("its process ended with code -9")

@@ -18,7 +18,6 @@ from jaxdqn.runs import checkpoints, metrics
 from jaxdqn.runs.session import Settings
 from jaxdqn.sweeps import directory, engines, planning, reading, report, running, samplers, search
 from jaxdqn.sweeps import stage as _stage
-from jaxdqn.sweeps.trials import in_use
 
 CATCH = {
     "env": "Catch-bsuite",
@@ -388,9 +387,9 @@ def test_the_report_shows_only_values_in_use(tmp_path):
     }
     sweep = sweep_of(space=space, sampler="grid", seeds=1, winners={"trials": 6, "seeds": 1})
     table = searched(tmp_path / "sweep", sweep)
-    used = in_use(sweep, table, "weight_decay")
+    used = report.in_use(sweep, table, "weight_decay")
     assert list(used) == list(table.optimizer == "adamw") and used.sum() == 4
-    assert in_use(sweep, table, "optimizer").all()
+    assert report.in_use(sweep, table, "optimizer").all()
     report.write(tmp_path / "sweep", sweep)
     rows = [line for line in (tmp_path / "sweep" / "report.md").read_text().splitlines() if "| adam |" in line]
     assert rows and all("| adam | – |" in row for row in rows)

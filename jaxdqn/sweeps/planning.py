@@ -11,8 +11,7 @@ from jaxdqn.config import Config, HParams, advice, timeline
 from jaxdqn.sweeps import rounds, samplers
 from jaxdqn.sweeps.population_search import generation_ends
 from jaxdqn.sweeps.space import Choices
-from jaxdqn.sweeps.sweep import Sweep
-from jaxdqn.sweeps.trials import Trial, grouped
+from jaxdqn.sweeps.sweep import Sweep, Trial, grouped
 
 MAX_STATIC = 1_000
 OVERHEAD = 4.0  # all else an iteration does, and what its matrix products lose; measured on CartPole and Breakout

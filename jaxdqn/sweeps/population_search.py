@@ -10,8 +10,7 @@ from jaxdqn.sweeps.evolution import Generation
 from jaxdqn.sweeps.record import FINISHED, Record
 from jaxdqn.sweeps.rounds import FINAL, TUNING
 from jaxdqn.sweeps.stage import Origin, Stage
-from jaxdqn.sweeps.sweep import Sweep
-from jaxdqn.sweeps.trials import columns
+from jaxdqn.sweeps.sweep import Sweep, columns
 
 
 class Population(NamedTuple):

@@ -18,8 +18,7 @@ from jaxdqn.files.paths import write_text
 from jaxdqn.runs import directory as run_directory
 from jaxdqn.runs.reporting import save_figure
 from jaxdqn.sweeps.stage import RUNS
-from jaxdqn.sweeps.sweep import Sweep
-from jaxdqn.sweeps.trials import in_use
+from jaxdqn.sweeps.sweep import Sweep, shown
 
 SHOWN = 10
 MAX_PAIRWISE = 8
@@ -41,8 +40,8 @@ def write(folder: pathlib.Path, sweep: Sweep) -> None:
     trials = loading.trials(folder)
     frame = loading.load(folder)
     (folder / "figures").mkdir(exist_ok=True)
-    shown = list(_figure_blocks(folder, sweep, trials, frame))
-    blocks = [*_results(sweep, trials), *_setup(folder, sweep, trials), *shown]
+    figures = list(_figure_blocks(folder, sweep, trials, frame))
+    blocks = [*_results(sweep, trials), *_setup(folder, sweep, trials), *figures]
     title = f"{folder.resolve().name}: {sweep.config.agent} on {sweep.config.env}"
     markdown, page = _markdown(title, blocks), _page(folder, title, blocks)
     write_text(folder / "report.md", markdown)
@@ -65,6 +64,16 @@ def winner_lines(sweep: Sweep, trials: pd.DataFrame) -> list[str]:
         fresh = f"{_interval(row, 'fresh_score')} on {int(row.fresh_seeds)} fresh seeds"
         lines.append(f"trial {row.trial} ({values}): {_unit(sweep)} {fresh} (tuning: {_number(row.score)})")
     return lines
+
+
+def in_use(sweep: Sweep, table: pd.DataFrame, name: str) -> pd.Series:
+    """Which rows of a table of trials have the field `name` in use: its condition holds, and those of fields in it."""
+    parameters = {parameter.name: parameter for parameter in sweep.space.parameters}
+    holds = pd.Series(True, index=table.index)
+    for other, allowed in parameters[name].when.items():
+        cells = [parameters[other].cell(value) for value in allowed]
+        holds &= table[other].isin(cells) & in_use(sweep, table, other)
+    return holds
 
 
 def _results(sweep: Sweep, trials: pd.DataFrame) -> Iterator[Block]:
@@ -159,12 +168,8 @@ def _number(value: float) -> str:
 def _cells(sweep: Sweep, trials: pd.DataFrame) -> dict[int, list[str]]:
     """The values of each trial as text, in the order of the space."""
     names = sweep.space.names
-    shown = {name: trials[name].map(_value).where(in_use(sweep, trials, name), UNUSED) for name in names}
-    return dict(zip(trials.trial.tolist(), pd.DataFrame(shown).to_numpy().tolist(), strict=True))
-
-
-def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    table = {name: trials[name].map(shown).where(in_use(sweep, trials, name), UNUSED) for name in names}
+    return dict(zip(trials.trial.tolist(), pd.DataFrame(table).to_numpy().tolist(), strict=True))
 
 
 def _unit(sweep: Sweep) -> str:

@@ -10,7 +10,7 @@ from jaxdqn.sweeps import rounds, samplers, scores
 from jaxdqn.sweeps import stage as _stage
 from jaxdqn.sweeps.record import FINISHED, Record, summary
 from jaxdqn.sweeps.rounds import FINAL, TUNING, Progress
-from jaxdqn.sweeps.trials import Trial, columns
+from jaxdqn.sweeps.sweep import Trial, columns
 
 
 class RoundSearch:

@@ -7,8 +7,7 @@ from jaxdqn.config import Config
 from jaxdqn.errors import UserError
 from jaxdqn.sweeps import scores, stage
 from jaxdqn.sweeps.stage import Origin, Stage
-from jaxdqn.sweeps.sweep import Sweep
-from jaxdqn.sweeps.trials import Group, Trial, columns, grouped
+from jaxdqn.sweeps.sweep import Group, Sweep, Trial, columns, grouped
 
 TUNING, FINAL = "tuning", "final"
 

@@ -80,6 +80,12 @@ class Parameter(NamedTuple):
     def traced(self) -> bool:
         return self.name in HParams._fields
 
+    def cell(self, value: Any) -> Any:
+        """`value` as a cell of a table: a number where it is traced, text where it is a tuple."""
+        if self.traced:
+            return float(value)
+        return "-".join(map(str, value)) if isinstance(value, tuple) else value
+
 
 class Space(NamedTuple):
     """The parameters, in an order in which each comes after those of its condition."""

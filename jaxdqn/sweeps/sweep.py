@@ -1,9 +1,11 @@
-"""A sweep, as records; `reading` makes them from a YAML file."""
+"""A sweep and its trials, as records; `reading` makes a sweep from a YAML file."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
-from jaxdqn.config import Config, HParams
+from jaxdqn.config import Config, HParams, validate, validate_hparams
+from jaxdqn.errors import UserError
 from jaxdqn.sweeps.space import STATIC, Space, Values
 
 SAMPLERS = ("grid", "random", "sobol", "tpe", "cmaes", "gp", "nsga2")
@@ -90,3 +92,52 @@ class Sweep:
     def setting_of(self, values: Values) -> dict[str, float]:
         """The traced half, as changes of `hparams`."""
         return {k: float(v) for k, v in values.items() if k not in STATIC}
+
+
+class Trial(NamedTuple):
+    """One point of the space: its number in the sweep, and its values."""
+
+    number: int
+    values: Values
+
+
+class Group(NamedTuple):
+    """Trials of one configuration: they differ only in traced fields, and are one compiled population."""
+
+    config: Config
+    trials: tuple[Trial, ...]
+
+
+def grouped(sweep: Sweep, trials: Sequence[Trial]) -> list[Group]:
+    """The trials by configuration, in the order of their first trials.
+
+    Raises `UserError` for a trial that cannot run.
+    """
+    groups: dict[str, tuple[Config, list[Trial]]] = {}
+    for trial in trials:
+        config = sweep.config_of(trial.values).resolved()
+        key = repr(dataclasses.astuple(config))
+        try:
+            if key not in groups:
+                validate(config)
+            validate_hparams(sweep.hparams._replace(**sweep.setting_of(trial.values)), config.epsilon_schedule)
+        except UserError as error:
+            values = ", ".join(f"{name}={shown(value)}" for name, value in trial.values.items())
+            raise UserError(f"trial {trial.number} ({values}) cannot run: {error}") from None
+        groups.setdefault(key, (config, []))[1].append(trial)
+    return [Group(config, tuple(members)) for config, members in groups.values()]
+
+
+def columns(sweep: Sweep, values: Values) -> dict[str, Any]:
+    """A trial's values as columns of a table: every field of the space; those that are not active as the sweep has
+    them."""
+    table: dict[str, Any] = {}
+    for parameter in sweep.space.parameters:
+        default = getattr(sweep.hparams if parameter.traced else sweep.config, parameter.name)
+        table[parameter.name] = parameter.cell(values.get(parameter.name, default))
+    return table
+
+
+def shown(value: Any) -> str:
+    """A value of a trial for people."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
