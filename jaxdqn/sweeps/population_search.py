@@ -113,7 +113,7 @@ def _mean_returns(record: Record, stage: Stage) -> dict[int, float]:
 
 def _replay_winners(record: Record, generations: Sequence[Generation], ends: Sequence[int]) -> None:
     """The best members' schedules of values with fresh seeds, each from the beginning."""
-    best, fresh = record.best(), record.fresh_seeds
+    best, fresh = record.best(), record.sweep.fresh_seeds
     if not best:
         return
     schedules = [evolution.lineage(generations, member) for member in best]

@@ -55,12 +55,6 @@ class Record:
             scored.sort(key=lambda number: self.rows[number]["diverged"] > 0)
         return scored[: self.sweep.winners.trials]
 
-    @property
-    def fresh_seeds(self) -> tuple[int, ...]:
-        """The seeds of the winners."""
-        winners = self.sweep.winners
-        return tuple(range(winners.first_seed, winners.first_seed + winners.seeds))
-
     def add_fresh(self, stage: Stage, table: pd.DataFrame, finals: pd.DataFrame) -> None:
         """Adds what winners reach with fresh seeds at the end of `stage`: scores and returns by trial and seed."""
         diverged = _stage.diverged(self.folder, stage)
@@ -68,7 +62,7 @@ class Record:
             row = self.rows[number]
             row.update(summary("fresh_score", table[table.trial == number].score))
             row.update(summary("fresh_return", finals[finals.trial == number].score))
-            row["fresh_seeds"], row["fresh_diverged"] = len(self.fresh_seeds), diverged[number]
+            row["fresh_seeds"], row["fresh_diverged"] = self.sweep.winners.seeds, diverged[number]
 
 
 def summary(name: str, values: pd.Series) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jaxdqn.files.paths import write_text
 from jaxdqn.runs import directory as run_directory
 from jaxdqn.runs.reporting import save_figure
 from jaxdqn.sweeps.stage import RUNS
-from jaxdqn.sweeps.sweep import Sweep, shown
+from jaxdqn.sweeps.sweep import Sweep, short
 
 SHOWN = 10
 MAX_PAIRWISE = 8
@@ -168,7 +168,7 @@ def _number(value: float) -> str:
 def _cells(sweep: Sweep, trials: pd.DataFrame) -> dict[int, list[str]]:
     """The values of each trial as text, in the order of the space."""
     names = sweep.space.names
-    table = {name: trials[name].map(shown).where(in_use(sweep, trials, name), UNUSED) for name in names}
+    table = {name: trials[name].map(short).where(in_use(sweep, trials, name), UNUSED) for name in names}
     return dict(zip(trials.trial.tolist(), pd.DataFrame(table).to_numpy().tolist(), strict=True))
 
 

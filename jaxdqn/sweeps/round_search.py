@@ -107,7 +107,7 @@ class RoundSearch:
             return
         groups = rounds.begin(self.sweep, best)
         prefixes = [f"winners-group-{index:02d}" for index in range(len(groups))]
-        for progress in self._train(groups, prefixes, FINAL, self.record.fresh_seeds):
+        for progress in self._train(groups, prefixes, FINAL, self.sweep.fresh_seeds):
             frame, steps = self._measured(progress)
             table = scores.per_seed(frame, self.sweep.objective, steps)
             self.record.add_fresh(progress.stages[-1], table, scores.per_seed(frame, "final", steps))

@@ -85,6 +85,11 @@ class Sweep:
     population_based: PopulationBased | None = None
     winners: Winners = dataclasses.field(default_factory=Winners)
 
+    @property
+    def fresh_seeds(self) -> tuple[int, ...]:
+        """The seeds of the winners."""
+        return Seeds(self.winners.seeds, self.winners.first_seed).all
+
     def config_of(self, values: Values) -> Config:
         """The static half of a trial with these values."""
         return dataclasses.replace(self.config, **{k: v for k, v in values.items() if k in STATIC})
@@ -122,7 +127,7 @@ def grouped(sweep: Sweep, trials: Sequence[Trial]) -> list[Group]:
                 validate(config)
             validate_hparams(sweep.hparams._replace(**sweep.setting_of(trial.values)), config.epsilon_schedule)
         except UserError as error:
-            values = ", ".join(f"{name}={shown(value)}" for name, value in trial.values.items())
+            values = ", ".join(f"{name}={short(value)}" for name, value in trial.values.items())
             raise UserError(f"trial {trial.number} ({values}) cannot run: {error}") from None
         groups.setdefault(key, (config, []))[1].append(trial)
     return [Group(config, tuple(members)) for config, members in groups.values()]
@@ -138,6 +143,6 @@ def columns(sweep: Sweep, values: Values) -> dict[str, Any]:
     return table
 
 
-def shown(value: Any) -> str:
+def short(value: Any) -> str:
     """A value of a trial for people."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
