@@ -1,8 +1,10 @@
-"""Optuna's samplers, asked for a round of trials at a time. Optional: the extra `optuna`.
+"""Where trials come from: grids and sequences of points, or Optuna's samplers, asked for a round of trials at a time.
 
-Every round has a sampler of its own, seeded from the sweep's seed and the round's number, which is told all earlier
-trials: a resumed sweep asks for the same trials as one that never stopped. CMA-ES and NSGA-II keep their state in the
-trials that they were asked for, and would begin anew; for them the earlier rounds are asked for again.
+A round's trials depend on the sweep and on the scores of earlier rounds alone, so that a sweep that is resumed asks for
+the same ones. Optuna is optional (the extra `optuna`), and imported only where it is needed. Every round has a sampler
+of its own, seeded from the sweep's seed and the round's number, which is told all earlier trials. CMA-ES and NSGA-II
+keep their state in the trials that they were asked for, and would begin anew; for them the earlier rounds are asked for
+again.
 """
 
 import importlib
@@ -19,29 +21,53 @@ from jaxdqn.errors import UserError
 from jaxdqn.sweeps.space import Choices, Parameter, Space, Values
 from jaxdqn.sweeps.sweep import Sampler
 
+Scored = tuple[Values, float]
+
 CLASSES = {"tpe": "TPESampler", "cmaes": "CmaEsSampler", "gp": "GPSampler", "nsga2": "NSGAIISampler"}
 PACKAGES = {"cmaes": "cmaes", "gp": "torch"}
 REPLAYED = ("cmaes", "nsga2")
 NUMBER = "jaxdqn_trial"
 
 
-def ask(
-    space: Space, sampler: Sampler, index: int, history: Sequence[tuple[Values, float]], count: int
-) -> list[Values]:
-    """`count` trials of round `index`. Raises `UserError` where a package is missing."""
-    study = _optuna().create_study(direction="maximize")
-    _check_package(sampler.name)
-    if sampler.name in REPLAYED:
-        _replay(study, space, sampler, history)
-    else:
-        distributions = _distributions(space)
-        study.add_trials([_told(values, score, distributions) for values, score in history])
-    return [_values(space, trial) for trial in _asked(study, space, sampler, index, count)]
+def next_round(space: Space, sampler: Sampler, index: int, history: Sequence[Scored]) -> list[Values]:
+    """The trials of round `index`, after those of `history`; none where the sweep is at its end.
+
+    Raises `UserError` where Optuna is needed and missing, and for a grid of ranges without points.
+    """
+    if sampler.adaptive:
+        assert sampler.trials is not None
+        count = min(sampler.batch, sampler.trials - index * sampler.batch)
+        return _ask(space, sampler, index, history, count) if count > 0 else []
+    return once(space, sampler) if index == 0 else []
 
 
-def record(
-    space: Space, sampler: Sampler, study_name: str, history: Sequence[tuple[Values, float]], directory: str
-) -> None:
+def once(space: Space, sampler: Sampler) -> list[Values]:
+    """All trials of a sampler that does not learn from scores."""
+    if sampler.name == "grid":
+        return space.grid()
+    assert sampler.trials is not None
+    points = _SEQUENCES[sampler.name](len(space.parameters), sampler.trials, sampler.seed)
+    return [space.at(point) for point in points.tolist()]
+
+
+def uniform(dimensions: int, count: int, seed: int) -> np.ndarray:
+    """Independent points of the unit cube, [count, dimensions]."""
+    return np.random.default_rng(seed).random((count, dimensions))
+
+
+def sobol(dimensions: int, count: int, seed: int) -> np.ndarray:
+    """Points of a scrambled Sobol sequence, [count, dimensions]; they are even where `count` is a power of two."""
+    from scipy.stats import qmc
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that count is no power of two: the plan says so
+        return np.asarray(qmc.Sobol(dimensions, scramble=True, rng=seed).random(count))
+
+
+_SEQUENCES = {"random": uniform, "sobol": sobol}
+
+
+def store(space: Space, sampler: Sampler, study_name: str, history: Sequence[Scored], directory: str) -> None:
     """Writes the trials of `history` that are not yet there to the sampler's storage, for Optuna's own tools.
 
     A relative file is taken from `directory`. Raises `UserError` for a storage that cannot be used.
@@ -66,6 +92,18 @@ def check_storage(text: Any) -> None:
         raise UserError(f"sampler.storage is {text!r}; it must be sqlite:///FILE or journal:FILE.")
 
 
+def _ask(space: Space, sampler: Sampler, index: int, history: Sequence[Scored], count: int) -> list[Values]:
+    """`count` trials of round `index`. Raises `UserError` where a package is missing."""
+    study = _optuna().create_study(direction="maximize")
+    _check_package(sampler.name)
+    if sampler.name in REPLAYED:
+        _replay(study, space, sampler, history)
+    else:
+        distributions = _distributions(space)
+        study.add_trials([_told(values, score, distributions) for values, score in history])
+    return [_values(space, trial) for trial in _asked(study, space, sampler, index, count)]
+
+
 def _optuna() -> Any:
     try:
         import optuna
@@ -82,7 +120,7 @@ def _asked(study: Any, space: Space, sampler: Sampler, index: int, count: int) -
     return [study.ask(distributions) for _ in range(count)]
 
 
-def _replay(study: Any, space: Space, sampler: Sampler, history: Sequence[tuple[Values, float]]) -> None:
+def _replay(study: Any, space: Space, sampler: Sampler, history: Sequence[Scored]) -> None:
     """Asks for the rounds of `history` again, and tells their scores."""
     failed = _optuna().trial.TrialState.FAIL
     for index, start in enumerate(range(0, len(history), sampler.batch)):

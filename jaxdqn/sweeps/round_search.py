@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from jaxdqn.config import timeline
-from jaxdqn.sweeps import rounds, samplers, scores
+from jaxdqn.sweeps import optuna_sampler as samplers
+from jaxdqn.sweeps import rounds, scores
 from jaxdqn.sweeps import stage as _stage
 from jaxdqn.sweeps.record import FINISHED, Record, summary
 from jaxdqn.sweeps.rounds import FINAL, TUNING, Progress
@@ -116,7 +117,5 @@ class RoundSearch:
         """Writes the trials so far for Optuna's own tools, where the sweep asks for it."""
         sampler = self.sweep.sampler
         if sampler.storage is not None:
-            from jaxdqn.sweeps import optuna_sampler
-
             folder = self.record.folder
-            optuna_sampler.record(self.sweep.space, sampler, folder.name, self.history, str(folder))
+            samplers.store(self.sweep.space, sampler, folder.name, self.history, str(folder))
