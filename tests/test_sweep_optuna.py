@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdqn.errors import UserError
-from jaxdqn.sweeps import optuna_sampler as samplers
-from jaxdqn.sweeps import space
+from jaxdqn.sweeps import samplers, space
 from jaxdqn.sweeps.sweep import Sampler
 
 optuna = pytest.importorskip("optuna")

@@ -11,8 +11,7 @@ from scipy import stats
 from scipy.stats import qmc
 
 from jaxdqn.errors import UserError
-from jaxdqn.sweeps import optuna_sampler as samplers
-from jaxdqn.sweeps import space
+from jaxdqn.sweeps import samplers, space
 from jaxdqn.sweeps.space import Choices, Parameter, Range, Space
 from jaxdqn.sweeps.sweep import Sampler
 

@@ -16,8 +16,7 @@ from jaxdqn.parallel import schemes
 from jaxdqn.parallel.compiled import devices, memory
 from jaxdqn.runs import checkpoints, metrics
 from jaxdqn.runs.session import Settings
-from jaxdqn.sweeps import directory, engines, planning, reading, report, running, search
-from jaxdqn.sweeps import optuna_sampler as samplers
+from jaxdqn.sweeps import directory, engines, planning, reading, report, running, samplers, search
 from jaxdqn.sweeps import stage as _stage
 
 CATCH = {

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdqn.config import Config, HParams, advice, timeline
-from jaxdqn.sweeps import optuna_sampler as samplers
-from jaxdqn.sweeps import rounds
+from jaxdqn.sweeps import rounds, samplers
 from jaxdqn.sweeps.population_search import generation_ends
 from jaxdqn.sweeps.space import Choices
 from jaxdqn.sweeps.sweep import Sweep, Trial, grouped

@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jaxdqn.sweeps import directory, evolution
-from jaxdqn.sweeps import optuna_sampler as samplers
+from jaxdqn.sweeps import directory, evolution, samplers
 from jaxdqn.sweeps import stage as _stage
 from jaxdqn.sweeps.evolution import Generation
 from jaxdqn.sweeps.record import FINISHED, Record

@@ -11,7 +11,7 @@ from jaxdqn.config import LARGEST, Config, HParams, from_dict, to_dict, validate
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.files import documents
 from jaxdqn.sweeps import space as _space
-from jaxdqn.sweeps.optuna_sampler import check_storage
+from jaxdqn.sweeps.samplers import check_storage
 from jaxdqn.sweeps.space import STATIC, Choices, Space
 from jaxdqn.sweeps.sweep import OBJECTIVES, SAMPLERS, Halving, PopulationBased, Sampler, Seeds, Sweep, Winners
 

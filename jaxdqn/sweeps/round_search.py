@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from jaxdqn.config import timeline
-from jaxdqn.sweeps import optuna_sampler as samplers
-from jaxdqn.sweeps import rounds, scores
+from jaxdqn.sweeps import rounds, samplers, scores
 from jaxdqn.sweeps import stage as _stage
 from jaxdqn.sweeps.record import FINISHED, Record, summary
 from jaxdqn.sweeps.rounds import FINAL, TUNING, Progress
