@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from jaxdqn.config import timeline
-from jaxdqn.sweeps import rounds, samplers, scores
+from jaxdqn.sweeps import rounds, samplers
 from jaxdqn.sweeps import stage as _stage
-from jaxdqn.sweeps.record import FINISHED, Record, summary
+from jaxdqn.sweeps.record import FINISHED, Record, per_seed, summary
 from jaxdqn.sweeps.rounds import FINAL, TUNING, Progress
 from jaxdqn.sweeps.sweep import Trial, columns
 
@@ -81,8 +81,8 @@ class RoundSearch:
         if not progress.alive:
             return
         frame, steps = self._measured(progress)
-        table = scores.per_seed(frame, self.sweep.objective, steps)
-        finals = scores.per_seed(frame, "final", steps)
+        table = per_seed(frame, self.sweep.objective, steps)
+        finals = per_seed(frame, "final", steps)
         diverged = _stage.diverged(self.record.folder, progress.stages[-1])
         for trial in progress.alive:
             row = self.rows[trial.number]
@@ -109,8 +109,8 @@ class RoundSearch:
         prefixes = [f"winners-group-{index:02d}" for index in range(len(groups))]
         for progress in self._train(groups, prefixes, FINAL, self.sweep.fresh_seeds):
             frame, steps = self._measured(progress)
-            table = scores.per_seed(frame, self.sweep.objective, steps)
-            self.record.add_fresh(progress.stages[-1], table, scores.per_seed(frame, "final", steps))
+            table = per_seed(frame, self.sweep.objective, steps)
+            self.record.add_fresh(progress.stages[-1], table, per_seed(frame, "final", steps))
 
     def _store(self) -> None:
         """Writes the trials so far for Optuna's own tools, where the sweep asks for it."""

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
-from jaxdqn.sweeps import scores, stage
+from jaxdqn.sweeps import stage
+from jaxdqn.sweeps.record import survivors
 from jaxdqn.sweeps.stage import Origin, Stage
 from jaxdqn.sweeps.sweep import Group, Sweep, Trial, columns, grouped
 
@@ -68,7 +69,7 @@ def without(progress: Progress, survivors: Sequence[int]) -> Progress:
 def survivors_of(sweep: Sweep, ranked: dict[int, float]) -> list[int]:
     """The trials that go on after a rung."""
     assert sweep.halving is not None
-    return scores.survivors(ranked, sweep.halving.keep)
+    return survivors(ranked, sweep.halving.keep)
 
 
 def _origin(progress: Progress) -> Origin | None:
