@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from jaxdqn.sweeps import directory, evolution, samplers
 from jaxdqn.sweeps import stage as _stage
 from jaxdqn.sweeps.evolution import Generation
-from jaxdqn.sweeps.record import FINISHED, Record
-from jaxdqn.sweeps.rounds import FINAL, TUNING
+from jaxdqn.sweeps.record import FINAL, FINISHED, TUNING, Record
 from jaxdqn.sweeps.stage import Origin, Stage
 from jaxdqn.sweeps.sweep import Sweep, columns
 

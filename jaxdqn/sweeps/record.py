@@ -19,7 +19,8 @@ from jaxdqn.sweeps.engines import Engine, Run
 from jaxdqn.sweeps.stage import Stage
 from jaxdqn.sweeps.sweep import Sweep
 
-FINISHED = "finished"
+TUNING, FINAL = "tuning", "final"  # kinds of stages
+FINISHED = "finished"  # a status of trials
 KEY = ("trial", "seed")
 
 

@@ -1,16 +1,27 @@
-"""A search in rounds of trials, with or without halving; the best trials then once more with fresh seeds."""
+"""A search in rounds of trials: groups, each a population, stage by stage; after each rung the best go on (successive
+halving); the best trials then once more with fresh seeds."""
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
-from jaxdqn.config import timeline
-from jaxdqn.sweeps import rounds, samplers
+from jaxdqn.config import Config, timeline
+from jaxdqn.errors import UserError
+from jaxdqn.sweeps import samplers
 from jaxdqn.sweeps import stage as _stage
-from jaxdqn.sweeps.record import FINISHED, Record, per_seed, summary
-from jaxdqn.sweeps.rounds import FINAL, TUNING, Progress
-from jaxdqn.sweeps.sweep import Trial, columns
+from jaxdqn.sweeps.record import FINAL, FINISHED, TUNING, Record, per_seed, summary, survivors
+from jaxdqn.sweeps.stage import Origin, Stage
+from jaxdqn.sweeps.sweep import Group, Sweep, Trial, columns, grouped
+
+
+class Progress(NamedTuple):
+    """How far the trials of a group are: `alive` ones at the end of stage `last`, all stages so far."""
+
+    group: Group
+    alive: tuple[Trial, ...]
+    stages: tuple[Stage, ...] = ()
 
 
 class RoundSearch:
@@ -35,7 +46,7 @@ class RoundSearch:
         self._train_winners([Trial(number, self.history[number][0]) for number in self.record.best()])
 
     def _round(self, index: int, trials: Sequence[Trial]) -> None:
-        alive = rounds.begin(self.sweep, trials)
+        alive = begin(self.sweep, trials)
         numbers = {trial.number: group for group, progress in enumerate(alive) for trial in progress.alive}
         for trial in trials:
             place = {"round": index, "group": numbers[trial.number], "rung": 0, "status": "training"}
@@ -56,18 +67,22 @@ class RoundSearch:
 
     def _halved(self, groups: Sequence[Progress], rung: int) -> list[Progress]:
         """The groups with only those trials that go on, ranked over all groups."""
+        assert self.sweep.halving is not None
         ranked = {trial.number: self.rows[trial.number]["score"] for group in groups for trial in group.alive}
-        kept = rounds.survivors_of(self.sweep, ranked)
+        kept = survivors(ranked, self.sweep.halving.keep)
         for number in ranked.keys() - set(kept):
             self.rows[number]["status"] = f"dropped after rung {rung}"
-        return [rounds.without(progress, kept) for progress in groups]
+        return [
+            progress._replace(alive=tuple(trial for trial in progress.alive if trial.number in kept))
+            for progress in groups
+        ]
 
     def _train(
         self, groups: Sequence[Progress], prefixes: Sequence[str], kind: str, seeds: tuple[int, ...]
     ) -> list[Progress]:
         """The groups that have trials alive, one stage further."""
         stages = {
-            index: rounds.next_stage(self.sweep, progress, prefixes[index], kind, seeds)
+            index: next_stage(self.sweep, progress, prefixes[index], kind, seeds)
             for index, progress in enumerate(groups)
             if progress.alive
         }
@@ -80,20 +95,19 @@ class RoundSearch:
     def _score(self, progress: Progress, rung: int) -> None:
         if not progress.alive:
             return
-        frame, steps = self._measured(progress)
-        table = per_seed(frame, self.sweep.objective, steps)
-        finals = per_seed(frame, "final", steps)
+        frame, steps = self._metrics(progress)
+        table, finals = self._scores(frame, steps)
         diverged = _stage.diverged(self.record.folder, progress.stages[-1])
         for trial in progress.alive:
             row = self.rows[trial.number]
-            row["rung"], row["env_steps"], row["seeds"] = rung, steps[trial.number], len(self.sweep.seeds.all)
+            row["rung"], row["env_steps"], row["seeds"] = rung, steps[trial.number], self.sweep.seeds.number
             row.update(summary("score", table[table.trial == trial.number].score))
             row["final_return"] = summary("final", finals[finals.trial == trial.number].score)["final"]
             row.setdefault("first_score", row["score"])
             row["diverged"] = diverged[trial.number]
             row["seconds"] = float(frame[frame.trial == trial.number].seconds.max())
 
-    def _measured(self, progress: Progress) -> tuple[pd.DataFrame, dict[int, int]]:
+    def _metrics(self, progress: Progress) -> tuple[pd.DataFrame, dict[int, int]]:
         """The metrics of the trials alive, of all stages; and the environment steps each has taken."""
         frame = _stage.metrics_of(self.record.folder, progress.stages)
         line = timeline(progress.stages[-1].config)
@@ -101,16 +115,18 @@ class RoundSearch:
         numbers = [trial.number for trial in progress.alive]
         return frame[frame.trial.isin(numbers)], dict.fromkeys(numbers, steps)
 
+    def _scores(self, frame: pd.DataFrame, steps: dict[int, int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """By trial and seed: the sweep's objective, and the returns at the end."""
+        return per_seed(frame, self.sweep.objective, steps), per_seed(frame, "final", steps)
+
     def _train_winners(self, best: Sequence[Trial]) -> None:
         """The best trials again, with seeds that tuning has not seen: what is reported."""
         if not best:
             return
-        groups = rounds.begin(self.sweep, best)
+        groups = begin(self.sweep, best)
         prefixes = [f"winners-group-{index:02d}" for index in range(len(groups))]
         for progress in self._train(groups, prefixes, FINAL, self.sweep.fresh_seeds):
-            frame, steps = self._measured(progress)
-            table = per_seed(frame, self.sweep.objective, steps)
-            self.record.add_fresh(progress.stages[-1], table, per_seed(frame, "final", steps))
+            self.record.add_fresh(progress.stages[-1], *self._scores(*self._metrics(progress)))
 
     def _store(self) -> None:
         """Writes the trials so far for Optuna's own tools, where the sweep asks for it."""
@@ -118,3 +134,52 @@ class RoundSearch:
         if sampler.storage is not None:
             folder = self.record.folder
             samplers.store(self.sweep.space, sampler, folder.name, self.history, str(folder))
+
+
+def ends_of(sweep: Sweep, config: Config) -> tuple[int, ...]:
+    """The environment steps at which a group's stages end. Raises `UserError` for rungs that fall together."""
+    rungs = sweep.halving.rungs if sweep.halving else ()
+    ends = _stage.ends(config, rungs)
+    if len(ends) <= len(rungs):
+        raise UserError(
+            f"halving.rungs {list(rungs)} of {config.total_steps:,} steps fall together, or before learning starts: "
+            f"rungs lie on evaluations, every {config.resolved().eval_interval:,} steps. Lower config.eval_interval or "
+            "config.learning_starts, or take other rungs."
+        )
+    return ends
+
+
+def begin(sweep: Sweep, trials: Sequence[Trial]) -> list[Progress]:
+    """The groups of a round, nothing trained yet. Raises `UserError`."""
+    return [Progress(group, group.trials) for group in grouped(sweep, trials)]
+
+
+def next_stage(sweep: Sweep, progress: Progress, prefix: str, kind: str, seeds: tuple[int, ...]) -> Stage:
+    """The stage that takes the alive trials of a group on to its next end."""
+    index = len(progress.stages)
+    name = f"{prefix}-rung-{index}" if sweep.halving and kind == TUNING else prefix
+    ends = ends_of(sweep, progress.group.config) if kind == TUNING else (progress.group.config.total_steps,)
+    labels = tuple(
+        {"trial": trial.number, "stage": name, "kind": kind, **columns(sweep, trial.values)}
+        for trial in progress.alive
+        for _ in seeds
+    )
+    return Stage(
+        name,
+        _stage.until(progress.group.config, ends[index]),
+        sweep.hparams,
+        tuple(sweep.setting_of(trial.values) for trial in progress.alive),
+        seeds,
+        labels,
+        _origin(progress),
+        exact=bool(sweep.halving and sweep.halving.exact),
+    )
+
+
+def _origin(progress: Progress) -> Origin | None:
+    if not progress.stages:
+        return None
+    before = progress.stages[-1]
+    alive = {trial.number for trial in progress.alive}
+    members = tuple(place for place, label in enumerate(before.labels) if label["trial"] in alive)
+    return Origin(before.name, members, members)
