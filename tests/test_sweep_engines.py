@@ -218,8 +218,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(work, whole, engine):
 def test_a_task_that_is_lost_again_and_again_ends_the_sweep(tmp_path):
     from test_sweeps import run_at, sweep_of
 
-    from jaxdqn.sweeps import round_search as rounds
-    from jaxdqn.sweeps import samplers
+    from jaxdqn.sweeps import rounds, samplers
     from jaxdqn.sweeps.sweep import Trial
 
     def lose(task):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdqn.config import Config, HParams, advice, timeline
-from jaxdqn.sweeps import round_search, samplers
+from jaxdqn.sweeps import rounds, samplers
 from jaxdqn.sweeps.population_search import generation_ends
 from jaxdqn.sweeps.space import Choices
 from jaxdqn.sweeps.sweep import Sweep, Trial, grouped
@@ -54,7 +54,7 @@ def plan(sweep: Sweep, num_devices: int | None) -> Plan:
     largest, batches, devices, seconds, steps = 0, 1, 1, 0.0, 0
     for group in groups:
         share = len(group.trials) if not sampler.adaptive else min(sampler.batch, count)
-        fractions = _kept(sweep, ends or round_search.ends_of(sweep, group.config))
+        fractions = _kept(sweep, ends or rounds.ends_of(sweep, group.config))
         spec, _, budget = experiment.plan(group.config, sweep.hparams, seeds, [{}] * share, num_devices, 1)
         lanes = -(-spec.members_per_batch // spec.num_devices)
         largest = max(largest, budget.shard_bytes * lanes)

@@ -5,7 +5,7 @@ import pathlib
 from jaxdqn.sweeps.engines import Engine, Run
 from jaxdqn.sweeps.population_search import evolve
 from jaxdqn.sweeps.record import Record
-from jaxdqn.sweeps.round_search import RoundSearch
+from jaxdqn.sweeps.rounds import RoundSearch
 from jaxdqn.sweeps.sweep import Sweep
 
 
