@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdqn.sweeps import population_search as evolution
-from jaxdqn.sweeps import space
+from jaxdqn.sweeps import evolution, space
 from jaxdqn.sweeps.sweep import PopulationBased
 
 NAN = math.nan

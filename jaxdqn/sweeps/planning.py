@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdqn.config import Config, HParams, advice, timeline
 from jaxdqn.sweeps import rounds, samplers
-from jaxdqn.sweeps.population_search import generation_ends
+from jaxdqn.sweeps.evolution import generation_ends
 from jaxdqn.sweeps.space import Choices
 from jaxdqn.sweeps.sweep import Sweep, Trial, grouped
 

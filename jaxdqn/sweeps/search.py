@@ -3,7 +3,7 @@
 import pathlib
 
 from jaxdqn.sweeps.engines import Engine, Run
-from jaxdqn.sweeps.population_search import evolve
+from jaxdqn.sweeps.evolution import evolve
 from jaxdqn.sweeps.record import Record
 from jaxdqn.sweeps.rounds import RoundSearch
 from jaxdqn.sweeps.sweep import Sweep
