@@ -16,7 +16,7 @@ from jaxdqn.parallel import schemes
 from jaxdqn.parallel.compiled import devices, memory
 from jaxdqn.runs import checkpoints, metrics
 from jaxdqn.runs.session import Settings
-from jaxdqn.sweeps import directory, engines, planning, reading, report, running, samplers, search
+from jaxdqn.sweeps import directory, engines, planning, reading, report, running, samplers
 from jaxdqn.sweeps import stage as _stage
 
 CATCH = {
@@ -61,7 +61,7 @@ def searched(folder, sweep, engine=local, **changes):
     """The table of trials of a sweep in `folder`, new or resumed."""
     lock = directory.create(folder, sweep) if not folder.exists() else None
     assert lock is not None or directory.load(folder) == sweep
-    return search.execute(sweep, folder, engine, run_at(folder, **changes)).write()
+    return running.execute(sweep, engine, run_at(folder, **changes)).write()
 
 
 def curves(folder, kind="tuning"):

@@ -196,9 +196,6 @@ def _prepare(num_devices: int) -> None:
     devices.prepare_cpu(num_devices, one_thread_each=True)
 
 
-# -- processes --------------------------------------------------------------------------------------------------------
-
-
 class _Process(NamedTuple):
     """A process, where its answer comes from, and what it holds of ours: closed when this process ends, however."""
 
@@ -300,9 +297,6 @@ def _end_with(parent: Any) -> None:
     with contextlib.suppress(EOFError, OSError):
         parent.recv()
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-# -- Ray --------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ over, so that starting again is resuming.
 """
 
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,8 +29,8 @@ class Record:
     trained: how many stages were not finished before.
     """
 
-    def __init__(self, sweep: Sweep, folder: pathlib.Path, engine: Engine, run: Run):
-        self.sweep, self.folder, self.engine, self.run = sweep, folder, engine, run
+    def __init__(self, sweep: Sweep, engine: Engine, run: Run):
+        self.sweep, self.engine, self.run, self.folder = sweep, engine, run, run.folder
         self.rows: dict[int, dict[str, Any]] = {}
         self.trained = 0
 
