@@ -149,7 +149,7 @@ def chosen(arguments: list[str]) -> tuple[Config, HParams, Axes]:
     parallel = preset(cli.flag_value(arguments, "--parallel") or "fused")
     config, hparams = over(parallel, config, hparams)
     if agent is not None and agent != config.agent:
-        config, hparams = presets.of_agent(config, agent), hparams._replace(own=())
+        config, hparams = agents.config_for(agent, config), agents.hparams_for(agent, hparams)
     scheme = cli.flag_value(arguments, "--axes.scheme") or parallel.axes.scheme
     axes = parallel.axes if scheme == parallel.axes.scheme else Axes(scheme)
     return *agents.complete(config, hparams), schemes.complete(axes)

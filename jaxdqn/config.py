@@ -396,16 +396,25 @@ def check_replicates(everyone: Sequence[tuple[int, HParams]]) -> None:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain types only, for YAML; the agent's own settings among the general ones."""
+    return {**fields_of(config), "hidden_sizes": list(config.hidden_sizes)}
+
+
+def fields_of(config: Config) -> dict[str, Any]:
+    """All settings by name, the agent's own after the general ones."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     own = own_values(values.pop("own"))
-    return {**values, "hidden_sizes": list(config.hidden_sizes), **own}
+    return {**values, **own}
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """The inverse of `to_dict`. What is no field of `Config` is taken as the agent's own, for `agents.complete` to
     complete or refuse."""
-    known = [field.name for field in dataclasses.fields(Config)]
+    return with_fields(Config(), values)
+
+
+def with_fields(config: Config, values: Mapping[str, Any]) -> Config:
+    """`config` with other values by name; what is no field of `Config` is the agent's own."""
+    known = {field.name for field in dataclasses.fields(Config)}
     own = {name: value for name, value in values.items() if name not in known}
-    general = {name: value for name, value in values.items() if name in known}
-    config = Config(**general)
-    return dataclasses.replace(config, own=own) if own else config
+    changed = dataclasses.replace(config, **{name: value for name, value in values.items() if name in known})
+    return dataclasses.replace(changed, own={**own_values(config.own), **own}) if own else changed

@@ -147,11 +147,6 @@ def for_environment(env: str, agent: str | None = None) -> Preset:
     if agents.of(agent).on_policy:
         general, kept = PRESETS["cartpole-a2c"], {name: getattr(chosen.config, name) for name in OF_ENVIRONMENT}
         return Preset(
-            f"{agent} on {env}", of_agent(dataclasses.replace(general.config, **kept), agent), general.hparams
+            f"{agent} on {env}", agents.config_for(agent, dataclasses.replace(general.config, **kept)), general.hparams
         )
-    return chosen._replace(config=of_agent(chosen.config, agent))
-
-
-def of_agent(config: Config, agent: str) -> Config:
-    """`config` for another agent: without what the one it was for had of its own."""
-    return config if config.agent == agent else dataclasses.replace(config, agent=agent, own=())
+    return chosen._replace(config=agents.config_for(agent, chosen.config))

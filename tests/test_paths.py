@@ -22,7 +22,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.files import paths
 from jaxdqn.runs import checkpoints, cli, directory, experiment, metrics, rendering, reporting, tensorboard
 from jaxdqn.runs.session import Settings
-from jaxdqn.sweeps import optuna_sampler
+from jaxdqn.sweeps import samplers
 from jaxdqn.sweeps.space import parse as parse_space
 from jaxdqn.sweeps.sweep import Sampler
 
@@ -139,7 +139,7 @@ def test_an_sqlite_storage_in_an_odd_directory_is_that_file(tmp_path, name):
     (tmp_path / name).mkdir()
     space = parse_space({"gamma": {"low": 0.5, "high": 0.9}})
     sampler = Sampler("tpe", 1, 0, 8, "sqlite:///trials?.db")
-    optuna_sampler.record(space, sampler, "study", [({"gamma": 0.6}, 1.0)], str(tmp_path / name))
+    samplers.store(space, sampler, "study", [({"gamma": 0.6}, 1.0)], str(tmp_path / name))
     assert os.listdir(tmp_path / name) == ["trials?.db"]
 
 

@@ -20,7 +20,7 @@ from scripts import ROOT, script
 from test_sweeps import CATCH, TIMES, assert_same, curves
 
 from jaxdqn.errors import UserError
-from jaxdqn.sweeps import engines, processes, reading
+from jaxdqn.sweeps import engines, reading
 
 LIMIT = 240
 TWO_GROUPS = {
@@ -146,7 +146,7 @@ def test_a_child_is_asked_to_end_once_its_parent_has_gone(monkeypatch):
     asked = []
     monkeypatch.setattr(os, "kill", lambda *told: asked.append(told))
     watched, life = multiprocessing.Pipe(duplex=False)
-    thread = threading.Thread(target=processes._end_with, args=(watched,))
+    thread = threading.Thread(target=engines._end_with, args=(watched,))
     thread.start()
     thread.join(0.2)
     assert asked == [] and thread.is_alive()
@@ -219,7 +219,7 @@ def test_a_task_that_is_lost_again_and_again_ends_the_sweep(tmp_path):
     from test_sweeps import run_at, sweep_of
 
     from jaxdqn.sweeps import rounds, samplers
-    from jaxdqn.sweeps.trials import Trial
+    from jaxdqn.sweeps.sweep import Trial
 
     def lose(task):
         raise engines.Lost("its process ended with code -9")
@@ -247,7 +247,7 @@ def test_the_script_finds_the_gpus_before_it_keeps_off_them(inside, monkeypatch,
         return subprocess.CompletedProcess(command, 0, "2\n")
 
     monkeypatch.delenv("JAX_PLATFORMS")
-    monkeypatch.setattr(processes.subprocess, "run", probe)
+    monkeypatch.setattr(engines.subprocess, "run", probe)
     sweep = script("sweep")
     args = sweep.Args(engine="processes")
     sweep.prepare(reading.parse(TWO_GROUPS), args)
@@ -262,7 +262,7 @@ def test_each_task_has_gpus_of_those_that_the_sweep_may_use(monkeypatch, ours, t
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if ours:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ours)
-    assert processes.visible_gpus(2, 2) == theirs
+    assert engines.visible_gpus(2, 2) == theirs
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdqn.errors import UserError
-from jaxdqn.sweeps import optuna_sampler, samplers, space
+from jaxdqn.sweeps import samplers, space
 from jaxdqn.sweeps.sweep import Sampler
 
 optuna = pytest.importorskip("optuna")
@@ -167,7 +167,7 @@ def test_without_a_samplers_own_package_the_line_names_it(monkeypatch, name, pac
 
 
 def record(storage, history, folder, searched=PLANTED):
-    optuna_sampler.record(searched, Sampler("tpe", 64, 0, 8, storage), "study", history, str(folder))
+    samplers.store(searched, Sampler("tpe", 64, 0, 8, storage), "study", history, str(folder))
 
 
 def stored(storage, folder):

@@ -16,9 +16,8 @@ from jaxdqn.parallel import schemes
 from jaxdqn.parallel.compiled import devices, memory
 from jaxdqn.runs import checkpoints, metrics
 from jaxdqn.runs.session import Settings
-from jaxdqn.sweeps import directory, engines, planning, reading, report, running, samplers, search
+from jaxdqn.sweeps import directory, engines, planning, reading, report, running, samplers
 from jaxdqn.sweeps import stage as _stage
-from jaxdqn.sweeps.trials import in_use
 
 CATCH = {
     "env": "Catch-bsuite",
@@ -62,7 +61,7 @@ def searched(folder, sweep, engine=local, **changes):
     """The table of trials of a sweep in `folder`, new or resumed."""
     lock = directory.create(folder, sweep) if not folder.exists() else None
     assert lock is not None or directory.load(folder) == sweep
-    return search.execute(sweep, folder, engine, run_at(folder, **changes)).write()
+    return running.execute(sweep, engine, run_at(folder, **changes)).write()
 
 
 def curves(folder, kind="tuning"):
@@ -388,9 +387,9 @@ def test_the_report_shows_only_values_in_use(tmp_path):
     }
     sweep = sweep_of(space=space, sampler="grid", seeds=1, winners={"trials": 6, "seeds": 1})
     table = searched(tmp_path / "sweep", sweep)
-    used = in_use(sweep, table, "weight_decay")
+    used = report.in_use(sweep, table, "weight_decay")
     assert list(used) == list(table.optimizer == "adamw") and used.sum() == 4
-    assert in_use(sweep, table, "optimizer").all()
+    assert report.in_use(sweep, table, "optimizer").all()
     report.write(tmp_path / "sweep", sweep)
     rows = [line for line in (tmp_path / "sweep" / "report.md").read_text().splitlines() if "| adam |" in line]
     assert rows and all("| adam | – |" in row for row in rows)

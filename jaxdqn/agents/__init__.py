@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from jaxdqn.agents.actor_critic import A2C, actor_critic
 from jaxdqn.agents.declaration import Declaration
@@ -10,7 +10,18 @@ from jaxdqn.agents.dqn import DOUBLE_DQN, DQN, double_dqn, dqn
 from jaxdqn.agents.multi.ensemble import ENSEMBLE_DQN, ensemble_dqn
 from jaxdqn.agents.multi.partitioned import PARTITIONED_DQN, partitioned_dqn
 from jaxdqn.agents.random import RANDOM, random
-from jaxdqn.config import GENERAL, MOST_WIDE, Config, HParams, check_fields, plain, to_dict, values_of
+from jaxdqn.config import (
+    MOST_WIDE,
+    Config,
+    HParams,
+    Range,
+    check_fields,
+    own_values,
+    plain,
+    ranges_of,
+    to_dict,
+    values_of,
+)
 from jaxdqn.errors import UserError, shown, unknown_name
 from jaxdqn.replay import REPLAYS, Kind
 
@@ -66,14 +77,14 @@ def complete(config: Config, hparams: HParams) -> tuple[Config, HParams]:
 
 
 def _filled(kind: str, declared: type, given: Any, known: Mapping[str, Any]) -> Any:
-    values = given._asdict() if hasattr(given, "_asdict") else given
-    if not isinstance(values, Mapping | tuple):
+    if not (hasattr(given, "_asdict") or isinstance(given, Mapping) or given == ()):
         raise UserError(f"own is {shown(given)}; it must be {{name: value}}.")
+    values = own_values(given)
     names = declared._fields  # type: ignore[attr-defined]
     for name in values:
         if name not in names:
             raise unknown_name(kind, name, [x for x in (*known, *names) if x not in values])
-    return declared(**{name: plain(value) for name, value in dict(values).items()})
+    return declared(**{name: plain(value) for name, value in values.items()})
 
 
 def known_here(agent: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,10 +99,36 @@ def names_of(agent: str) -> tuple[str, ...]:
     return (*declared.settings._fields, *declared.hparams._fields)
 
 
-def hyperparameters() -> tuple[str, ...]:
-    """The names of all hyperparameters, of whichever agent."""
-    own: list[Any] = [declared.hparams for declared in AGENTS.values()]
-    return tuple(dict.fromkeys([*GENERAL, *(name for kind in own for name in kind._fields)]))
+def config_for(agent: str, config: Config) -> Config:
+    """`config` for this agent, without what only others have of their own."""
+    return dataclasses.replace(config, agent=agent, own=known_here(agent, own_values(config.own)))
+
+
+def hparams_for(agent: str, hparams: HParams) -> HParams:
+    """`hparams` without what only other agents have of their own."""
+    return hparams._replace(own=known_here(agent, own_values(hparams.own)))
+
+
+def ranges() -> dict[str, Range]:
+    """The range of every hyperparameter by name, whichever agent has it."""
+    found = ranges_of(HParams)
+    for declared in AGENTS.values():
+        found = found | ranges_of(declared.hparams)  # type: ignore[arg-type]
+    return found
+
+
+def static_types() -> dict[str, Any]:
+    """The type of every static setting by name, whichever agent has it."""
+    types = {name: kind for name, kind in get_type_hints(Config).items() if name != "own"}
+    for declared in AGENTS.values():
+        types |= get_type_hints(declared.settings)
+    return types
+
+
+def defaults() -> dict[str, Any]:
+    """The default of everything that an agent has of its own, by name."""
+    kinds: list[Any] = [kind for declared in AGENTS.values() for kind in (declared.settings, declared.hparams)]
+    return {name: value for kind in kinds for name, value in kind._field_defaults.items()}
 
 
 def check(config: Config) -> None:

@@ -1,13 +1,25 @@
-"""Where stages run: one after the other in this process, or side by side in others (`processes`, or Ray's tasks).
+"""Where stages run: one after the other in this process, or side by side: in processes of this machine, one per GPU, or
+per core where there is none (no package is needed for it); or as Ray tasks, on this machine or on a cluster.
 
 An engine is a function of stages that returns when all have trained to their ends. Each stage is a run directory with
-checkpoints: a task that is lost is started again, and goes on from there.
+checkpoints: a task that is lost is started again, and goes on from there. Ray is optional (the extra `ray`); on a
+cluster the sweep's directory must be the same for all machines: a shared file system.
 """
 
 import contextlib
+import functools
+import multiprocessing
+import multiprocessing.connection
+import os
 import pathlib
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+import pandas as pd
 
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.sweeps import stage as _stage
@@ -15,6 +27,8 @@ from jaxdqn.sweeps.stage import Stage
 
 ENGINES = ("local", "processes", "ray")
 ATTEMPTS = 5
+PROBE_SECONDS = 120.0
+STOP_SECONDS = 30.0
 
 
 class Stopped(Exception):
@@ -47,13 +61,9 @@ def running(name: str, address: str | None = None, num_devices: int | None = Non
     if name == "local":
         yield lambda stages, run: local(stages, run, num_devices)
     elif name == "processes":
-        from jaxdqn.sweeps import processes
-
-        yield processes.engine(num_devices)
+        yield in_processes(num_devices)
     else:
-        from jaxdqn.sweeps import ray_tasks
-
-        with ray_tasks.running(address, num_devices) as engine:
+        with on_ray(address, num_devices) as engine:
             yield engine
 
 
@@ -131,13 +141,18 @@ def side_by_side(stages: Sequence[Stage], run: Run, tasks: Tasks) -> None:
                     raise Stopped
             follow.new_rows(stages)
     finally:
-        for task, _, _ in flying:
-            tasks.stop(task)
-        end = 30.0
-        while flying and end > 0:
-            done = tasks.wait([task for task, _, _ in flying], 1.0)
-            flying = [entry for entry in flying if not any(entry[0] is task for task in done)]
-            end -= 1.0
+        _stop(tasks, [task for task, _, _ in flying])
+
+
+def _stop(tasks: Tasks, flying: list[Any]) -> None:
+    """Asks the tasks to save and end, and gives them time for it."""
+    for task in flying:
+        tasks.stop(task)
+    left = STOP_SECONDS
+    while flying and left > 0:
+        done = tasks.wait(flying, 1.0)
+        flying = [task for task in flying if not any(task is other for other in done)]
+        left -= 1.0
 
 
 class _Follower:
@@ -148,8 +163,6 @@ class _Follower:
         self.seen: set[pathlib.Path] = set()
 
     def new_rows(self, stages: Sequence[Stage]) -> None:
-        import pandas as pd
-
         for stage in stages:
             path = _stage.path_of(self.run.folder, stage.name) / "metrics.parquet"
             for part in sorted(path.glob("part-*.parquet")) if path.is_dir() else []:
@@ -158,3 +171,182 @@ class _Follower:
                     with contextlib.suppress(OSError):
                         rows: list[dict[Any, Any]] = pd.read_parquet(part).to_dict("records")
                         self.run.on_rows(rows)
+
+
+def _limited(num_devices: int | None, available: int, whose: str) -> int:
+    """How many devices are used: `num_devices`, or all that are available. Raises `UserError` for more than these."""
+    if num_devices is not None and num_devices > available:
+        raise UserError(f"num_devices {num_devices} asked, but {whose}; ask for at most that.")
+    return num_devices or available
+
+
+def _status(answer: tuple[str, str]) -> str:
+    """The status of a stage in a task's answer. Raises the `UserError` that there may be instead."""
+    kind, value = answer
+    if kind == "error":
+        raise UserError(value)
+    return value
+
+
+def _prepare(num_devices: int) -> None:
+    """Sets up JAX in a process that trains a stage."""
+    from jaxdqn.parallel.compiled import devices
+
+    devices.prepare_cache()
+    devices.prepare_cpu(num_devices, one_thread_each=True)
+
+
+class _Process(NamedTuple):
+    """A process, where its answer comes from, and what it holds of ours: closed when this process ends, however."""
+
+    process: Any
+    answer: Any
+    life: Any
+
+
+def in_processes(num_devices: int | None) -> Engine:
+    """Stages in processes of their own. This process keeps off the GPUs. Raises `UserError`."""
+    import jax
+
+    gpus = count_gpus()
+    jax.config.update("jax_platforms", "cpu")  # of this process alone, and only where its backend has not started
+    available = gpus or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    used = _limited(num_devices, available, f"this machine has {available}")
+    start = functools.partial(_start, on_gpu=gpus > 0)
+    tasks = Tasks(used, start, _ended, _result, lambda task: task.process.terminate())
+    return lambda stages, run: side_by_side(stages, run, tasks)
+
+
+def count_gpus() -> int:
+    """GPUs that JAX finds, asked in another process: whoever asks holds their memory."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return 0
+    program = "import jax; print(sum(device.platform == 'gpu' for device in jax.devices()))"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=PROBE_SECONDS, check=True
+        )
+    except subprocess.SubprocessError:
+        return 0
+    return int(done.stdout.split()[-1])
+
+
+def _start(stage: Stage, run: Run, num_devices: int, slot: int, on_gpu: bool) -> _Process:
+    """Starts `stage` on devices slot * num_devices and following."""
+    context = multiprocessing.get_context("spawn")  # a forked JAX hangs
+    ours, theirs = context.Pipe(duplex=False)
+    watched, life = context.Pipe(duplex=False)
+    visible = visible_gpus(slot * num_devices, num_devices) if on_gpu else None
+    arguments = (stage, str(run.folder), num_devices, run.checkpoint_seconds, visible, theirs, watched)
+    process = context.Process(target=_child, args=arguments, daemon=True)
+    process.start()
+    theirs.close()
+    watched.close()
+    return _Process(process, ours, life)
+
+
+def visible_gpus(first: int, count: int) -> str:
+    """CUDA_VISIBLE_DEVICES of a task: `count` from the `first` on of those that this process may use."""
+    ours = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = ours.split(",") if ours else [str(index) for index in range(first + count)]
+    return ",".join(names[first : first + count])
+
+
+def _ended(tasks: list[_Process], seconds: float) -> list[_Process]:
+    """The tasks that have ended after at most `seconds`."""
+    ended = set(multiprocessing.connection.wait([task.process.sentinel for task in tasks], seconds))
+    return [task for task in tasks if task.process.sentinel in ended]
+
+
+def _result(task: _Process) -> str:
+    """The status of a task that has ended. Raises `Lost`, and the `UserError` of the stage."""
+    task.process.join()
+    try:
+        answer = task.answer.recv() if task.answer.poll() else None
+    except EOFError:
+        answer = None
+    if answer is None:
+        raise Lost(f"its process ended with code {task.process.exitcode}")
+    return _status(answer)
+
+
+def _child(
+    stage: Stage,
+    folder: str,
+    num_devices: int,
+    checkpoint_seconds: float,
+    visible: str | None,
+    answer: Any,
+    parent: Any,
+) -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's go to all; the parent tells us by SIGTERM
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    _prepare(num_devices)
+    try:
+        answer.send(("status", _stage.execute(stage, pathlib.Path(folder), num_devices, checkpoint_seconds)))
+    except (UserError, OSError) as error:  # such as a full disk: another attempt would fail as this one
+        with contextlib.suppress(OSError):  # nobody may be there any more
+            answer.send(("error", str(error)))
+
+
+def _end_with(parent: Any) -> None:
+    """Asks this process to save and end once its parent has gone, be it killed."""
+    with contextlib.suppress(EOFError, OSError):
+        parent.recv()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def on_ray(address: str | None, num_devices: int | None) -> Iterator[Engine]:
+    """Stages as tasks of the cluster at `address`, or of a Ray of their own. Raises `UserError`."""
+    from jaxdqn.parallel.asynchronous import ray_engine
+
+    with ray_engine.cluster(address):
+        import ray
+
+        resources = ray.cluster_resources()
+        kind = "GPU" if resources.get("GPU") else "CPU"
+        available = int(resources[kind])
+        used = _limited(num_devices, available, f"Ray has {available} {kind}s")
+
+        def start(stage: Stage, run: Run, share: int, slot: int) -> Any:
+            del slot
+            # One task a process: the next one may get other devices, and memory is given back.
+            options: dict[str, Any] = {"max_calls": 1, "max_retries": 0, "num_cpus": share}
+            if kind == "GPU":
+                on_gpu = {"env_vars": {"JAX_PLATFORMS": ""}}
+                options = {**options, "num_gpus": share, "num_cpus": 1, "runtime_env": on_gpu}
+            task: Any = ray.remote(**options)(_task)
+            return task.remote(stage, str(run.folder.resolve()), share, run.checkpoint_seconds)
+
+        tasks = Tasks(used, start, _ray_ended, _ray_result, ray.cancel)
+        yield lambda stages, run: side_by_side(stages, run, tasks)
+
+
+def _task(stage: Stage, folder: str, num_devices: int, checkpoint_seconds: float) -> tuple[str, str]:
+    _prepare(num_devices)
+    try:
+        return "status", _stage.execute(stage, pathlib.Path(folder), num_devices, checkpoint_seconds)
+    except UserError as error:
+        return "error", str(error)
+
+
+def _ray_ended(tasks: list[Any], seconds: float) -> list[Any]:
+    import ray
+
+    return list(ray.wait(tasks, num_returns=1, timeout=seconds)[0])
+
+
+def _ray_result(task: Any) -> str:
+    import ray
+
+    try:
+        answer = ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise Lost(type(error).__name__) from None
+    return _status(answer)

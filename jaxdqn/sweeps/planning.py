@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdqn.components import make_components
-from jaxdqn.config import Config, HParams
+from jaxdqn.config import Config
 from jaxdqn.sweeps import rounds, samplers
-from jaxdqn.sweeps.population_search import generation_ends
+from jaxdqn.sweeps.evolution import generation_ends
 from jaxdqn.sweeps.space import Choices
-from jaxdqn.sweeps.sweep import Sweep
-from jaxdqn.sweeps.trials import Trial, grouped
+from jaxdqn.sweeps.sweep import Sweep, Trial, grouped
 from jaxdqn.timeline import advice, timeline
 
 MAX_STATIC = 1_000
@@ -58,7 +57,9 @@ def plan(sweep: Sweep, num_devices: int | None) -> Plan:
     for group in groups:
         share = len(group.trials) if not sampler.adaptive else min(sampler.batch, count)
         fractions = _kept(sweep, ends or rounds.ends_of(sweep, group.config))
-        spec, _, budget = experiment.plan(group.config, sweep.hparams, seeds, [{}] * share, num_devices, 1)
+        spec, _, budget = experiment.plan(
+            group.config, sweep.hparams_of(group.config), seeds, [{}] * share, num_devices, 1
+        )
         lanes = -(-spec.members_per_batch // spec.num_devices)
         largest = max(largest, budget.shard_bytes * lanes)
         batches, devices = max(batches, budget.num_batches), max(devices, spec.num_devices)
@@ -140,15 +141,15 @@ def _update_flops(config: Config) -> float:
     import jax.numpy as jnp
 
     from jaxdqn import training
+    from jaxdqn.base import Progress
 
     components = make_components(config)
 
     def update(key: jax.Array) -> object:
-        learner = components.agent.init(key, HParams())
-        ring = components.replay.init()
-        return training.update_once(
-            components.agent, components.replay, None, learner, ring, jnp.int32(config.n_step), (key, key), HParams()
-        )[0]
+        agent, replay = components.agent, components.replay
+        progress = Progress(jnp.int32(config.n_step), jnp.int32(0), jnp.int32(0))
+        learner, ring = agent.init(key, agent.defaults), replay.init()
+        return training.update_once(agent, replay, None, learner, ring, progress, (key, key), agent.defaults)[0]
 
     cost = jax.jit(update).lower(jax.random.key(0)).cost_analysis()
     return float(cost.get("flops", 0.0)) if cost else 0.0

@@ -1,4 +1,4 @@
-"""From a sweep's YAML file to its records and back, every default filled in."""
+"""From a sweep's YAML file to its records and back, every default filled in; what its parts demand of each other."""
 
 import dataclasses
 import pathlib
@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdqn import presets
-from jaxdqn.config import Config, HParams, from_dict, to_dict, validate_hparams
+from jaxdqn.config import LARGEST, Config, HParams, from_dict, to_dict, validate_hparams, fields_of,
+    values_of, with_values
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.files import documents
 from jaxdqn.sweeps import space as _space
-from jaxdqn.sweeps.checks import check
-from jaxdqn.sweeps.optuna_sampler import check_storage
-from jaxdqn.sweeps.space import STATIC, Space
-from jaxdqn.sweeps.sweep import SAMPLERS, Halving, PopulationBased, Sampler, Seeds, Sweep, Winners
+from jaxdqn.sweeps.samplers import check_storage
+from jaxdqn.sweeps.space import STATIC, TRACED, Choices, Space
+from jaxdqn.sweeps.sweep import OBJECTIVES, SAMPLERS, Halving, PopulationBased, Sampler, Seeds, Sweep, Winners
 from jaxdqn.validation import validate
+
+FIRST_RUNG, LEAST_SEEDS = 0.2, 3
+MAX_TRIALS, MAX_SEED = 100_000, 2_000_000_000
 
 
 def load(path: pathlib.Path) -> Sweep:
@@ -49,7 +52,7 @@ def parse(values: Mapping[str, Any]) -> Sweep:
         _part(PopulationBased, "population_based", values),
         _part(Winners, "winners", values) or Winners(),
     )
-    check(sweep)
+    _check(sweep)
     return sweep
 
 
@@ -71,7 +74,7 @@ def to_plain(sweep: Sweep) -> dict[str, Any]:
     stages = {"halving": sweep.halving, "population_based": sweep.population_based, "winners": sweep.winners}
     return {
         "config": {key: value for key, value in to_dict(sweep.config).items() if key not in names},
-        "hparams": {key: value for key, value in sweep.hparams._asdict().items() if key not in names},
+        "hparams": {key: value for key, value in values_of(sweep.hparams).items() if key not in names},
         "space": {parameter.name: domain(parameter) for parameter in sweep.space.parameters},
         "sampler": part(sweep.sampler),
         "seeds": part(sweep.seeds),
@@ -89,16 +92,17 @@ def _base(values: Mapping[str, Any], space: Space) -> tuple[Config, HParams]:
     env, agent = (_text(field, fixed["config"].get(field)) for field in ("env", "agent"))
     name = _text("preset", values.get("preset"))
     chosen = presets.preset(name) if name else presets.for_environment(env or Config.env, agent)
-    given = {**dataclasses.asdict(chosen.config), "final_episodes": 0, **fixed["config"]}
+    given = {**fields_of(chosen.config), "final_episodes": 0, **fixed["config"]}
     given["env"] = env or chosen.config.env
-    sweep = Sweep(from_dict(given), chosen.hparams._replace(**fixed["hparams"]), space, Sampler("grid", None), Seeds(1))
+    hparams = with_values(chosen.hparams, fixed["hparams"])
+    sweep = Sweep(from_dict(given), hparams, space, Sampler("grid", None), Seeds(1))
     _check_first_trial(sweep)
     first = {parameter.name: parameter.domain.at(0.0) for parameter in space.parameters if not parameter.when}
     config = sweep.config_of(first)
     if not {"total_steps", "eval_interval"} & set(space.names):
         # A row for each evaluation: hundreds of members with a hundred rows each are more than anybody looks at.
         config = dataclasses.replace(config, log_interval=config.log_interval or config.resolved().eval_interval)
-    return config, sweep.hparams._replace(**sweep.setting_of(first))
+    return config, with_values(sweep.hparams, sweep.setting_of(first))
 
 
 def _fixed(values: Mapping[str, Any], space: Space) -> dict[str, Mapping[str, Any]]:
@@ -108,13 +112,13 @@ def _fixed(values: Mapping[str, Any], space: Space) -> dict[str, Mapping[str, An
         if not isinstance(given, Mapping):
             raise UserError(f"{part} is {given!r}; it must be {{field: value}}.")
     for name in fixed["config"]:
-        if name in HParams._fields:
+        if name in TRACED:
             raise UserError(f"{name} is traced: it belongs under hparams, not under config.")
     for name, value in fixed["hparams"].items():
         if name in STATIC:
             raise UserError(f"{name} is static: it belongs under config, not under hparams.")
-        if name not in HParams._fields:
-            raise unknown_name("hyperparameter", name, HParams._fields)
+        if name not in TRACED:
+            raise unknown_name("hyperparameter", name, TRACED)
         if isinstance(value, list):
             raise UserError(f"hparams.{name} is {value}; it must be one number. Search several in space.{name}.")
     if fixed["config"].get("final_episodes", 0) != 0:
@@ -134,7 +138,8 @@ def _check_first_trial(sweep: Sweep) -> None:
     values = sweep.space.at([0.0] * len(sweep.space.parameters))
     config = sweep.config_of(values)
     validate(config)
-    validate_hparams(sweep.hparams._replace(**sweep.setting_of(values)), config.epsilon_schedule)
+    hparams = with_values(sweep.hparams_of(config), sweep.setting_of(values))
+    validate_hparams(hparams, config.epsilon_schedule)
 
 
 def _text(name: str, given: Any) -> str | None:
@@ -198,3 +203,94 @@ def _numbers(value: Any) -> Any:
         number = float(value)
         return int(number) if re.fullmatch(r"\+?\d+(\.\d+)?[eE]\+?\d+", value) and number.is_integer() else number
     return value
+
+
+def _check(sweep: Sweep) -> None:
+    """Raises `UserError` for parts that do not go together."""
+    if sweep.objective not in OBJECTIVES:
+        raise unknown_name("objective", sweep.objective, OBJECTIVES)
+    _check_numbers(sweep)
+    _check_ranges(sweep)
+    halving, pbt = sweep.halving, sweep.population_based
+    if halving is not None and pbt is not None:
+        raise UserError("halving and population_based are two ways to stop early; keep one.")
+    if halving is not None:
+        _check_halving(halving, sweep.seeds.number)
+    if pbt is not None:
+        _check_population_based(sweep, pbt)
+    tuned = set(sweep.seeds.all)
+    if sweep.winners.trials and tuned & set(sweep.fresh_seeds):
+        raise UserError(
+            f"winners.first_seed is {sweep.winners.first_seed}, and tuning uses seeds {min(tuned)} to {max(tuned)}: "
+            "the winners need seeds that tuning has not seen."
+        )
+
+
+def _check_numbers(sweep: Sweep) -> None:
+    sampler, seeds, winners = sweep.sampler, sweep.seeds, sweep.winners
+    whole = {
+        "sampler.batch": (sampler.batch, 1, MAX_TRIALS),
+        "seeds.number": (seeds.number, 1, MAX_TRIALS),
+        "winners.seeds": (winners.seeds, 1, MAX_TRIALS),
+        **({} if sampler.name == "grid" else {"sampler.trials": (sampler.trials, 1, MAX_TRIALS)}),
+        "sampler.seed": (sampler.seed, 0, MAX_SEED),
+        "seeds.first": (seeds.first, 0, MAX_SEED),
+        "winners.trials": (winners.trials, 0, MAX_SEED),
+        "winners.first_seed": (winners.first_seed, 0, MAX_SEED),
+    }
+    for name, (value, least, most) in whole.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise UserError(f"{name} is {value!r}; it must be a whole number from {least} to {most:,}.")
+
+
+def _check_ranges(sweep: Sweep) -> None:
+    domains = [parameter.domain for parameter in sweep.space.parameters]
+    if sweep.sampler.name == "cmaes" and (len(domains) < 2 or any(isinstance(domain, Choices) for domain in domains)):
+        raise UserError(
+            "sampler 'cmaes' needs at least two fields, all of them ranges: it would draw anything else at random. "
+            "Take tpe."
+        )
+    if sweep.sampler.name == "grid":
+        sweep.space.grid()
+
+
+def _check_halving(halving: Halving, seeds: int) -> None:
+    rungs = halving.rungs
+    if (
+        not rungs
+        or any(not _is_number(rung) or not 0 < rung < 1 for rung in rungs)
+        or list(rungs) != sorted(set(rungs))
+    ):
+        raise UserError(f"halving.rungs is {list(rungs)}; it must be rising fractions of the budget between 0 and 1.")
+    if rungs[0] < FIRST_RUNG:
+        raise UserError(
+            f"halving.rungs begins at {rungs[0]:g}; the first must be at least {FIRST_RUNG:g} of the budget, since "
+            "earlier curves say little about later ones."
+        )
+    if not _is_number(halving.keep) or not 0 < halving.keep < 1:
+        raise UserError(f"halving.keep is {halving.keep!r}; it must be a fraction between 0 and 1.")
+    if not isinstance(halving.exact, bool):
+        raise UserError(f"halving.exact is {halving.exact!r}; it must be true or false.")
+    if seeds < LEAST_SEEDS:
+        raise UserError(f"seeds.number is {seeds}; halving needs at least {LEAST_SEEDS}, to rank trials and not luck.")
+
+
+def _check_population_based(sweep: Sweep, pbt: PopulationBased) -> None:
+    static = [parameter.name for parameter in sweep.space.parameters if not parameter.traced]
+    if static:
+        raise UserError(
+            f"population_based changes values during training, and {static[0]} is static (a field of Config); search "
+            "only fields of HParams."
+        )
+    if sweep.sampler.adaptive:
+        raise UserError(f"population_based with the sampler {sweep.sampler.name!r}: take grid, random or sobol.")
+    if not _is_number(pbt.interval) or not 0 < pbt.interval <= 0.5:
+        raise UserError(f"population_based.interval is {pbt.interval!r}; it must be a fraction above 0, at most 0.5.")
+    if not _is_number(pbt.quantile) or not 0 < pbt.quantile <= 0.5:
+        raise UserError(f"population_based.quantile is {pbt.quantile!r}; it must be a fraction above 0, at most 0.5.")
+    if not pbt.factors or any(not _is_number(factor) or factor <= 0 for factor in pbt.factors):
+        raise UserError(f"population_based.factors is {list(pbt.factors)}; it must be numbers above 0.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST

@@ -1,25 +1,26 @@
-"""What a sweep knows of its trials, and how it trains stages: what every kind of search shares.
+"""What a sweep knows of its trials, what each is worth, and how stages are trained: what every kind of search shares.
 
 Everything is computed from the sweep and from what its stages left in their directories; finished stages are passed
 over, so that starting again is resuming.
 """
 
 import math
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from jaxdqn.analysis import intervals
-from jaxdqn.sweeps import directory, scores
+from jaxdqn.analysis import curves, intervals
+from jaxdqn.sweeps import directory
 from jaxdqn.sweeps import stage as _stage
 from jaxdqn.sweeps.engines import Engine, Run
 from jaxdqn.sweeps.stage import Stage
 from jaxdqn.sweeps.sweep import Sweep
 
-FINISHED = "finished"
+TUNING, FINAL = "tuning", "final"  # kinds of stages
+FINISHED = "finished"  # a status of trials
+KEY = ("trial", "seed")
 
 
 class Record:
@@ -28,8 +29,8 @@ class Record:
     trained: how many stages were not finished before.
     """
 
-    def __init__(self, sweep: Sweep, folder: pathlib.Path, engine: Engine, run: Run):
-        self.sweep, self.folder, self.engine, self.run = sweep, folder, engine, run
+    def __init__(self, sweep: Sweep, engine: Engine, run: Run):
+        self.sweep, self.engine, self.run, self.folder = sweep, engine, run, run.folder
         self.rows: dict[int, dict[str, Any]] = {}
         self.trained = 0
 
@@ -50,16 +51,10 @@ class Record:
         """The finished trials that are to be trained again with fresh seeds, the best first; members of a population
         whose learners diverged after all others."""
         finished = {number: row["score"] for number, row in self.rows.items() if row["status"] == FINISHED}
-        scored = [number for number in scores.ranked(finished) if not math.isnan(finished[number])]
+        scored = [number for number in ranked(finished) if not math.isnan(finished[number])]
         if self.sweep.population_based:
             scored.sort(key=lambda number: self.rows[number]["diverged"] > 0)
         return scored[: self.sweep.winners.trials]
-
-    @property
-    def fresh_seeds(self) -> tuple[int, ...]:
-        """The seeds of the winners."""
-        winners = self.sweep.winners
-        return tuple(range(winners.first_seed, winners.first_seed + winners.seeds))
 
     def add_fresh(self, stage: Stage, table: pd.DataFrame, finals: pd.DataFrame) -> None:
         """Adds what winners reach with fresh seeds at the end of `stage`: scores and returns by trial and seed."""
@@ -68,7 +63,23 @@ class Record:
             row = self.rows[number]
             row.update(summary("fresh_score", table[table.trial == number].score))
             row.update(summary("fresh_return", finals[finals.trial == number].score))
-            row["fresh_seeds"], row["fresh_diverged"] = len(self.fresh_seeds), diverged[number]
+            row["fresh_seeds"], row["fresh_diverged"] = self.sweep.winners.seeds, diverged[number]
+
+
+def per_seed(frame: pd.DataFrame, objective: str, env_steps: Mapping[int, int]) -> pd.DataFrame:
+    """Each trial's score with each seed, columns trial, seed, score.
+
+    auc: mean height of the curve from step 0 to env_steps[trial]; final: mean over the last fifth of the steps taken.
+    """
+    if objective == "final":
+        return curves.final_score(frame, by=KEY).rename("score").reset_index()
+    tables = [
+        curves.area_under_curve(frame[frame.trial == trial], horizon=env_steps[trial], by=KEY)
+        .rename("score")
+        .reset_index()
+        for trial in sorted(frame.trial.unique().tolist())
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def summary(name: str, values: pd.Series) -> dict[str, Any]:
@@ -80,3 +91,15 @@ def summary(name: str, values: pd.Series) -> dict[str, Any]:
     interval = None if math.isnan(mean) else intervals.mean_interval(values.to_numpy(float))
     low, high = interval if interval is not None else (math.nan, math.nan)
     return {name: mean, f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def ranked(scores: Mapping[int, float]) -> list[int]:
+    """Trials from best to worst; those without a score last, equal ones by number."""
+    missing = {trial: math.isnan(score) for trial, score in scores.items()}
+    return sorted(scores, key=lambda trial: (missing[trial], 0.0 if missing[trial] else -scores[trial], trial))
+
+
+def survivors(scores: Mapping[int, float], keep: float) -> list[int]:
+    """The best fraction `keep` of the trials, rounded up, by number."""
+    # Rounded first: .55 of 100 is 55.00000000000001 in floats.
+    return sorted(ranked(scores)[: math.ceil(round(keep * len(scores), 6))])

@@ -1,24 +1,38 @@
 """report.md and report.html: the winners on fresh seeds, their tuning scores beside them, and figures."""
 
+import base64
+import html
 import math
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from jaxdqn.analysis import loading
+from jaxdqn.analysis import figures as _figures
+from jaxdqn.analysis import importance, loading, style, tuning
+from jaxdqn.analysis import lineage as _lineage
+from jaxdqn.errors import UserError
 from jaxdqn.files.paths import write_text
 from jaxdqn.runs import directory as run_directory
-from jaxdqn.sweeps import documents, report_figures
-from jaxdqn.sweeps.documents import Block
-from jaxdqn.sweeps.report_figures import unit
+from jaxdqn.runs.reporting import save_figure
 from jaxdqn.sweeps.stage import RUNS
-from jaxdqn.sweeps.sweep import Sweep
-from jaxdqn.sweeps.trials import in_use
+from jaxdqn.sweeps.sweep import Sweep, short
 
 SHOWN = 10
+MAX_PAIRWISE = 8
 UNUSED = "–"
+
+
+class Figure(NamedTuple):
+    """A file under figures/ and what it shows."""
+
+    name: str
+    caption: str
+
+
+Block = str | list[list[str]] | Figure  # a paragraph, or a heading after "## "; a table, its head first; a figure
 
 
 def write(folder: pathlib.Path, sweep: Sweep) -> None:
@@ -26,31 +40,53 @@ def write(folder: pathlib.Path, sweep: Sweep) -> None:
     trials = loading.trials(folder)
     frame = loading.load(folder)
     (folder / "figures").mkdir(exist_ok=True)
-    shown = list(report_figures.draw(folder, sweep, trials, frame))
-    blocks = [*_results(sweep, trials), *_setup(folder, sweep, trials), *shown]
+    figures = list(_figure_blocks(folder, sweep, trials, frame))
+    blocks = [*_results(sweep, trials), *_setup(folder, sweep, trials), *figures]
     title = f"{folder.resolve().name}: {sweep.config.agent} on {sweep.config.env}"
-    markdown, page = documents.markdown(title, blocks), documents.page(folder, title, blocks)
+    markdown, page = _markdown(title, blocks), _page(folder, title, blocks)
     write_text(folder / "report.md", markdown)
     write_text(folder / "report.html", page)
 
 
-def winners(trials: pd.DataFrame) -> pd.DataFrame:
+def _winners(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials that were trained again with fresh seeds, the best tuning score first."""
     if "fresh_score" not in trials:
         return trials.iloc[:0]
     return trials.dropna(subset=["fresh_seeds"]).sort_values(["score", "trial"], ascending=[False, True])
 
 
+def winner_lines(sweep: Sweep, trials: pd.DataFrame) -> list[str]:
+    """The result for the terminal: each winner on fresh seeds, its tuning score beside it."""
+    lines, cells = [], _cells(sweep, trials)
+    for _, row in _winners(trials).iterrows():
+        pairs = zip(sweep.space.names, cells[row.trial], strict=True)
+        values = ", ".join(f"{name}={value}" for name, value in pairs if value != UNUSED)
+        fresh = f"{_interval(row, 'fresh_score')} on {int(row.fresh_seeds)} fresh seeds"
+        lines.append(f"trial {row.trial} ({values}): {_unit(sweep)} {fresh} (tuning: {_number(row.score)})")
+    return lines
+
+
+def in_use(sweep: Sweep, table: pd.DataFrame, name: str) -> pd.Series:
+    """Which rows of a table of trials have the field `name` in use: its condition holds, and those of fields in it."""
+    parameters = {parameter.name: parameter for parameter in sweep.space.parameters}
+    holds = pd.Series(True, index=table.index)
+    for other, allowed in parameters[name].when.items():
+        cells = [parameters[other].cell(value) for value in allowed]
+        holds &= table[other].isin(cells) & in_use(sweep, table, other)
+    return holds
+
+
 def _results(sweep: Sweep, trials: pd.DataFrame) -> Iterator[Block]:
-    best, cells = winners(trials), _cells(sweep, trials)
+    best, cells = _winners(trials), _cells(sweep, trials)
+    noun = "members" if sweep.population_based else "trials"
     yield "## Result"
     if len(best):
         yield (
-            f"The best of {len(trials)} {_noun(sweep)}, again with {sweep.winners.seeds} seeds that tuning has not "
+            f"The best of {len(trials)} {noun}, again with {sweep.winners.seeds} seeds that tuning has not "
             "seen: these are the scores to report. The tuning score stands beside them; it is too high, because the "
             "luckiest of many was chosen by it."
         )
-        fresh = {f"{unit(sweep)}, fresh seeds": "fresh_score", "return at the end, fresh seeds": "fresh_return"}
+        fresh = {f"{_unit(sweep)}, fresh seeds": "fresh_score", "return at the end, fresh seeds": "fresh_return"}
         if sweep.objective == "final" or sweep.population_based:  # the same number
             fresh.popitem()
         rows = [["trial", *sweep.space.names, *fresh, "tuning score"]]
@@ -61,11 +97,15 @@ def _results(sweep: Sweep, trials: pd.DataFrame) -> Iterator[Block]:
     else:
         yield "Nothing was trained again with fresh seeds: the scores below are of tuning, and the best is too high."
     yield from _diverged(trials)
+    yield from _best_in_tuning(sweep, trials, cells)
+
+
+def _best_in_tuning(sweep: Sweep, trials: pd.DataFrame, cells: dict[int, list[str]]) -> Iterator[Block]:
     # Scores of other rungs are of shorter curves.
     ranks = ["rung", "score"] if sweep.halving else ["score"]
     top = trials.sort_values([*ranks, "trial"], ascending=[*(False for _ in ranks), True]).head(SHOWN)
     yield f"## The best {len(top)} in tuning"
-    rows = [["trial", *sweep.space.names, unit(sweep), "steps", "status"]]
+    rows = [["trial", *sweep.space.names, _unit(sweep), "steps", "status"]]
     for _, row in top.iterrows():
         reached = [_interval(row, "score"), f"{int(row.env_steps):,}", str(row.status)]
         rows.append([str(row.trial), *cells[row.trial], *reached])
@@ -115,21 +155,6 @@ def _early(sweep: Sweep, trials: pd.DataFrame) -> str:
     return ""
 
 
-def winner_lines(sweep: Sweep, trials: pd.DataFrame) -> list[str]:
-    """The result for the terminal: each winner on fresh seeds, its tuning score beside it."""
-    lines, cells = [], _cells(sweep, trials)
-    for _, row in winners(trials).iterrows():
-        pairs = zip(sweep.space.names, cells[row.trial], strict=True)
-        values = ", ".join(f"{name}={value}" for name, value in pairs if value != UNUSED)
-        fresh = f"{_interval(row, 'fresh_score')} on {int(row.fresh_seeds)} fresh seeds"
-        lines.append(f"trial {row.trial} ({values}): {unit(sweep)} {fresh} (tuning: {_number(row.score)})")
-    return lines
-
-
-def _noun(sweep: Sweep) -> str:
-    return "members" if sweep.population_based else "trials"
-
-
 def _interval(row: pd.Series, name: str) -> str:
     low, high = row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
     spread = "" if pd.isna(low) else f" [{_number(low)}, {_number(high)}]"
@@ -143,9 +168,120 @@ def _number(value: float) -> str:
 def _cells(sweep: Sweep, trials: pd.DataFrame) -> dict[int, list[str]]:
     """The values of each trial as text, in the order of the space."""
     names = sweep.space.names
-    shown = {name: trials[name].map(_value).where(in_use(sweep, trials, name), UNUSED) for name in names}
-    return dict(zip(trials.trial.tolist(), pd.DataFrame(shown).to_numpy().tolist(), strict=True))
+    table = {name: trials[name].map(short).where(in_use(sweep, trials, name), UNUSED) for name in names}
+    return dict(zip(trials.trial.tolist(), pd.DataFrame(table).to_numpy().tolist(), strict=True))
 
 
-def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _unit(sweep: Sweep) -> str:
+    """What a score is, for people."""
+    if sweep.population_based:
+        return "return in the last generation"
+    return {"auc": "mean return over the budget", "final": "return in the last fifth"}[sweep.objective]
+
+
+def _figure_blocks(folder: pathlib.Path, sweep: Sweep, trials: pd.DataFrame, frame: pd.DataFrame) -> Iterator[Block]:
+    """Draws all figures of a sweep, and says what they show; where one cannot be drawn, why."""
+    yield "## Figures"
+    compared, what = _compared(sweep, trials)
+    finals = frame[frame.kind == "final"]
+    if len(finals):
+        curves = _figures.learning_curves(_whole(finals), by=["trial"], title="winners, fresh seeds")
+        yield _saved(folder, curves, Figure("winners", "The winners on fresh seeds."))
+    for figure, plot in _tuning_figures(sweep, compared):
+        try:
+            drawn = plot()
+        except UserError as error:  # such as too few trials for a share of variance
+            yield f"No figure of {figure.name}: {error}"
+            continue
+        note = " ".join(drawn.get_supxlabel().split())
+        style.note(drawn, f"{note}; score: {what}")
+        yield _saved(folder, drawn, figure)
+    if (folder / "lineage.parquet").is_file():
+        lineage = pd.read_parquet(folder / "lineage.parquet")
+        caption = "Who took over from whom; score: a member's mean greedy return in a generation."
+        figure = Figure("lineage", caption)
+        yield _saved(folder, _lineage.lineage(lineage, _varied(sweep, compared) or None), figure)
+
+
+def _tuning_figures(sweep: Sweep, compared: pd.DataFrame) -> Iterator[tuple[Figure, Callable[[], Any]]]:
+    """Each figure of the search, and what draws it."""
+    names = _varied(sweep, compared)
+    for name in names:
+        yield Figure(f"response-{name}", f"The score against {name}."), partial(tuning.response, compared, name)
+    if 1 < len(names) <= MAX_PAIRWISE:
+        yield Figure("pairwise", "Every two hyperparameters."), partial(tuning.pairwise, compared, names)
+        yield Figure("parallel", "Every trial as a line."), partial(tuning.parallel_coordinates, compared, names)
+    if names:
+        often = [name for name in names if compared[name].count() >= importance.MIN_TRIALS] or names
+        caption = "What each hyperparameter explains of the score's variance, on its own."
+        yield Figure("importance", caption), partial(tuning.importance, compared, often)
+
+
+def _saved(folder: pathlib.Path, drawn: Any, figure: Figure) -> Figure:
+    save_figure(drawn, folder / "figures" / f"{figure.name}.png")
+    return figure
+
+
+def _varied(sweep: Sweep, compared: pd.DataFrame) -> list[str]:
+    """The fields of which trials have more than one value."""
+    return [name for name in sweep.space.names if compared[name].nunique() > 1]
+
+
+def _compared(sweep: Sweep, trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The trials with scores that can be compared, and what these are: with halving those after the first rung, since
+    later ones are of the survivors alone, and of longer curves. Values that are not in use are NaN."""
+    used = {name: trials[name].where(in_use(sweep, trials, name)) for name in sweep.space.names}
+    trials = trials.assign(**used)
+    if sweep.population_based:
+        return trials, f"{_unit(sweep)}, each of one seed"
+    count = sweep.seeds.number
+    seeds = f"mean over {count} seeds" if count > 1 else "of one seed"
+    if sweep.halving is None:
+        return trials, f"{_unit(sweep)}, {seeds}"
+    first = f"after the first {100 * sweep.halving.rungs[0]:.3g} % of the budget, which all trials had"
+    until = {"auc": "mean return until then", "final": "return in the last fifth until then"}[sweep.objective]
+    return trials.assign(score=trials.first_score), f"{first}: {until}, {seeds}"
+
+
+def _whole(frame: pd.DataFrame) -> pd.DataFrame:
+    """Curves that several stages drew, as one: a member is a trial with a seed."""
+    member = frame.groupby(["trial", "seed"]).ngroup()
+    return frame.assign(member=member, run="winners")
+
+
+def _markdown(title: str, blocks: Sequence[Block]) -> str:
+    """The blocks as Markdown."""
+
+    def one(block: Block) -> str:
+        if isinstance(block, Figure):
+            return f"![{block.caption}](figures/{block.name}.png)\n\n{block.caption}"
+        if isinstance(block, str):
+            return block
+        head, *rows = ["| " + " | ".join(row) + " |" for row in block]
+        return "\n".join([head, "|" + "---|" * len(block[0]), *rows])
+
+    return "\n\n".join([f"# {title}", *map(one, blocks)]) + "\n"
+
+
+def _page(folder: pathlib.Path, title: str, blocks: Sequence[Block]) -> str:
+    """The blocks as one HTML file: figures, which are in `folder`, are inside."""
+
+    def one(block: Block) -> str:
+        if isinstance(block, Figure):
+            data = base64.b64encode((folder / "figures" / f"{block.name}.png").read_bytes()).decode()
+            caption = html.escape(block.caption)
+            image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+            return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+        if isinstance(block, str):
+            heading = block.removeprefix("## ")
+            return f"<h2>{html.escape(heading)}</h2>" if heading != block else f"<p>{html.escape(block)}</p>"
+        tags = ["th", *["td"] * (len(block) - 1)]
+        rows = [[f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row] for tag, row in zip(tags, block, strict=True)]
+        return "<table>" + "".join(f"<tr>{''.join(row)}</tr>" for row in rows) + "</table>"
+
+    style = (
+        "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}img{max-width:100%}"
+        "td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd}table{border-collapse:collapse}"
+    )
+    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
+    return "\n".join([head, f"<h1>{html.escape(title)}</h1>", *map(one, blocks)]) + "\n"

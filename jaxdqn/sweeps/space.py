@@ -4,7 +4,6 @@
 every combination of their values is a group that is compiled on its own.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping
@@ -12,11 +11,13 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
 
-from jaxdqn.config import COUNTS, LARGEST, Config, HParams, validate_hparams
+from jaxdqn import agents
+from jaxdqn.config import COUNTS, LARGEST, check_in
 from jaxdqn.errors import UserError, unknown_name
 
 Values = dict[str, Any]
-STATIC = {field.name: field for field in dataclasses.fields(Config)}
+STATIC = agents.static_types()
+TRACED = agents.ranges()
 NOT_SEARCHED = ("env_params", "env_kwargs", "final_episodes")
 MAX_GRID = 100_000
 
@@ -78,7 +79,13 @@ class Parameter(NamedTuple):
 
     @property
     def traced(self) -> bool:
-        return self.name in HParams._fields
+        return self.name in TRACED
+
+    def cell(self, value: Any) -> Any:
+        """`value` as a cell of a table: a number where it is traced, text where it is a tuple."""
+        if self.traced:
+            return float(value)
+        return "-".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 class Space(NamedTuple):
@@ -133,8 +140,8 @@ def parse(given: Any) -> Space:
 
 
 def _parameter(name: str, given: Any) -> Parameter:
-    if name not in HParams._fields and name not in STATIC:
-        raise unknown_name("field of the space", name, [*HParams._fields, *STATIC])
+    if name not in TRACED and name not in STATIC:
+        raise unknown_name("field of the space", name, [*TRACED, *STATIC])
     if name in NOT_SEARCHED:
         raise UserError(f"space.{name} cannot be searched; fix it under config.")
     options = given if isinstance(given, Mapping) else {"choices": given}
@@ -207,18 +214,18 @@ def _range(name: str, options: Mapping[str, Any]) -> Range:
 
 def _type(name: str) -> Any:
     """float for a traced field, int where it counts, else the type of the static one; int also for `int | None`."""
-    if name in HParams._fields:
+    if name in TRACED:
         return int if name in COUNTS else float
-    kind = STATIC[name].type
+    kind = STATIC[name]
     return int if int in get_args(kind) else kind
 
 
 def _check_value(name: str, value: Any) -> None:
     kind = _type(name)
-    if name in HParams._fields:
+    if name in TRACED:
         if isinstance(value, tuple):
             raise UserError(f"space.{name} has the value {list(value)}; each must be one number.")
-        validate_hparams(HParams()._replace(**{name: value}))
+        check_in(f"hparams.{name}", value, TRACED[name])
     elif get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise unknown_name(name, value, get_args(kind))

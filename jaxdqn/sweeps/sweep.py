@@ -1,10 +1,14 @@
-"""A sweep, as records; `reading` makes them from a YAML file."""
+"""A sweep and its trials, as records; `reading` makes a sweep from a YAML file."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
-from jaxdqn.config import Config, HParams
+from jaxdqn import agents
+from jaxdqn.config import Config, HParams, fields_of, validate_hparams, values_of, with_fields, with_values
+from jaxdqn.errors import UserError
 from jaxdqn.sweeps.space import STATIC, Space, Values
+from jaxdqn.validation import validate
 
 SAMPLERS = ("grid", "random", "sobol", "tpe", "cmaes", "gp", "nsga2")
 OBJECTIVES = ("auc", "final")
@@ -83,10 +87,67 @@ class Sweep:
     population_based: PopulationBased | None = None
     winners: Winners = dataclasses.field(default_factory=Winners)
 
+    @property
+    def fresh_seeds(self) -> tuple[int, ...]:
+        """The seeds of the winners."""
+        return Seeds(self.winners.seeds, self.winners.first_seed).all
+
     def config_of(self, values: Values) -> Config:
         """The static half of a trial with these values."""
-        return dataclasses.replace(self.config, **{k: v for k, v in values.items() if k in STATIC})
+        static = {name: value for name, value in values.items() if name in STATIC}
+        return with_fields(agents.config_for(static.get("agent", self.config.agent), self.config), static)
+
+    def hparams_of(self, config: Config) -> HParams:
+        """What all trials of this configuration have in common, complete. Raises `UserError`."""
+        return agents.complete(config, agents.hparams_for(config.agent, self.hparams))[1]
 
     def setting_of(self, values: Values) -> dict[str, float]:
         """The traced half, as changes of `hparams`."""
         return {k: float(v) for k, v in values.items() if k not in STATIC}
+
+
+class Trial(NamedTuple):
+    """One point of the space: its number in the sweep, and its values."""
+
+    number: int
+    values: Values
+
+
+class Group(NamedTuple):
+    """Trials of one configuration: they differ only in traced fields, and are one compiled population."""
+
+    config: Config
+    trials: tuple[Trial, ...]
+
+
+def grouped(sweep: Sweep, trials: Sequence[Trial]) -> list[Group]:
+    """The trials by configuration, in the order of their first trials.
+
+    Raises `UserError` for a trial that cannot run.
+    """
+    groups: dict[str, tuple[Config, list[Trial]]] = {}
+    for trial in trials:
+        config = sweep.config_of(trial.values).resolved()
+        key = repr(fields_of(config))
+        try:
+            if key not in groups:
+                validate(config)
+            hparams = with_values(sweep.hparams_of(config), sweep.setting_of(trial.values))
+            validate_hparams(hparams, config.epsilon_schedule)
+        except UserError as error:
+            values = ", ".join(f"{name}={short(value)}" for name, value in trial.values.items())
+            raise UserError(f"trial {trial.number} ({values}) cannot run: {error}") from None
+        groups.setdefault(key, (config, []))[1].append(trial)
+    return [Group(config, tuple(members)) for config, members in groups.values()]
+
+
+def columns(sweep: Sweep, values: Values) -> dict[str, Any]:
+    """A trial's values as columns of a table: every field of the space; those that are not active as the sweep has
+    them."""
+    given = {**agents.defaults(), **fields_of(sweep.config), **values_of(sweep.hparams), **values}
+    return {parameter.name: parameter.cell(given[parameter.name]) for parameter in sweep.space.parameters}
+
+
+def short(value: Any) -> str:
+    """A value of a trial for people."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
