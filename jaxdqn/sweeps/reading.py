@@ -7,8 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdqn import presets
-from jaxdqn.config import LARGEST, Config, HParams, from_dict, to_dict, validate_hparams, fields_of,
-    values_of, with_values
+from jaxdqn.config import (
+    LARGEST,
+    Config,
+    HParams,
+    fields_of,
+    from_dict,
+    to_dict,
+    validate_hparams,
+    values_of,
+    with_values,
+)
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.files import documents
 from jaxdqn.sweeps import space as _space
