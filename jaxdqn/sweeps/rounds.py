@@ -18,7 +18,7 @@ from jaxdqn.timeline import timeline
 
 
 class Progress(NamedTuple):
-    """How far the trials of a group are: `alive` ones at the end of stage `last`, all stages so far."""
+    """How far the trials of a group are: those `alive` at the end of the last stage, and all stages so far."""
 
     group: Group
     alive: tuple[Trial, ...]
@@ -70,8 +70,8 @@ class RoundSearch:
         """The groups with only those trials that go on, ranked over all groups."""
         assert self.sweep.halving is not None
         ranked = {trial.number: self.rows[trial.number]["score"] for group in groups for trial in group.alive}
-        kept = survivors(ranked, self.sweep.halving.keep)
-        for number in ranked.keys() - set(kept):
+        kept = set(survivors(ranked, self.sweep.halving.keep))
+        for number in ranked.keys() - kept:
             self.rows[number]["status"] = f"dropped after rung {rung}"
         return [
             progress._replace(alive=tuple(trial for trial in progress.alive if trial.number in kept))
