@@ -90,8 +90,8 @@ def kmeans(observation: Array, num_centroids: int, key: Key, rounds: int = 20) -
 def random_observations(environment: Environment, num_envs: int, length: int, key: Key) -> Array:
     """What a uniformly random policy sees, [length * num_envs, *O]."""
     spec = environment.spec
-    no_network = Network(lambda key: (), lambda params, observation: jnp.zeros((len(observation), spec.num_actions)))
-    agent = random(no_network)
+    zeros = lambda params, observation, key=None: jnp.zeros((len(observation), spec.num_actions))  # noqa: E731
+    agent = random(Network(lambda key: (), zeros))
     start_key, rollout_key = jax.random.split(key)
     state = acting.start(environment, agent, num_envs, start_key)
     _, block, _ = acting.rollout(environment, agent, (), state, rollout_key, jnp.ones(num_envs), length)

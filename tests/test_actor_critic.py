@@ -10,11 +10,12 @@ import rlax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxdqn.agents.actor_critic import Weights
 from jaxdqn.base import Batch, Spec, Transition
 from jaxdqn.components import make_agent, make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.networks import actor_critic
+from jaxdqn.networks import network, policy_and_value
 from jaxdqn.replay.latest import block_batch, latest
 from jaxdqn.timeline import timeline
 from jaxdqn.validation import validate
@@ -22,7 +23,7 @@ from jaxdqn.validation import validate
 A, KEY = 3, jax.random.key(0)
 SPEC = Spec("test", jax.ShapeDtypeStruct((4,), jnp.float32), A)
 CONFIG = Config(agent="a2c", hidden_sizes=(16,))
-H = jax.tree.map(jnp.float32, HParams(gamma=0.9, value_weight=0.7, entropy_weight=0.2))
+H = jax.tree.map(jnp.float32, HParams(gamma=0.9, own=Weights(0.7, 0.2)))
 
 
 def random_block(seed, length, num_envs, ends=0.3):
@@ -93,7 +94,10 @@ def batch():
 
 
 def test_loss_and_gradient_are_rlaxs(batch):
-    agent, apply = make_agent(CONFIG, SPEC), actor_critic(SPEC, hidden_sizes=(16,)).apply
+    agent, apply = (
+        make_agent(CONFIG, SPEC),
+        network(SPEC, policy_and_value(SPEC.num_actions), "auto", (16,), False, "relu", "default", "patches").apply,
+    )
     learner = agent.init(KEY, H)
 
     def expected_loss(params):
@@ -113,8 +117,11 @@ def test_loss_and_gradient_are_rlaxs(batch):
 
 def test_the_policy_gradient_is_the_enumerated_one():
     """A bandit with A arms: the expected gradient over the policy's actions is the gradient of sum_a pi(a) r(a)."""
-    agent, apply = make_agent(CONFIG, SPEC), actor_critic(SPEC, hidden_sizes=(16,)).apply
-    hparams = H._replace(value_weight=jnp.float32(0), entropy_weight=jnp.float32(0))
+    agent, apply = (
+        make_agent(CONFIG, SPEC),
+        network(SPEC, policy_and_value(SPEC.num_actions), "auto", (16,), False, "relu", "default", "patches").apply,
+    )
+    hparams = H._replace(own=Weights(jnp.float32(0), jnp.float32(0)))
     learner = agent.init(KEY, hparams)
     observation, reward = jnp.ones((A, 4)), jnp.array([1.0, -2.0, 0.5])
     policy = jax.nn.softmax(apply(learner.params, observation[:1])[0][0])
@@ -149,7 +156,10 @@ def test_terminations_are_masked_and_time_limits_bootstrapped(batch):
 
 
 def test_it_samples_its_policy_whatever_epsilon_is_and_is_greedy_only_when_asked():
-    agent, apply = make_agent(CONFIG, SPEC), actor_critic(SPEC, hidden_sizes=(16,)).apply
+    agent, apply = (
+        make_agent(CONFIG, SPEC),
+        network(SPEC, policy_and_value(SPEC.num_actions), "auto", (16,), False, "relu", "default", "patches").apply,
+    )
     params = agent.init(KEY, H).params
     observation = jnp.ones((20_000, 4))
     logits = apply(params, observation)[0]

@@ -1,5 +1,6 @@
 """Parallel presets and axes: they fit together, they run from the script, and wrong ones say why."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,10 +11,10 @@ from scripts import script
 import jaxdqn
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import axes as axes_module
 from jaxdqn.parallel import schemes
 from jaxdqn.parallel.asynchronous.workers import LAG_BINS
-from jaxdqn.parallel.axes import OF_SCHEME, PARALLEL, Axes, over, preset, validate
+from jaxdqn.parallel.axes import PARALLEL, Axes, over, preset
+from jaxdqn.parallel.schemes import validate
 from jaxdqn.presets import for_environment
 from jaxdqn.runs import cli
 from jaxdqn.timeline import timeline
@@ -56,11 +57,6 @@ def test_presets_are_valid_and_say_what_they_are_for(name):
     cartpole = for_environment("CartPole-v1")
     config, hparams = over(chosen, cartpole.config, cartpole.hparams)
     assert isinstance(config, Config) and isinstance(hparams, HParams) and chosen.summary
-
-
-def test_every_axis_belongs_to_a_scheme():
-    named = set().union(*OF_SCHEME.values()) | {"scheme"}
-    assert named == {field.name for field in axes_module.dataclasses.fields(Axes)}
 
 
 @pytest.mark.parametrize(
@@ -165,7 +161,7 @@ def test_every_scheme_reports_the_bytes_it_moves(name):
     )
     options = {"devices_per_agent": 2, "num_devices": 2} if name == "fused" else {}
     axes = preset(name).axes
-    config = axes_module.dataclasses.replace(config, total_steps=2_048, learning_starts=512)
+    config = dataclasses.replace(config, total_steps=2_048, learning_starts=512)
     result = jaxdqn.train(config, hparams, axes=axes, settings=jaxdqn.Settings(progress=False), **options)
     parameters = 4 * (4 * 8 + 8 + 8 * 2 + 2)
     moved = result.metrics.bytes_per_update

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxdqn
-from jaxdqn import presets
+from jaxdqn import agents, presets
 from jaxdqn.config import (
-    ON_POLICY,
     Config,
     HParams,
     check_replicates,
@@ -25,6 +24,8 @@ from jaxdqn.config import (
     replay_rows,
     to_dict,
     validate_hparams,
+    with_fields,
+    with_values,
 )
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.timeline import advice, timeline
@@ -86,10 +87,19 @@ WRONG = [
 ]
 
 
+OWNERS = {"ensemble_size": "ensemble_dqn", "ensemble_act": "ensemble_dqn", "num_partitions": "partitioned_dqn"}
+
+
+def changed(changes):
+    """A configuration with these values by name; of an agent's own settings, for that agent."""
+    agent = next((OWNERS[name] for name in changes if name in OWNERS), Config.agent)
+    return with_fields(Config(agent=agent), changes)
+
+
 @pytest.mark.parametrize("changes, parts", [(row[0], row[1:]) for row in WRONG], ids=lambda x: str(x)[:50])
 def test_what_cannot_run_is_refused_by_name_and_value(changes, parts):
     with pytest.raises(UserError) as error:
-        validate(Config(**changes))
+        validate(changed(changes))
     assert_one_line_with(error, *parts)
     assert len(str(error.value)) < 1_000
 
@@ -97,7 +107,7 @@ def test_what_cannot_run_is_refused_by_name_and_value(changes, parts):
 @pytest.mark.parametrize("name", [*POSITIVE, "learning_starts", "agent", "dueling", "network", "sticky_actions"])
 def test_an_integer_that_python_does_not_print_is_refused(name):
     with pytest.raises(UserError) as error:
-        validate(Config(**{name: 10**5000}))
+        validate(changed({name: 10**5000}))
     assert_one_line_with(error, name, "too long to print")
 
 
@@ -164,8 +174,11 @@ HPARAMS_WRONG = {
 }
 
 
+A2C = agents.complete(Config(agent="a2c"), HParams())[1]
+
+
 def test_every_hyperparameter_has_a_range():
-    assert set(HPARAMS_WRONG) == set(HParams._fields)
+    assert set(HPARAMS_WRONG) == set(agents.ranges())
 
 
 @pytest.mark.parametrize(
@@ -173,7 +186,7 @@ def test_every_hyperparameter_has_a_range():
 )
 def test_hyperparameters_out_of_range_are_refused_by_name_and_value(name, value):
     with pytest.raises(UserError) as error:
-        validate_hparams(HParams()._replace(**{name: value}))
+        validate_hparams(with_values(A2C, {name: value}))
     assert_one_line_with(error, f"hparams.{name} is {value!r}")
 
 
@@ -187,13 +200,13 @@ def test_hyperparameters_out_of_range_are_refused_by_name_and_value(name, value)
     ],
 )
 def test_hyperparameters_at_the_edge_run_and_those_beyond_do_not(name, edge, beyond):
-    assert validate_hparams(HParams()._replace(**{name: edge})) is None
+    assert validate_hparams(with_values(A2C, {name: edge})) is None
     with pytest.raises(UserError, match=name):
-        validate_hparams(HParams()._replace(**{name: beyond}))
+        validate_hparams(with_values(A2C, {name: beyond}))
 
 
 @given(
-    st.sampled_from(HParams._fields),
+    st.sampled_from(list(agents.ranges())),
     st.one_of(
         st.floats(), st.integers(), st.floats(-50, 50).map(lambda x: 10**x), st.sampled_from([10**400, 1e-50, 1e40])
     ),
@@ -201,13 +214,13 @@ def test_hyperparameters_at_the_edge_run_and_those_beyond_do_not(name, edge, bey
 def test_a_hyperparameter_that_is_accepted_is_as_good_as_a_float32(name, value):
     """What is traced is what was asked for: within rounding, and 0 or infinite only where asked for."""
     try:
-        validate_hparams(HParams()._replace(**{name: value}), "exponential")
+        validate_hparams(with_values(A2C, {name: value}), "exponential")
     except UserError as error:
         assert "\n" not in str(error)
     else:
         traced = float(jnp.float32(value) * 1)  # devices flush what is too small
         assert traced == pytest.approx(value, rel=1e-6, abs=0)
-        validate_hparams(HParams()._replace(**{name: traced}), "exponential")
+        validate_hparams(with_values(A2C, {name: traced}), "exponential")
 
 
 @pytest.mark.parametrize("value", [[0.9, 0.8], (0.9,), np.array([0.9, 0.8]), {"a": 1}, "0.9", 1j])
@@ -258,7 +271,7 @@ def test_every_agent_has_settings_that_suit_it_on_every_environment(env, agent):
     usual, (_, config, _) = presets.for_environment(env), presets.for_environment(env, agent)
     validate(config)
     assert (config.env, config.agent) == (env, agent)
-    if agent in ON_POLICY:
+    if agents.of(agent).on_policy:
         assert config.rollout_length == config.n_step == 8 and timeline(config).prefill == 0
     else:
         assert dataclasses.replace(config, agent=usual.config.agent) == usual.config

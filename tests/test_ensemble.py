@@ -77,7 +77,8 @@ def test_equal_members_learn_as_one_member(name, max_grad_norm):
 def test_equal_members_are_one_member_bitwise_where_float32_is_exact(name):
     """Binary fractions of few digits: every sum is exact, so its order cannot matter, and only the algorithm can."""
     plain, loss = LOSSES[name]
-    network = Network(lambda key: jax.random.randint(key, (4, A), -8, 8) / 4.0, lambda w, observation: observation @ w)
+    init = lambda key: jax.random.randint(key, (4, A), -8, 8) / 4.0  # noqa: E731
+    network = Network(init, lambda w, observation, key=None: observation @ w)
     hparams = H._replace(learning_rate=jnp.float32(0.25), target_period=jnp.float32(2), max_grad_norm=jnp.float32(1e9))
     random = np.random.default_rng(0)
     data = Batch(
@@ -208,7 +209,6 @@ def test_one_bad_member_stops_all():
 GAMMA = 0.9
 PROBE = Config(
     agent="ensemble_dqn",
-    ensemble_size=3,
     hidden_sizes=(32,),
     num_envs=4,
     batch_size=32,
@@ -225,9 +225,10 @@ PROBE = Config(
 )
 def test_values_of_probes_are_exact(agent, name, expected):
     environment = getattr(probe_environments, name)()
-    config = dataclasses.replace(PROBE, agent=agent, num_partitions=3)
+    own = {"ensemble_dqn": {"ensemble_size": 3}, "partitioned_dqn": {"num_partitions": 3}}
+    config = dataclasses.replace(PROBE, agent=agent, own=own[agent])
     hparams = HParams(learning_rate=3e-3, gamma=GAMMA, target_period=10.0, epsilon_begin=1.0, epsilon_end=1.0)
-    hparams = HParams(*(jnp.float32(x) for x in hparams))
+    hparams = jax.tree.map(jnp.float32, hparams)
     line = timeline(config)
     made = make_agent(config, environment.spec)
     example = training.transition_example(environment.spec, made)
@@ -249,7 +250,7 @@ def test_values_of_probes_are_exact(agent, name, expected):
 
 @pytest.mark.parametrize("aggregate", ["mean", "vote"])
 def test_the_configured_ensemble_acts_as_it_says(aggregate):
-    config = Config(agent="ensemble_dqn", ensemble_size=4, ensemble_act=aggregate, hidden_sizes=(8,))
+    config = Config(agent="ensemble_dqn", own={"ensemble_size": 4, "ensemble_act": aggregate}, hidden_sizes=(8,))
     agent = make_agent(config, SPEC)
     params = agent.init(KEY, H).params
     observation = jax.random.normal(KEY, (200, 4))
@@ -259,7 +260,7 @@ def test_the_configured_ensemble_acts_as_it_says(aggregate):
     np.testing.assert_array_equal(action, jnp.argmax(ens.AGGREGATES[aggregate](q, observation), axis=-1))
 
 
-@pytest.mark.parametrize("agent", sorted(agents.STACKED))
+@pytest.mark.parametrize("agent", [name for name, declared in agents.AGENTS.items() if declared.stacked])
 def test_stacks_are_not_split_over_devices_by_layer(agent):
     from jaxdqn.parallel.compiled import model_sharding
 

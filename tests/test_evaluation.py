@@ -45,7 +45,7 @@ def lake():
     """Components of FrozenLake with an agent whose values are a table [S, A], and the optimal table."""
     components = make_components(Config(env="FrozenLake-misc", eval_episodes=20))
     table = planning.value_iteration(mdp.make("FrozenLake-4x4"), 0.999)
-    network = Network(lambda key: table, lambda params, observation: observation @ params)
+    network = Network(lambda key: table, lambda params, observation, key=None: observation @ params)
     return components._replace(agent=agents.dqn(network, lambda hparams: None)), table
 
 

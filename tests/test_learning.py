@@ -32,7 +32,7 @@ def sgd(hparams):
 
 def linear_agent(optimizer, start=(0.0, 0.0)):
     """Parameters w [2] and loss mean_b x_b . w on batches x [B, 2]: the gradient is the mean of x."""
-    network = Network(lambda key: jnp.array(start), lambda params, observation: observation @ params)
+    network = Network(lambda key: jnp.array(start), lambda params, observation, key=None: observation @ params)
 
     def loss(params, target_params, batch, key, hparams):
         values = network.apply(params, batch)

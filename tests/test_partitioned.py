@@ -86,7 +86,7 @@ def test_one_owner_is_the_plain_agent_bitwise_with_adam(algorithm, optimizer, ma
 
 def test_the_configured_agent_with_one_partition_is_the_configured_dqn_bitwise():
     plain, one = (
-        trained(make_agent(Config(agent=name, num_partitions=1, hidden_sizes=(16, 16)), SPEC), batches(20))
+        trained(make_agent(Config(agent=name, own={"num_partitions": 1}, hidden_sizes=(16, 16)), SPEC), batches(20))
         for name in ("dqn", "partitioned_dqn")
     )
     assert_equal(jax.tree.map(lambda x: x[0], one.params), plain.params)
@@ -180,7 +180,7 @@ def linear(num_states, num_actions):
     def init(key):
         return jax.random.normal(key, (num_states, num_actions))
 
-    return Network(init, lambda params, observation: observation @ params)
+    return Network(init, lambda params, observation, key=None: observation @ params)
 
 
 @pytest.mark.parametrize("size, num_owners, period", [(1, 3, 1), (1, 4, 5), (16, 3, 1), (16, 12, 4)])

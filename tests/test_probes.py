@@ -40,7 +40,7 @@ HPARAMS = HParams(
 def train(environment: Environment, config: Config):
     """Q-values of trained parameters, as a function of observations [B, 1]."""
     line = timeline(config)
-    hparams = HParams(*(jnp.float32(x) for x in HPARAMS))
+    hparams = jax.tree.map(jnp.float32, HPARAMS)
     agent = make_agent(config, environment.spec)
     example = training.transition_example(environment.spec, agent)
     ring = replay.uniform(example, replay_rows(config), config.num_envs, config.batch_size, config.n_step)

@@ -132,7 +132,7 @@ def recurrent_dqn() -> "agents.Agent":
         errors = jax.vmap(jax.vmap(td.q_learning))(q, sequence.action[:-1], sequence.reward[:-1], discount, q_target)
         return LossOutput(jnp.mean(jnp.square(errors)), jnp.max(jnp.abs(errors), axis=0), {})
 
-    network = Network(init, lambda params, observation: None)
+    network = Network(init, lambda params, observation, key=None: None)
     initial = lambda num_envs: jnp.zeros((num_envs, width))  # noqa: E731
     return learning.sgd_agent(network, loss, Policy(act, greedy), learning.OPTIMIZERS["adam"], initial)
 

@@ -19,7 +19,7 @@ from scripts import script
 import jaxdqn
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import axes, hosts, meeting
+from jaxdqn.parallel import axes, hosts, meeting, schemes
 from jaxdqn.parallel.compiled import devices
 from jaxdqn.runs import cli
 
@@ -287,9 +287,9 @@ def test_flags_that_do_not_go_together_are_refused(flags, message):
 
 @pytest.mark.parametrize("parallel", [name for name, chosen in axes.PARALLEL.items() if chosen.axes.scheme != "fused"])
 def test_only_the_fused_scheme_runs_on_several_hosts(parallel):
-    axes.validate(axes.preset(parallel).axes)
+    schemes.validate(axes.preset(parallel).axes)
     with pytest.raises(UserError, match="does not run on several hosts"):
-        axes.validate(axes.preset(parallel).axes, num_processes=2)
+        schemes.validate(axes.preset(parallel).axes, num_processes=2)
 
 
 @pytest.fixture

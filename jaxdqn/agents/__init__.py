@@ -16,10 +16,10 @@ from jaxdqn.config import (
     HParams,
     Range,
     check_fields,
+    fields_of,
     own_values,
     plain,
     ranges_of,
-    to_dict,
     values_of,
 )
 from jaxdqn.errors import UserError, shown, unknown_name
@@ -65,7 +65,7 @@ def replay_of(config: Config) -> Kind:
 
 def settings_of(config: Config) -> Any:
     """The agent's own settings, with its defaults for those that `config` leaves out. Raises `UserError` for others."""
-    return _filled("configuration field", of(config.agent).settings, config.own, to_dict(config))
+    return _filled("configuration field", of(config.agent).settings, config.own, fields_of(config))
 
 
 def complete(config: Config, hparams: HParams) -> tuple[Config, HParams]:
@@ -101,19 +101,19 @@ def names_of(agent: str) -> tuple[str, ...]:
 
 def config_for(agent: str, config: Config) -> Config:
     """`config` for this agent, without what only others have of their own."""
-    return dataclasses.replace(config, agent=agent, own=known_here(agent, own_values(config.own)))
+    return dataclasses.replace(config, agent=agent, own=known_here(agent, own_values(config.own)) or ())
 
 
 def hparams_for(agent: str, hparams: HParams) -> HParams:
     """`hparams` without what only other agents have of their own."""
-    return hparams._replace(own=known_here(agent, own_values(hparams.own)))
+    return hparams._replace(own=known_here(agent, own_values(hparams.own)) or ())
 
 
 def ranges() -> dict[str, Range]:
     """The range of every hyperparameter by name, whichever agent has it."""
     found = ranges_of(HParams)
     for declared in AGENTS.values():
-        found = found | ranges_of(declared.hparams)  # type: ignore[arg-type]
+        found = found | ranges_of(declared.hparams)
     return found
 
 
