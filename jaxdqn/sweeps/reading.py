@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdqn import presets
+from jaxdqn import agents, presets
 from jaxdqn.config import (
     LARGEST,
     Config,
@@ -22,7 +22,7 @@ from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.files import documents
 from jaxdqn.sweeps import space as _space
 from jaxdqn.sweeps.samplers import check_storage
-from jaxdqn.sweeps.space import STATIC, TRACED, Choices, Space
+from jaxdqn.sweeps.space import Choices, Space
 from jaxdqn.sweeps.sweep import OBJECTIVES, SAMPLERS, Halving, PopulationBased, Sampler, Seeds, Sweep, Winners
 from jaxdqn.validation import validate
 
@@ -121,13 +121,13 @@ def _fixed(values: Mapping[str, Any], space: Space) -> dict[str, Mapping[str, An
         if not isinstance(given, Mapping):
             raise UserError(f"{part} is {given!r}; it must be {{field: value}}.")
     for name in fixed["config"]:
-        if name in TRACED:
+        if name in agents.ranges():
             raise UserError(f"{name} is traced: it belongs under hparams, not under config.")
     for name, value in fixed["hparams"].items():
-        if name in STATIC:
+        if name in agents.static_types():
             raise UserError(f"{name} is static: it belongs under config, not under hparams.")
-        if name not in TRACED:
-            raise unknown_name("hyperparameter", name, TRACED)
+        if name not in agents.ranges():
+            raise unknown_name("hyperparameter", name, agents.ranges())
         if isinstance(value, list):
             raise UserError(f"hparams.{name} is {value}; it must be one number. Search several in space.{name}.")
     if fixed["config"].get("final_episodes", 0) != 0:

@@ -16,8 +16,6 @@ from jaxdqn.config import COUNTS, LARGEST, check_in
 from jaxdqn.errors import UserError, unknown_name
 
 Values = dict[str, Any]
-STATIC = agents.static_types()
-TRACED = agents.ranges()
 NOT_SEARCHED = ("env_params", "env_kwargs", "final_episodes")
 MAX_GRID = 100_000
 
@@ -79,7 +77,7 @@ class Parameter(NamedTuple):
 
     @property
     def traced(self) -> bool:
-        return self.name in TRACED
+        return self.name in agents.ranges()
 
     def cell(self, value: Any) -> Any:
         """`value` as a cell of a table: a number where it is traced, text where it is a tuple."""
@@ -140,8 +138,8 @@ def parse(given: Any) -> Space:
 
 
 def _parameter(name: str, given: Any) -> Parameter:
-    if name not in TRACED and name not in STATIC:
-        raise unknown_name("field of the space", name, [*TRACED, *STATIC])
+    if name not in agents.ranges() and name not in agents.static_types():
+        raise unknown_name("field of the space", name, [*agents.ranges(), *agents.static_types()])
     if name in NOT_SEARCHED:
         raise UserError(f"space.{name} cannot be searched; fix it under config.")
     options = given if isinstance(given, Mapping) else {"choices": given}
@@ -214,18 +212,18 @@ def _range(name: str, options: Mapping[str, Any]) -> Range:
 
 def _type(name: str) -> Any:
     """float for a traced field, int where it counts, else the type of the static one; int also for `int | None`."""
-    if name in TRACED:
+    if name in agents.ranges():
         return int if name in COUNTS else float
-    kind = STATIC[name]
+    kind = agents.static_types()[name]
     return int if int in get_args(kind) else kind
 
 
 def _check_value(name: str, value: Any) -> None:
     kind = _type(name)
-    if name in TRACED:
+    if name in agents.ranges():
         if isinstance(value, tuple):
             raise UserError(f"space.{name} has the value {list(value)}; each must be one number.")
-        check_in(f"hparams.{name}", value, TRACED[name])
+        check_in(f"hparams.{name}", value, agents.ranges()[name])
     elif get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise unknown_name(name, value, get_args(kind))

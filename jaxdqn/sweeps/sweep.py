@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from jaxdqn import agents
 from jaxdqn.config import Config, HParams, fields_of, validate_hparams, values_of, with_fields, with_values
 from jaxdqn.errors import UserError
-from jaxdqn.sweeps.space import STATIC, Space, Values
+from jaxdqn.sweeps.space import Space, Values
 from jaxdqn.validation import validate
 
 SAMPLERS = ("grid", "random", "sobol", "tpe", "cmaes", "gp", "nsga2")
@@ -94,7 +94,7 @@ class Sweep:
 
     def config_of(self, values: Values) -> Config:
         """The static half of a trial with these values."""
-        static = {name: value for name, value in values.items() if name in STATIC}
+        static = {name: value for name, value in values.items() if name in agents.static_types()}
         return with_fields(agents.config_for(static.get("agent", self.config.agent), self.config), static)
 
     def hparams_of(self, config: Config) -> HParams:
@@ -103,7 +103,7 @@ class Sweep:
 
     def setting_of(self, values: Values) -> dict[str, float]:
         """The traced half, as changes of `hparams`."""
-        return {k: float(v) for k, v in values.items() if k not in STATIC}
+        return {k: float(v) for k, v in values.items() if k not in agents.static_types()}
 
 
 class Trial(NamedTuple):
