@@ -15,7 +15,7 @@ from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.learning import sgd_agent, update
 from jaxdqn.parallel.compiled import averaging, devices, memory, population, runner
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 
 SMALL = Config(
     hidden_sizes=(16,),

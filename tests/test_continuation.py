@@ -13,7 +13,8 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import population
 from jaxdqn.runs import checkpoints, experiment
 from jaxdqn.runs.directory import Continuation
-from jaxdqn.runs.session import Session, Settings
+from jaxdqn.runs.session import Session
+from jaxdqn.runs.settings import Settings
 
 SMALL = Config(
     env="Catch-bsuite",

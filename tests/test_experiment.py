@@ -17,7 +17,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel.axes import Axes
 from jaxdqn.parallel.compiled import memory, runner
 from jaxdqn.runs import experiment, reporting
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 
 SMALL = Config(
     num_envs=4,

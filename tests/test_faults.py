@@ -19,7 +19,7 @@ from jaxdqn.parallel.asynchronous import actor_learner, couplings, parameter_ser
 from jaxdqn.parallel.axes import Axes, over, preset
 from jaxdqn.parallel.compiled import runner
 from jaxdqn.runs import cli
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 
 LIMIT = 120  # seconds; a hang is a failure
 SMALL = Config(

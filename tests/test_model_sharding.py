@@ -14,7 +14,7 @@ from jaxdqn import evaluation
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import memory, model_sharding, population, runner
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 
 WIDE = Config(
     hidden_sizes=(256, 128),

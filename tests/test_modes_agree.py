@@ -29,7 +29,7 @@ from jaxdqn.base import Batch
 from jaxdqn.config import Config, HParams, timeline
 from jaxdqn.learning import Shards, mean_over_shards
 from jaxdqn.parallel.compiled import devices, population, runner
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 
 SMALL = Config(
     hidden_sizes=(32,),

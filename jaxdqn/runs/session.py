@@ -3,12 +3,10 @@
 import contextlib
 import functools
 import math
-import os
 import pathlib
-import signal
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,8 +14,8 @@ import pandas as pd
 import pyarrow as pa
 
 from jaxdqn.base import PyTree
-from jaxdqn.config import advice, check_number, check_whole, members, timeline, varying
-from jaxdqn.errors import UserError, shown
+from jaxdqn.config import advice, members, timeline, varying
+from jaxdqn.errors import UserError
 from jaxdqn.files import paths
 from jaxdqn.parallel import hosts, schemes
 from jaxdqn.parallel.asynchronous import engine, telemetry
@@ -41,51 +39,10 @@ from jaxdqn.runs.driver import Hooks, Point, Progressed
 from jaxdqn.runs.progress import Progress, tell
 from jaxdqn.runs.provenance import provenance
 from jaxdqn.runs.results import Result, read_params
+from jaxdqn.runs.settings import DIVERGED, INTERRUPTED, OK, SOLVED, TIMEOUT, Settings
+from jaxdqn.runs.signals import catch_signals
 
 FLUSH_SECONDS = 5.0
-OK, INTERRUPTED, SOLVED, TIMEOUT, DIVERGED = "finished", "interrupted", "solved", "out of time", "diverged"
-
-
-class Settings(NamedTuple):
-    """What does not change a run's result: when to stop, save and speak.
-
-    stop_at_return: stop once every member's greedy return reaches it; max_seconds: wall time of this session;
-    stop_diverged: stop once no member's parameters change any more; checkpoint_seconds: at least this long between
-    checkpoints; tensorboard_members: how many members, and means of settings, have curves there; figure: draw
-    curves.png. on_chunk(rows) is called with each logging point's rows. engine: where
-    workers live, "local" (threads) or "ray", there on this machine or on the cluster at `ray_address`.
-    """
-
-    stop_at_return: float | None = None
-    max_seconds: float | None = None
-    stop_diverged: bool = True
-    checkpoint_seconds: float = 60.0
-    progress: bool = True
-    tensorboard: bool = True
-    tensorboard_members: int = 8
-    figure: bool = True
-    wandb: str | None = None
-    profile: bool = False
-    init_from: str | None = None
-    init_member: int = 0
-    on_chunk: Callable[[list[dict[str, Any]]], None] | None = None
-    engine: str = "local"
-    ray_address: str | None = None
-
-
-def check(settings: Settings) -> None:
-    """Raises `UserError` for values that no session can have."""
-    if not isinstance(settings, Settings):
-        raise UserError(f"settings is {shown(settings)}; it must be Settings, such as Settings(max_seconds=60).")
-    if settings.stop_at_return is not None:
-        check_number("stop_at_return", settings.stop_at_return)
-    if settings.max_seconds is not None:
-        check_number("max_seconds", settings.max_seconds, 0)
-    check_number("checkpoint_seconds", settings.checkpoint_seconds, 0)
-    check_whole("tensorboard_members", settings.tensorboard_members, 0)
-    check_whole("init_member", settings.init_member, 0)
-    if settings.init_from is not None and not isinstance(settings.init_from, str | os.PathLike):
-        raise UserError(f"init_from is {shown(settings.init_from)}; it must be the directory of a run.")
 
 
 class Session:
@@ -509,26 +466,3 @@ def first_of_shards(batch: range, first_bad: np.ndarray) -> dict[int, int]:
     average now and then may differ."""
     bad = {member: [int(x) for x in each if x >= 0] for member, each in zip(batch, first_bad, strict=True)}
     return {member: min(updates) for member, updates in bad.items() if updates}
-
-
-@contextlib.contextmanager
-def catch_signals() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGINT, SIGTERM and SIGHUP into a flag; a second of its kind acts as it always does. What is
-    ignored (SIGHUP under nohup) stays so."""
-    caught: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def handler(number: int, frame: Any) -> None:
-        del frame
-        caught.append(number)
-        signal.signal(number, previous[number])
-
-    with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                previous[number] = signal.signal(number, handler)
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for known, old in previous.items():
-            signal.signal(known, old)

@@ -9,7 +9,7 @@ import pandas as pd
 from jaxdqn.files import paths
 from jaxdqn.runs.directory import RunDirectory
 from jaxdqn.runs.progress import tell
-from jaxdqn.runs.session import catch_signals
+from jaxdqn.runs.signals import catch_signals
 from jaxdqn.sweeps import directory, engines, planning, reading, report, search
 from jaxdqn.sweeps.board import Board
 from jaxdqn.sweeps.sweep import Sweep
