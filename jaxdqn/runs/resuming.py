@@ -1,10 +1,14 @@
 """Whether a run can go on from where it is, before anything of it is touched: nothing that is there may be lost."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from jaxdqn.errors import UserError
-from jaxdqn.runs import metrics
+from jaxdqn.runs import checkpoints, directory, metrics
+from jaxdqn.runs.checkpoints import Checkpoint
+from jaxdqn.runs.directory import Continuation
 
 ADVICE = "Nothing was changed. Bring it back from a copy, or train anew with another --out."
 
@@ -37,3 +41,31 @@ def _check_rows(rows: pathlib.Path, batch: int, iteration: int, log_every: int, 
         done = last
     if done is not None and iteration - done >= log_every:
         raise UserError(f"{rows} lacks the rows of iterations {done + 1} to {iteration}. {ADVICE}")
+
+
+def last(path: pathlib.Path) -> list[Checkpoint]:
+    """The last checkpoint of every batch of the run in `path`. Raises `UserError` where one is missing or damaged."""
+    spec, _ = directory.load(path)
+    found = [checkpoints.newest(path / "checkpoints", batch)[0] for batch in range(len(spec.batches))]
+    complete = [checkpoint for checkpoint in found if checkpoint is not None]
+    if len(complete) < len(found) or len({checkpoint.meta["iteration"] for checkpoint in complete}) > 1:
+        raise UserError(
+            f"{path} cannot be continued from: a checkpoint is missing or damaged. Bring it back from a copy, or move "
+            "that run and those that went on from it away to have them trained again."
+        )
+    return complete
+
+
+def selected(sources: Sequence[Checkpoint], origin: Continuation, members: Sequence[int]) -> Checkpoint:
+    """The states of `members` of the run that continues `origin`, whose batches' last checkpoints are `sources`."""
+    whole = {name: np.concatenate([source.arrays[name] for source in sources]) for name in sources[0].arrays}
+
+    def rows(name: str) -> list[int]:
+        taken = origin.learners if name.startswith("state/learner/") else origin.states
+        return [taken[member] for member in members]
+
+    arrays = {name: values[rows(name)] for name, values in whole.items()}
+    sizes = [len(next(iter(source.arrays.values()))) for source in sources]
+    batches = np.repeat(np.arange(len(sources)), sizes)[[origin.states[member] for member in members]]
+    seconds = max(sources[batch].meta["batch_seconds"] for batch in batches)
+    return Checkpoint(arrays, {**sources[-1].meta, "batch_seconds": seconds})

@@ -29,7 +29,6 @@ from jaxdqn.runs import (
     recording,
     reporting,
     resuming,
-    snapshots,
     tensorboard,
     weights_and_biases,
 )
@@ -180,7 +179,7 @@ class Session:
     @functools.cached_property
     def origins(self) -> list[checkpoints.Checkpoint]:
         """Where members that continue those of another run come from: its last checkpoint of every batch."""
-        return snapshots.last(pathlib.Path(self.spec.continues.run)) if self.spec.continues else []
+        return resuming.last(pathlib.Path(self.spec.continues.run)) if self.spec.continues else []
 
     def _newest(self, source: pathlib.Path) -> checkpoints.Checkpoint | None:
         """The checkpoint to start from: the same in every process."""
@@ -225,10 +224,10 @@ class Session:
         at = Progressed(states, runner.zero_metrics, 0)
         found = self._checkpoint_of_batch(start, batch)
         if found is not None:
-            at = snapshots.restored(at, found, assignment, self.devices)
+            at = checkpoints.restored(at, found, assignment, self.devices)
         elif self.settings.init_from:
             source = read_params(paths.expanded(self.settings.init_from), self.settings.init_member)
-            at = at._replace(states=runner.adopted(snapshots.with_params(states, source)))
+            at = at._replace(states=runner.adopted(checkpoints.with_params(states, source)))
         self.diverged |= self._diverged(assignment, batch, at)  # of which an earlier session has warned
         # The states are donated chunk by chunk: nobody else may hold them.
         del states
@@ -259,7 +258,7 @@ class Session:
             self.status = DIVERGED
         if self.status != INTERRUPTED:
             self._judge(runner, batch, at, interrupted)
-        return jax.tree.map(lambda x: x[:, 0], snapshots.policy(runner, at.states))
+        return jax.tree.map(lambda x: x[:, 0], checkpoints.policy(runner, at.states))
 
     def _judge(self, runner: Runner, batch: range, at: Progressed, interrupted: Callable[[], bool]) -> None:
         """Judges the parameters that are kept, by episodes of their own, unless it is interrupted."""
@@ -289,7 +288,7 @@ class Session:
     def _checkpoint_of_batch(self, start: checkpoints.Checkpoint | None, batch: range) -> checkpoints.Checkpoint | None:
         if start is None or self.source is None or self.batch > start.meta["batch"]:
             origin = self.spec.continues
-            return None if origin is None else snapshots.selected(self.origins, origin, batch)
+            return None if origin is None else resuming.selected(self.origins, origin, batch)
         if start.meta["batch"] == self.batch:
             return start
         found, _ = checkpoints.newest(self.source / "checkpoints", self.batch)
@@ -370,7 +369,7 @@ class Session:
             self.scalars.write(self.batch, self.spec.batches[self.batch], points)
 
     def _save(self, runner: Runner, at: Progressed) -> None:
-        values = snapshots.of(runner, at)
+        values = checkpoints.values_of(runner, at)
         self._flush()
         if self.directory is None:
             return
