@@ -1,7 +1,6 @@
 """`Session`: one execution of a run, from its start or a checkpoint to its end or a stop, and what it writes."""
 
 import contextlib
-import functools
 import math
 import pathlib
 import time
@@ -64,8 +63,7 @@ class Session:
             settings = settings._replace(progress=False, tensorboard=False, wandb=None, profile=False, on_chunk=None)
         self.spec, self.components, self.budget, self.settings = spec, components, budget, settings
         schemes.check_engine(spec.axes, settings.engine)
-        self.source, self.directory = source, run_directory
-        self.line = timeline(spec.config)
+        self.directory, self.line = run_directory, timeline(spec.config)
         everyone = members(spec.hparams, spec.seeds, spec.vary)
         self.labels = spec.labels or ({},) * len(everyone)
         # Members that go on from another run's have the seeds that they had there, which their labels say.
@@ -75,34 +73,36 @@ class Session:
         self.devices = schemes.choose_devices(spec.axes, spec.num_devices, spec.devices_per_agent, len(self.everyone))
         self.varying = varying(spec.vary)
         self.identity = recording.identity(self.everyone, self.varying, self.labels)
+        self.origin = provenance(self.devices)
+        self.start = resuming.find(spec, source, self.origin)
+        self.seconds = self.earlier = self.start.seconds  # of training, in all batches and sessions before this batch
+        self.compile_seconds = self.start.compile_seconds
+        if source is not None and run_directory is not None:
+            resuming.check(run_directory.path, self.start.reached, self.line.log_every, spec.continues is None)
         self.recorder = recording.Recorder(run_directory.path / "metrics.parquet" if run_directory else None)
-        self.scalars: reporting.Scalars | None = None
-        self.reached: dict[int, int] = {}  # by batches, before this session
+        self.events = self._events()
+        self.scalars = reporting.Scalars(self.events, self._log())
         self.begun = False
         self.status = OK
-        self.seconds = 0.0  # of training, over all batches and sessions up to the current batch
-        self.compile_seconds = 0.0
         self.batch = 0
         self.diverged: dict[int, int] = {}
         self.finals: dict[int, _summary.Final] = {}
         self.warned_unfinished = False
-        self.earlier = 0.0  # of these, in sessions before this one
 
     # -- the whole run ------------------------------------------------------------------------------------------------
 
     def execute(self) -> Result:
-        start = self._open()
         batches = self.spec.batches
         params, statuses = [], []
         label = f"{self.spec.config.agent} on {self.spec.config.env}"
-        total_steps, first = self.line.total * self.line.steps_per_iteration, start.meta["batch"] if start else 0
+        total_steps, first = self.line.total * self.line.steps_per_iteration, self.start.batch
         with (
             catch_signals() as interrupted,
             engine.running(self.settings.engine, self.settings.ray_address) as self.engine,
             Progress(total_steps, label, self.settings.progress, parts=len(batches), first=first) as bar,
         ):
             self.bar = bar
-            for warning in advice(self.spec.config) if start is None and self.settings.progress else ():
+            for warning in advice(self.spec.config) if self.start.checkpoint is None and self.settings.progress else ():
                 self._say(f"warning: {warning}")
             self._say(f"{len(self.everyone)} member(s) in {len(batches)} batch(es) on {self.origin['device']}")
             limit = self.settings.tensorboard_members
@@ -113,7 +113,7 @@ class Session:
                 )
             for self.batch, batch in enumerate(batches):
                 self.status = OK
-                params.append(self._run_batch(batch, start, interrupted))
+                params.append(self._run_batch(batch, interrupted))
                 statuses.append(self.status)
                 if self.status in (INTERRUPTED, TIMEOUT):
                     break
@@ -121,26 +121,6 @@ class Session:
             self.status = OK
         stacked = jax.tree.map(lambda *leaves: np.concatenate(leaves), *params)
         return self._finish(stacked)
-
-    def _open(self) -> checkpoints.Checkpoint | None:
-        """Prepares the directory; the checkpoint to start from, or None."""
-        start, ends = None, {}
-        origin = provenance(self.devices)
-        if self.source is not None:
-            start = self._newest(self.source)
-            ends = checkpoints.ends(self.source / "checkpoints")
-        if start is not None:
-            self._warn_differences(start.meta, origin)
-            self.compile_seconds = max(meta["compile_seconds"] for meta in ends.values())
-        before = ends.values() or [source.meta for source in self.origins]
-        self.seconds = self.earlier = max((meta["seconds"] for meta in before), default=0.0)
-        self.reached = {batch: meta["iteration"] for batch, meta in ends.items()}
-        if self.source is not None and self.directory is not None:
-            resuming.check(self.directory.path, self.reached, self.line.log_every, self.spec.continues is None)
-        self.origin = origin
-        self.events = self._events()
-        self.scalars = reporting.Scalars(self.events, self._log())
-        return start
 
     def _begin(self) -> None:
         """Makes the directory this session's, once it is certain to train: until then nothing in it has changed."""
@@ -153,13 +133,13 @@ class Session:
             "init_member": self.settings.init_member,
         }
         if self.events is not None:
-            last = {b: i * line.steps_per_iteration - (not line.is_point(i)) for b, i in self.reached.items()}
+            last = {b: i * line.steps_per_iteration - (not line.is_point(i)) for b, i in self.start.reached.items()}
             self.events.cut(last)
         self.directory.remove_summary()
         self.directory.write_config(self.spec, {**self.origin, **started})
         (path / "checkpoints").mkdir(exist_ok=True)
-        metrics.drop_after(path / "metrics.parquet", self.reached)
-        metrics.drop_extra(path / "metrics.parquet", self.reached, line)
+        metrics.drop_after(path / "metrics.parquet", self.start.reached)
+        metrics.drop_extra(path / "metrics.parquet", self.start.reached, line)
 
     def _events(self) -> tensorboard.Events | None:
         """TensorBoard's files."""
@@ -176,34 +156,9 @@ class Session:
         file = self.directory.path / "wandb.json" if self.directory else None
         return weights_and_biases.Log(self.settings.wandb, self.spec.to_dict(), file)
 
-    @functools.cached_property
-    def origins(self) -> list[checkpoints.Checkpoint]:
-        """Where members that continue those of another run come from: its last checkpoint of every batch."""
-        return resuming.last(pathlib.Path(self.spec.continues.run)) if self.spec.continues else []
-
-    def _newest(self, source: pathlib.Path) -> checkpoints.Checkpoint | None:
-        """The checkpoint to start from: the same in every process."""
-        start, warnings = checkpoints.newest(source / "checkpoints")
-        if checkpoints.listing(source / "checkpoints") and start is None:
-            raise UserError(f"every checkpoint in {source / 'checkpoints'} is damaged. {resuming.ADVICE}")
-        for warning in warnings:
-            self._say(f"warning: {warning}")
-        found = hosts.exchange(start and [start.meta["batch"], start.meta["iteration"], start.meta["seconds"]])
-        if any(other != found[0] for other in found):
-            raise UserError(f"the processes find different checkpoints in {source}: it must be one shared directory.")
-        return start
-
-    def _warn_differences(self, meta: dict[str, Any], origin: dict[str, Any]) -> None:
-        for name in ("device", "versions"):
-            if meta[name] != origin[name]:
-                self._say(
-                    f"warning: the checkpoint was written with {name} {meta[name]}, this is {origin[name]}; the run "
-                    "continues, but not bit for bit."
-                )
-
     # -- one batch of members -----------------------------------------------------------------------------------------
 
-    def _run_batch(self, batch: range, start: checkpoints.Checkpoint | None, interrupted: Callable[[], bool]) -> PyTree:
+    def _run_batch(self, batch: range, interrupted: Callable[[], bool]) -> PyTree:
         groups = len(self.devices) // self.spec.devices_per_agent
         assignment = population.assign(len(batch), groups, self.spec.least_lanes)
         seeds, settings = zip(*[self.everyone[m] for m in batch], strict=True)
@@ -222,7 +177,7 @@ class Session:
         assignment = runner.assignment
         self.compile_seconds += runner.compile_seconds
         at = Progressed(states, runner.zero_metrics, 0)
-        found = self._checkpoint_of_batch(start, batch)
+        found = self.start.of_batch(self.batch, batch)
         if found is not None:
             at = checkpoints.restored(at, found, assignment, self.devices)
         elif self.settings.init_from:
@@ -284,17 +239,6 @@ class Session:
         late = limit is not None and self.seconds + self.elapsed() - self.earlier > limit
         asked = hosts.exchange(INTERRUPTED if interrupted() else TIMEOUT if late else None)
         return next((reason for reason in (INTERRUPTED, TIMEOUT) if reason in asked), None)
-
-    def _checkpoint_of_batch(self, start: checkpoints.Checkpoint | None, batch: range) -> checkpoints.Checkpoint | None:
-        if start is None or self.source is None or self.batch > start.meta["batch"]:
-            origin = self.spec.continues
-            return None if origin is None else resuming.selected(self.origins, origin, batch)
-        if start.meta["batch"] == self.batch:
-            return start
-        found, _ = checkpoints.newest(self.source / "checkpoints", self.batch)
-        if found is None:
-            raise UserError(f"the checkpoints of batch {self.batch} are damaged; nothing can be resumed.")
-        return found
 
     # -- events -------------------------------------------------------------------------------------------------------
 
