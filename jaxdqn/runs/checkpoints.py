@@ -114,8 +114,7 @@ def load(path: pathlib.Path) -> Checkpoint:
             nested = _checkpointer().restore(folder / "state")
     except Exception as error:
         raise UserError(f"the checkpoint {path} cannot be read: {shortened(str(error))}.") from error
-    arrays = {jax.tree_util.keystr(key, simple=True, separator="/"): leaf for key, leaf in _leaves(nested)}
-    return Checkpoint(arrays, documents.read_json(path / "meta.json"))
+    return Checkpoint(named(nested), documents.read_json(path / "meta.json"))
 
 
 def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "") -> PyTree:
@@ -141,6 +140,12 @@ def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "") -> P
         return array
 
     return jax.tree_util.tree_map_with_path(pick, template)
+
+
+def named(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def values_of(runner: Runner, at: Progressed) -> dict[str, Any]:
@@ -192,20 +197,16 @@ def _assert_replicas_equal(learner: PyTree) -> None:
             raise AssertionError(f"replicas differ in {jax.tree_util.keystr(key)}.")
 
 
-def _leaves(tree: PyTree) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree)
-
-
 def _nested(tree: PyTree) -> dict[str, Any]:
     root: dict[str, Any] = {}
-    for path, leaf in _leaves(tree):
+    for name, leaf in named(tree).items():
         if leaf.size == 0:  # orbax cannot save it; `fill` knows it from the template
             continue
-        *parents, name = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        *parents, last = name.split("/")
         node = root
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[name] = np.asarray(leaf)
+        node[last] = np.asarray(leaf)
     return root
 
 
