@@ -44,16 +44,10 @@ class Start:
         """The iterations that batches go on from."""
         return {batch: meta["iteration"] for batch, meta in self.ends.items()}
 
-    @property
-    def seconds(self) -> float:
-        """Of training before the session."""
-        before = self.ends.values() or [origin.meta for origin in self._origins]
-        return max((meta["seconds"] for meta in before), default=0.0)
-
-    @property
-    def compile_seconds(self) -> float:
-        """Of compiling before the session."""
-        return max((meta["compile_seconds"] for meta in self.ends.values()), default=0.0)
+    def seconds(self) -> tuple[float, float]:
+        """Of training and of compiling before the session."""
+        training = [meta["seconds"] for meta in self.ends.values() or [origin.meta for origin in self._origins]]
+        return max(training, default=0.0), max((meta["compile_seconds"] for meta in self.ends.values()), default=0.0)
 
     @functools.cached_property
     def _origins(self) -> list[Checkpoint]:
