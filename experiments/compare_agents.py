@@ -90,7 +90,7 @@ def train(path: pathlib.Path, config: Config, hparams: HParams, num_seeds: int) 
     on. Raises `UserError` where it is stopped before."""
     cli.prepare_backend(config, num_seeds, None, 1)
     from jaxdqn.runs import directory, experiment, metrics
-    from jaxdqn.runs.session import OK, Settings
+    from jaxdqn.runs.settings import OK, Settings
 
     work, settings = unfinished(path), Settings(tensorboard=False, figure=False)
     if (work / "config.yaml").exists():

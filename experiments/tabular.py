@@ -160,7 +160,7 @@ def learn(args: Args, run: Any, made: Any, mdp: Any, optimal: Any) -> tuple[Any,
     import jax
 
     from jaxdqn.runs.progress import Progress
-    from jaxdqn.runs.session import catch_signals
+    from jaxdqn.runs.signals import catch_signals
     from jaxdqn.tabular import planning
 
     state = made.init()

@@ -250,7 +250,7 @@ def prepare(args: Args, num_members: int, num_devices: int | None, per_agent: in
 
 def settings(args: Args):  # type: ignore[no-untyped-def]
     """The flags that do not change a run's result."""
-    from jaxdqn.runs.session import Settings
+    from jaxdqn.runs.settings import Settings
 
     if args.wandb is not None and not args.wandb.strip():
         raise UserError("--wandb is empty; it must be the name of a project.")
@@ -330,7 +330,7 @@ def resume(args: Args) -> int:
 
 def report(summary: dict, out: pathlib.Path) -> int:
     """The last lines a user reads; returns the exit code."""
-    from jaxdqn.runs.session import DIVERGED, INTERRUPTED, TIMEOUT
+    from jaxdqn.runs.settings import DIVERGED, INTERRUPTED, TIMEOUT
 
     code = {INTERRUPTED: 130, DIVERGED: 1}.get(summary["status"], 0)
     if not hosts.is_first():

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jaxdqn.presets import preset
     from jaxdqn.runs.experiment import resume, train
     from jaxdqn.runs.results import Result, load
-    from jaxdqn.runs.session import Settings
+    from jaxdqn.runs.settings import Settings
 
 _HOME = {
     "Axes": "parallel.axes",
@@ -22,7 +22,7 @@ _HOME = {
     "register": "environments.registry",
     **dict.fromkeys(("Result", "load"), "runs.results"),
     **dict.fromkeys(("resume", "train"), "runs.experiment"),
-    "Settings": "runs.session",
+    "Settings": "runs.settings",
 }
 
 

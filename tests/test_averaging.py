@@ -16,7 +16,7 @@ from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.learning import sgd_agent, update
 from jaxdqn.parallel.compiled import averaging, devices, memory, population, runner
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 from jaxdqn.timeline import timeline
 
 SMALL = Config(

@@ -6,7 +6,7 @@ from scripts import script
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
 from jaxdqn.runs import experiment
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 
 compare = script("compare_parallel")
 

@@ -13,7 +13,8 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import population
 from jaxdqn.runs import checkpoints, experiment
 from jaxdqn.runs.directory import Continuation
-from jaxdqn.runs.session import Session, Settings
+from jaxdqn.runs.session import Session
+from jaxdqn.runs.settings import Settings
 
 SMALL = Config(
     env="Catch-bsuite",
@@ -140,4 +141,4 @@ def test_members_that_go_on_have_the_seeds_that_their_labels_say():
     """Population-based training takes one seed for all: each member must be evaluated with the dice of its own."""
     spec, components, budget = experiment.plan(SMALL, HParams(), (5,), [{"gamma": 0.9}, {"gamma": 0.9}], 1, 1)
     spec = dataclasses.replace(spec, labels=({"trial": 0, "seed": 7}, {"trial": 1}))
-    assert [seed for seed, _ in Session(spec, components, budget, QUIET).everyone] == [7, 5]
+    assert [seed for seed, _ in Session(spec, components, budget, QUIET).population.everyone] == [7, 5]

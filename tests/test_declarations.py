@@ -89,7 +89,7 @@ def test_it_is_swept(tmp_path):
     }
     sweep = reading.parse(file)
     assert sweep.space.names == ("kappa", "num_quantiles")
-    with pytest.raises(UserError, match="hparams.kappa is 0"):
+    with pytest.raises(UserError, match=r"hparams.kappa is 0"):
         reading.parse({**file, "space": {"kappa": [0, 1]}})
 
 

@@ -21,7 +21,7 @@ from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import runner
 from jaxdqn.runs import summary
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 from jaxdqn.tabular import mdp, planning
 
 SUCCESS = 0.7402  # of FrozenLake's optimal policy within 100 steps

@@ -18,7 +18,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel.axes import Axes
 from jaxdqn.parallel.compiled import memory, runner
 from jaxdqn.runs import experiment, reporting
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 from jaxdqn.timeline import timeline
 
 SMALL = Config(

@@ -19,7 +19,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel.asynchronous import actor_learner, parameter_server
 from jaxdqn.parallel.axes import Axes, over, preset
 from jaxdqn.runs import cli
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 from jaxdqn.timeline import timeline
 
 LIMIT = 120  # seconds; a hang is a failure

@@ -17,7 +17,7 @@ from jaxdqn.parallel import schemes
 from jaxdqn.parallel.axes import Axes
 from jaxdqn.parallel.compiled import devices, host_memory, memory, model_sharding, population, runner
 from jaxdqn.runs import experiment
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 
 RING = Config(hidden_sizes=(8,), num_envs=8, batch_size=8, replay_capacity=400_000, learning_starts=64)
 

@@ -15,7 +15,7 @@ from jaxdqn.components import make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import memory, model_sharding, population, runner
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 from jaxdqn.timeline import timeline
 
 WIDE = Config(

@@ -30,7 +30,7 @@ from jaxdqn.components import make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.learning import Shards, mean_over_shards
 from jaxdqn.parallel.compiled import devices, population, runner
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 from jaxdqn.timeline import timeline
 
 SMALL = Config(

@@ -14,7 +14,7 @@ import jaxdqn
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.runs import cli, directory, experiment
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 NAMES = ("train", "sweep", "compare_agents", "compare_parallel", "evaluate", "export", "tabular")

@@ -21,7 +21,7 @@ from jaxdqn.config import Config
 from jaxdqn.errors import UserError
 from jaxdqn.files import paths
 from jaxdqn.runs import checkpoints, cli, directory, experiment, metrics, rendering, reporting, tensorboard
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 from jaxdqn.sweeps import samplers
 from jaxdqn.sweeps.space import parse as parse_space
 from jaxdqn.sweeps.sweep import Sampler

@@ -27,7 +27,7 @@ from jaxdqn.parallel.asynchronous import parameter_server, ray_engine
 from jaxdqn.parallel.asynchronous.ray_engine import NodeDied, Pool
 from jaxdqn.parallel.compiled import runner
 from jaxdqn.runs import experiment
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 from jaxdqn.tabular import method, on_ray
 from jaxdqn.timeline import timeline
 

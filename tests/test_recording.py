@@ -23,7 +23,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.evaluation import Episodes
 from jaxdqn.files import documents
 from jaxdqn.parallel.compiled import memory
-from jaxdqn.runs import directory, metrics, recording, reporting, session, tensorboard, weights_and_biases
+from jaxdqn.runs import directory, metrics, recording, tensorboard, weights_and_biases
 from jaxdqn.runs import provenance as files
 from jaxdqn.timeline import timeline
 from jaxdqn.training import Metrics
@@ -117,7 +117,7 @@ def test_no_label_is_lost_to_a_metric_nor_a_metric_to_a_label():
 
 def test_points_that_are_on_disk_are_forgotten(tmp_path):
     """However long a run is, it holds no more than what is not yet written and what people are shown."""
-    recorder = recording.Recorder(tmp_path / "metrics.parquet")
+    recorder = recording.Rows(tmp_path / "metrics.parquet")
     for iteration in range(1, 101):
         recorder.add(point(iteration, loss=np.arange(4.0)))
         if iteration % 10 == 0:
@@ -126,7 +126,7 @@ def test_points_that_are_on_disk_are_forgotten(tmp_path):
             assert sum(table.nbytes for table in held) < 2_000
     frame = recorder.frame()
     assert len(frame) == 400 and list(frame[frame.member == 3].iteration) == list(range(1, 101))
-    memory = recording.Recorder(None)
+    memory = recording.Rows(None)
     memory.add(point(1, loss=0.5))
     memory.add(point(2, loss=0.5, dead=1.0))
     memory.flush(0)
@@ -155,7 +155,7 @@ def test_what_only_the_end_of_a_shorter_run_has_is_dropped(end, tmp_path):
 
 
 def test_people_are_shown_the_latest_evaluations_or_else_the_episodes_of_training():
-    recorder = recording.Recorder(None)
+    recorder = recording.Rows(None)
     recorder.add(point(1, episode_return=np.array([1.0, 2.0, 3.0, 4.0])))
     assert recorder.recent_return() == 2.5
     recorder.add(point(2, eval_return=np.array([8.0, 8.0, 8.0, np.nan]), episode_return=0.0))
@@ -398,7 +398,7 @@ def test_kills_leave_every_value_once_in_tensorboard_and_wandb(tmp_path, monkeyp
     """In a first batch and in a later one, before their first checkpoints; members train one after the other."""
     recorded = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", recorded)
-    monkeypatch.setattr(session, "FLUSH_SECONDS", 0.0)  # all is shown at once
+    monkeypatch.setattr(recording, "FLUSH_SECONDS", 0.0)  # all is shown at once
     in_batches(monkeypatch, 1)
     settings, out = QUIET._replace(tensorboard=True, wandb="mine"), tmp_path / "run"
     with pytest.raises(ZeroDivisionError):
@@ -406,7 +406,7 @@ def test_kills_leave_every_value_once_in_tensorboard_and_wandb(tmp_path, monkeyp
     with pytest.raises(ZeroDivisionError):
         jaxdqn.resume(out, settings=settings._replace(on_chunk=kill_at(400, 1)))
     frame = jaxdqn.resume(out, settings=settings).metrics
-    scalars = [name for name in frame.select_dtypes("number") if name not in reporting.IDENTITY]
+    scalars = [name for name in frame.select_dtypes("number") if name not in recording.IDENTITY]
     assert {"episodes", "episode_return", "eval_return", "loss"} <= set(scalars)
     expected = {
         (row["member"], row["env_steps"], name): row[name]

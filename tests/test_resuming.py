@@ -28,7 +28,9 @@ from jaxdqn.parallel import schemes
 from jaxdqn.parallel.compiled import devices
 from jaxdqn.runs import checkpoints, cli, experiment, metrics
 from jaxdqn.runs.progress import Progress, tell
-from jaxdqn.runs.session import INTERRUPTED, OK, Settings, catch_signals, first_of_shards
+from jaxdqn.runs.recording import first_of_shards
+from jaxdqn.runs.settings import INTERRUPTED, OK, Settings
+from jaxdqn.runs.signals import catch_signals
 
 ROOT = pathlib.Path(jaxdqn.__file__).parents[1]
 TINY = Config(

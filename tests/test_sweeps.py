@@ -15,7 +15,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import schemes
 from jaxdqn.parallel.compiled import devices, memory
 from jaxdqn.runs import checkpoints, metrics
-from jaxdqn.runs.session import Settings
+from jaxdqn.runs.settings import Settings
 from jaxdqn.sweeps import directory, engines, planning, reading, report, running, samplers
 from jaxdqn.sweeps import stage as _stage
 

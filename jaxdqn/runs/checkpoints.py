@@ -1,5 +1,7 @@
 """Checkpoints: complete states, written whole or not at all, verified when read.
 
+Their arrays are by member: another number of devices can take them up, and so can a run of other members.
+
 checkpoints/<batch>-<iteration>/  state/ (orbax)   meta.json   manifest.json (size and CRC-32 of every file)
 """
 
@@ -13,7 +15,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +24,11 @@ import numpy as np
 from jaxdqn.base import PyTree
 from jaxdqn.errors import UserError, shortened
 from jaxdqn.files import documents
+from jaxdqn.parallel.compiled import devices as _devices
+from jaxdqn.parallel.compiled import runner as _runner
+from jaxdqn.parallel.compiled.population import Assignment
+from jaxdqn.parallel.compiled.runner import Runner
+from jaxdqn.runs.driver import Progressed
 
 _META = {
     "batch": int,
@@ -107,8 +114,7 @@ def load(path: pathlib.Path) -> Checkpoint:
             nested = _checkpointer().restore(folder / "state")
     except Exception as error:
         raise UserError(f"the checkpoint {path} cannot be read: {shortened(str(error))}.") from error
-    arrays = {jax.tree_util.keystr(key, simple=True, separator="/"): leaf for key, leaf in _leaves(nested)}
-    return Checkpoint(arrays, documents.read_json(path / "meta.json"))
+    return Checkpoint(named(nested), documents.read_json(path / "meta.json"))
 
 
 def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "") -> PyTree:
@@ -136,20 +142,71 @@ def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "") -> P
     return jax.tree_util.tree_map_with_path(pick, template)
 
 
-def _leaves(tree: PyTree) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree)
+def named(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def values_of(runner: Runner, at: Progressed) -> dict[str, Any]:
+    """What a checkpoint holds, [M, shards, ...]."""
+    values = _as_saved(runner.assignment, at)
+    if runner.policy is not None:
+        return {**values, "policy": policy(runner, at.states)}
+    _assert_replicas_equal(values["state"].learner)
+    return values
+
+
+def policy(runner: Runner, states: list[Any]) -> PyTree:
+    """The parameters by which each member is judged, [M, shards, ...]."""
+    params = runner.policy(states) if runner.policy else [state.learner.params for state in states]
+    return jax.tree.map(runner.assignment.collect, _runner.gather(params))
+
+
+def restored(at: Progressed, found: Checkpoint, assignment: Assignment, devices: Sequence[jax.Device]) -> Progressed:
+    """`at` with the values of a checkpoint of the same members. Raises `UserError` where it is of another run."""
+    by_member = fill(_as_saved(assignment, at), found.arrays)
+    own = _devices.own(devices)
+    values = jax.tree.map(lambda x: assignment.place(x)[own], by_member)
+    states, sums = _runner.scatter(at.states, values["state"]), _runner.scatter(at.metrics, values["metrics"])
+    return Progressed(states, sums, found.meta["iteration"], found.meta.get("update", 0))
+
+
+def with_params(states: list[Any], source: dict[str, np.ndarray]) -> list[Any]:
+    """`states` with every member's parameters and target replaced by `source`, arrays by their paths."""
+
+    def replaced(state: Any) -> Any:
+        learner = state.learner
+        leading = learner.updates.shape
+        arrays = {name: np.broadcast_to(x, (*leading, *x.shape)) for name, x in source.items()}
+        values = fill(learner.params, arrays)
+        params, target = (_runner.scatter([tree], values)[0] for tree in (learner.params, learner.target_params))
+        return state._replace(learner=learner._replace(params=params, target_params=target))
+
+    return [replaced(state) for state in states]
+
+
+def _as_saved(assignment: Assignment, at: Progressed) -> dict[str, Any]:
+    return jax.tree.map(assignment.collect, {"state": _runner.gather(at.states), "metrics": _runner.gather(at.metrics)})
+
+
+def _assert_replicas_equal(learner: PyTree) -> None:
+    """Every shard of an agent must hold the same learner; anything else is a bug of ours."""
+    for key, shards in jax.tree_util.tree_leaves_with_path(learner):
+        if not np.array_equal(shards, np.broadcast_to(shards[:, :1], shards.shape), equal_nan=shards.dtype.kind == "f"):
+            raise AssertionError(f"replicas differ in {jax.tree_util.keystr(key)}.")
 
 
 def _nested(tree: PyTree) -> dict[str, Any]:
     root: dict[str, Any] = {}
-    for path, leaf in _leaves(tree):
+    for name, leaf in named(tree).items():
         if leaf.size == 0:  # orbax cannot save it; `fill` knows it from the template
             continue
-        *parents, name = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        *parents, last = name.split("/")
         node = root
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[name] = np.asarray(leaf)
+        node[last] = np.asarray(leaf)
     return root
 
 

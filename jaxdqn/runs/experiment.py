@@ -32,8 +32,9 @@ from jaxdqn.parallel.compiled import runner as _runner
 from jaxdqn.runs import checkpoints, directory
 from jaxdqn.runs.directory import Continuation, RunDirectory, RunSpec
 from jaxdqn.runs.results import Result, load, read_params
-from jaxdqn.runs.session import OK, Session, Settings
-from jaxdqn.runs.session import check as check_settings
+from jaxdqn.runs.session import Session
+from jaxdqn.runs.settings import OK, Settings
+from jaxdqn.runs.settings import check as check_settings
 from jaxdqn.runs.summary import is_complete
 from jaxdqn.timeline import timeline
 from jaxdqn.validation import validate

@@ -1,22 +1,73 @@
-"""What a run measures, as columns: a table [M rows] for each logging point, kept until it is on disk.
+"""What a run measures, as columns: a table [M rows] for each logging point, kept until it is on disk; and `Recorder`,
+which writes and shows it while a session trains.
 
 A population of hundreds with thousands of points has too many rows for one Python object each.
 """
 
 import collections
 import pathlib
+import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from jaxdqn.config import HParams
-from jaxdqn.runs import metrics, summary
+from jaxdqn.config import HParams, members, values_of, varying
+from jaxdqn.parallel import hosts
+from jaxdqn.parallel.asynchronous import workers
+from jaxdqn.parallel.compiled.runner import Runner, gather
+from jaxdqn.runs import metrics, summary, tensorboard, weights_and_biases
+from jaxdqn.runs.directory import RunSpec
+from jaxdqn.runs.driver import Point
+from jaxdqn.runs.progress import Progress
+from jaxdqn.runs.settings import Settings
+from jaxdqn.timeline import advice, timeline
 
+FLUSH_SECONDS = 5.0
 RECENT_POINTS = 5  # that the mean shown to people is over
+IDENTITY = ("member", "seed", "iteration", "env_steps", "updates", "seconds")
+
+
+class Population(NamedTuple):
+    """A run's members: seeds and hyperparameters, which of these vary, and labels, which are further columns."""
+
+    everyone: list[tuple[int, HParams]]
+    varying: tuple[str, ...]
+    labels: Sequence[Mapping[str, Any]]
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Each member's setting, its seed apart: replicates have equal ones."""
+        own = [{name: values_of(setting)[name] for name in self.varying} for _, setting in self.everyone]
+        apart = [{name: value for name, value in label.items() if name != "seed"} for label in self.labels]
+        return [{**setting, **label} for setting, label in zip(own, apart, strict=True)]
+
+
+def population_of(spec: RunSpec) -> Population:
+    """The members of a run."""
+    everyone = members(spec.hparams, spec.seeds, spec.vary)
+    labels = spec.labels or ({},) * len(everyone)
+    # Members that go on from another run's have the seeds that they had there, which their labels say.
+    own = [(label.get("seed", seed), setting) for label, (seed, setting) in zip(labels, everyone, strict=True)]
+    return Population(own, varying(spec.vary), labels)
+
+
+class Batch(NamedTuple):
+    """Members that train together: their number among the batches, their runner, and when the session began to train
+    them (of `time.perf_counter`), after which seconds of training in earlier ones."""
+
+    number: int
+    members: range
+    runner: Runner
+    began: float
+    before: float
+
+    def elapsed(self) -> float:
+        """Seconds of training in this session."""
+        return time.perf_counter() - self.began
 
 
 def identity(
@@ -24,7 +75,7 @@ def identity(
 ) -> pa.Table:
     """The columns that stay: a row for each of a run's members, with its seed, varying settings and labels."""
     rows = [
-        {"member": member, "seed": seed, **{name: getattr(setting, name) for name in varying}, **label}
+        {"member": member, "seed": seed, **{name: values_of(setting)[name] for name in varying}, **label}
         for member, ((seed, setting), label) in enumerate(zip(everyone, labels, strict=True))
     ]
     return pa.Table.from_pandas(pd.DataFrame(rows), preserve_index=False).replace_schema_metadata(None)
@@ -73,7 +124,33 @@ def rows(table: pa.Table) -> list[dict[str, Any]]:
     return list(table.to_pandas().to_dict("records"))
 
 
-class Recorder:
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables one below the other; a column that one lacks is null there."""
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def scalars(point: pa.Table) -> dict[str, np.ndarray]:
+    """The columns [M] that are curves: numbers, but for those of IDENTITY."""
+    numbers = [
+        field.name for field in point.schema if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
+    ]
+    return {name: point.column(name).to_numpy() for name in numbers if name not in IDENTITY}
+
+
+def first_bad_updates(runner: Runner, batch: range, states: Sequence[Any]) -> dict[int, int]:
+    """The members of `batch` that diverged, and their first bad updates, of the states of its runner."""
+    found = gather([state.learner.first_bad_update for state in states])
+    return first_of_shards(batch, runner.assignment.collect(found))
+
+
+def first_of_shards(batch: range, first_bad: np.ndarray) -> dict[int, int]:
+    """The members of `batch` that diverged, and their first bad updates, of [M, shards]: -1 is none, and shards that
+    average now and then may differ."""
+    bad = {member: [int(x) for x in each if x >= 0] for member, each in zip(batch, first_bad, strict=True)}
+    return {member: min(updates) for member, updates in bad.items() if updates}
+
+
+class Rows:
     """The points of a run: those that are not yet in `path`, its metrics.parquet, or all of them without one."""
 
     def __init__(self, path: pathlib.Path | None):
@@ -110,6 +187,124 @@ class Recorder:
         return metrics.tidy(joined(self._kept).to_pandas()) if self._kept else pd.DataFrame()
 
 
-def joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Tables one below the other; a column that one lacks is null there."""
-    return pa.concat_tables(tables, promote_options="permissive")
+class Recorder:
+    """What a session writes and shows while it trains: rows of metrics, curves, progress, and warnings.
+
+    path: the directory of the run, in process 0; first: the batch that trains first. `diverged` has the members whose
+    parameters do not change any more, and their first bad updates; `bar` is a context manager. Raises `UserError`
+    where W&B's file cannot be written.
+    """
+
+    def __init__(
+        self, spec: RunSpec, population: Population, settings: Settings, path: pathlib.Path | None, first: int
+    ):
+        self._spec, self._settings, self._path = spec, settings, path
+        self._population, self._identity = population, identity(*population)
+        self._line = timeline(spec.config)
+        self._rows = Rows(path and path / "metrics.parquet")
+        self._events: tensorboard.Events | None = None
+        if path is not None and settings.tensorboard:
+            shown = population.everyone, population.varying, settings.tensorboard_members
+            self._events = tensorboard.Events(path / "tensorboard", tensorboard.curves(spec.batches, *shown))
+        project, file = settings.wandb, path and path / "wandb.json"
+        self._log = None if project is None else weights_and_biases.Log(project, spec.to_dict(), file)
+        steps, label = self._line.total * self._line.steps_per_iteration, f"{spec.config.agent} on {spec.config.env}"
+        self.bar = Progress(steps, label, settings.progress, parts=len(spec.batches), first=first)
+        self.diverged: dict[int, int] = {}
+        self._warned_unfinished = False
+        self._last_flush = 0.0
+
+    def say(self, text: str) -> None:
+        """A line for people: warnings always, others where progress is wanted."""
+        if hosts.is_first() and (self._settings.progress or text.startswith("warning")):
+            self.bar.say(text)
+
+    def introduce(self, device: str, new: bool) -> None:
+        """Says what will train; with advice where the run is `new`."""
+        for warning in advice(self._spec.config) if new and self._settings.progress else ():
+            self.say(f"warning: {warning}")
+        count, limit = len(self._population.everyone), self._settings.tensorboard_members
+        self.say(f"{count} member(s) in {len(self._spec.batches)} batch(es) on {device}")
+        if self._path and self._settings.tensorboard and limit < count:
+            self.say(
+                f"TensorBoard shows the first {limit} of {count} members, and means over the seeds of the first "
+                f"{limit} settings (--tensorboard-members N for more); metrics.parquet has all."
+            )
+
+    def cut_events(self, reached: Mapping[int, int]) -> None:
+        """Removes what TensorBoard has after the iterations that batches go on from."""
+        if self._events is not None:
+            line = self._line
+            self._events.cut({b: i * line.steps_per_iteration - (not line.is_point(i)) for b, i in reached.items()})
+
+    def add(self, batch: Batch, at: Point) -> pa.Table:
+        """Takes a logging point, and returns its rows."""
+        table = self._table(batch, at)
+        self._rows.add(table)
+        steps = at.iteration * self._line.steps_per_iteration
+        self.bar.update(steps, self._rows.recent_return(), at.iteration == self._line.total)
+        if self._settings.on_chunk:
+            self._settings.on_chunk(rows(table))
+        if time.perf_counter() - max(self._last_flush, batch.began) > FLUSH_SECONDS:
+            self.flush(batch)
+        return table
+
+    def flush(self, batch: Batch) -> None:
+        """Writes what is not written yet of a batch."""
+        self._last_flush = time.perf_counter()
+        for table in self._rows.flush(batch.number):
+            columns, env_steps = scalars(table), table.column("env_steps")[0].as_py()
+            if self._events is not None:
+                self._events.write(batch.number, env_steps, columns)
+            if self._log is not None:
+                self._log.write(batch.number, env_steps, batch.members, columns)
+        if self._log is not None:
+            self._log.flush()
+
+    def close(self) -> pd.DataFrame:
+        """Ends the recording; all rows of the run. Raises `UserError` where one of their files is damaged."""
+        if self._log is not None:
+            self._log.close()
+        return self._rows.frame()
+
+    def _table(self, batch: Batch, at: Point) -> pa.Table:
+        """The rows of a logging point, and warnings of what happened since the one before."""
+        collect, line = batch.runner.assignment.collect, self._line
+        sums = jax.tree.map(collect, gather(at.metrics))  # [M, shards]
+        evaluated = at.episodes and jax.tree.map(collect, gather(at.episodes))  # [M, shards, E]
+        self._note_diverged(first_of_shards(batch.members, sums.first_bad_update))
+        if evaluated:
+            self._note_unfinished(int((~evaluated.finished).sum()), at.iteration * line.steps_per_iteration)
+        counted = workers.columns({name: x[:, 0] for name, x in sums.seen.items()})
+        columns = {
+            "iteration": at.iteration,
+            "env_steps": at.iteration * line.steps_per_iteration,
+            "updates": line.updates(at.iteration, self._spec.config.updates_per_iteration),
+            "seconds": batch.before + batch.elapsed(),
+            **measured(sums, evaluated, counted),
+            **{name: x if isinstance(x, int) else float(x) for name, x in at.telemetry.items()},
+        }
+        return point(self._identity.slice(batch.members.start, len(batch.members)), columns)
+
+    def _note_diverged(self, first_bad: Mapping[int, int]) -> None:
+        new = [member for member in first_bad if member not in self.diverged]
+        self.diverged |= {member: first_bad[member] for member in new}
+        if not new:
+            return
+        seed, setting = self._population.everyone[new[0]]
+        varied = "".join(f", {name} {values_of(setting)[name]:g}" for name in self._population.varying)
+        others = f" and {len(new) - 1} more" if len(new) > 1 else ""
+        self.say(
+            f"warning: member {new[0]} (seed {seed}{varied}){others}: loss, gradient or step not finite at update "
+            f"{first_bad[new[0]]}; the last finite parameters are kept. Lower hparams.learning_rate or use "
+            "--loss huber."
+        )
+
+    def _note_unfinished(self, number: int, env_steps: int) -> None:
+        if number and not self._warned_unfinished:
+            self._warned_unfinished = True
+            self.say(
+                f"warning: {number} greedy episodes of the evaluation at step {env_steps:,} had not ended after "
+                f"eval_max_steps {self._spec.config.eval_max_steps:,} steps; they count with what they had reached "
+                "(see eval_unfinished)."
+            )

@@ -19,6 +19,7 @@ from jaxdqn.config import UINT32_MAX, Config, HParams, check_probability, check_
 from jaxdqn.errors import UserError
 from jaxdqn.files import paths
 from jaxdqn.runs import checkpoints, directory, metrics, reporting
+from jaxdqn.runs.directory import RunDirectory
 from jaxdqn.validation import MOST_EPISODES
 
 MAX_WATCHED = 2_500  # steps of an episode that is drawn
@@ -78,9 +79,8 @@ def evaluate_params(
     check_whole("episodes", episodes, most=MOST_EPISODES)
     check_whole("seed", seed, 0, UINT32_MAX)
     check_probability("epsilon", epsilon)
-    run = _evaluator(
-        components.environment, components.agent, episodes, components.config.eval_max_steps, float(epsilon)
-    )
+    most = components.config.eval_max_steps
+    run = _evaluator(components.environment, components.agent, episodes, most, float(epsilon))
     return jax.tree.map(np.asarray, run(params, jax.random.fold_in(jax.random.key(seed), stream)))
 
 
@@ -95,23 +95,30 @@ def _evaluator(environment: Environment, agent: Agent, episodes: int, max_steps:
 def watch(result: Result, member: int, seed: int) -> np.ndarray:
     """The observations of one greedy episode, [L, *O], as stored. Raises `UserError`."""
     check_whole("seed", seed, 0, UINT32_MAX)
-    components = result.components
+    components, environment = result.components, result.components.environment
     params = member_params(result.params, member)
-    bound = min(components.environment.spec.max_episode_steps or MAX_WATCHED, MAX_WATCHED)
+    bound = min(environment.spec.max_episode_steps or MAX_WATCHED, MAX_WATCHED)
 
     @jax.jit
     def run(key: Any) -> Any:
         start_key, step_key = jax.random.split(key)
-        actor, agent = (
-            acting.start(components.environment, components.agent, 1, start_key),
-            acting.greedily(components.agent),
-        )
-        block = acting.rollout(components.environment, agent, params, actor, step_key, jnp.zeros(1), bound)[1]
+        actor, agent = acting.start(environment, components.agent, 1, start_key), acting.greedily(components.agent)
+        block = acting.rollout(environment, agent, params, actor, step_key, jnp.zeros(1), bound)[1]
         return block.observation[:, 0], block.next_observation[:, 0], block.episode_end[:, 0]
 
     before, after, end = jax.tree.map(np.asarray, run(jax.random.key(seed)))
     length = int(end.argmax()) + 1 if end.any() else bound
     return np.concatenate([before[:length], after[length - 1 : length]])
+
+
+def write(result: Result, run_directory: RunDirectory, figure: bool, say: Callable[[str], None]) -> None:
+    """Writes summary.json and, where wanted, curves.png."""
+    run_directory.write_summary(result.summary)
+    if figure and len(result.metrics):
+        try:
+            reporting.save_figure(result.plot(), run_directory.path / "curves.png")
+        except (UserError, OSError) as error:  # what was trained is worth more than its picture
+            say(f"warning: no curves: {error}")
 
 
 def load(path: str | pathlib.Path) -> Result:
@@ -145,7 +152,4 @@ def load(path: str | pathlib.Path) -> Result:
 def read_params(path: pathlib.Path, member: int) -> dict[str, np.ndarray]:
     """The parameters of one member of the run in `path`, by their paths in the tree. Raises `UserError`."""
     params = member_params(load(path).params, member)
-    return {
-        jax.tree_util.keystr(key, simple=True, separator="/"): np.asarray(leaf)
-        for key, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    return {name: np.asarray(leaf) for name, leaf in checkpoints.named(params).items()}

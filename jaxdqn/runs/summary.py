@@ -12,6 +12,7 @@ from jaxdqn import fingerprints
 from jaxdqn.analysis import curves, intervals
 from jaxdqn.config import Config
 from jaxdqn.evaluation import Episodes
+from jaxdqn.runs.directory import RunSpec
 
 EVALUATED = ("eval_return", "eval_length", "eval_distinct", "eval_unfinished")
 
@@ -81,6 +82,47 @@ def returns(
         "final_return_ci95": alone["ci95"],
         "final_return_per_member": [_number(scores[member]) for member in reached],
         "final_returns": entries,
+    }
+
+
+class Outcome(NamedTuple):
+    """What a run has come to: how its session ended, its seconds of training and of compiling in all sessions, final
+    episodes of the members that were judged, first bad updates of those that diverged, and where it ran."""
+
+    status: str
+    seconds: float
+    compile_seconds: float
+    finals: Mapping[int, Final]
+    diverged: Mapping[int, int]
+    replay_bytes: int
+    provenance: Mapping[str, Any]
+
+
+def whole(
+    spec: RunSpec, settings: Sequence[Mapping[str, Any]], frame: pd.DataFrame, outcome: Outcome
+) -> dict[str, Any]:
+    """summary.json, of each member's setting, its seed apart, and the metrics of a run."""
+    ends = frame.groupby("member")[["env_steps", "updates"]].max().sum() if len(frame) else (0, 0)
+    steps, updates = map(int, ends)
+    seconds = max(outcome.seconds, 1e-9)
+    return {
+        "env": spec.config.env,
+        "agent": spec.config.agent,
+        "status": outcome.status,
+        "num_members": len(settings),
+        "seeds": list(spec.seeds),
+        "env_steps": steps,
+        "updates": updates,
+        "env_steps_per_second": steps / seconds,
+        "updates_per_second": updates / seconds,
+        "compile_seconds": outcome.compile_seconds,
+        "run_seconds": outcome.seconds,
+        **returns(frame, settings, outcome.finals, spec.config),
+        "first_bad_update_per_member": {str(member): update for member, update in outcome.diverged.items()},
+        "replay_bytes": outcome.replay_bytes,
+        "dead_workers": int(frame["dead_workers"].max()) if "dead_workers" in frame else 0,
+        "jax_version": jax.__version__,
+        **{name: outcome.provenance[name] for name in ("device", "commit", "versions")},
     }
 
 

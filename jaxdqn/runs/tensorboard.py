@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-from jaxdqn.config import HParams
+from jaxdqn.config import HParams, values_of
 
 
 class Curve(NamedTuple):
@@ -42,7 +42,7 @@ def curves(
         means = []
         for setting, own in shown:
             rows = [member - batch.start for member in own if member in batch]
-            varied = "".join(f"-{name}={getattr(setting, name):g}" for name in varying)
+            varied = "".join(f"-{name}={values_of(setting)[name]:g}" for name in varying)
             name = varied + (f"-batch-{number:04d}" if len(batches) > 1 else "")
             means += [Curve(prefix + name, rows, statistic) for prefix, statistic in _MEANS.items() if len(rows) > 1]
         found.append(alone + means)

@@ -69,7 +69,7 @@ def running(name: str, address: str | None = None, num_devices: int | None = Non
 
 def local(stages: Sequence[Stage], run: Run, num_devices: int | None) -> None:
     """One stage after the other, each on all devices. Raises `Stopped`."""
-    from jaxdqn.runs.session import INTERRUPTED
+    from jaxdqn.runs.settings import INTERRUPTED
 
     for stage in stages:
         if _stage.finished(run.folder, stage):
@@ -106,7 +106,7 @@ def side_by_side(stages: Sequence[Stage], run: Run, tasks: Tasks) -> None:
 
     Raises `Stopped`, and `UserError` for a stage that cannot run or is lost again and again.
     """
-    from jaxdqn.runs.session import INTERRUPTED
+    from jaxdqn.runs.settings import INTERRUPTED
 
     waiting = [stage for stage in stages if not _stage.finished(run.folder, stage)][::-1]
     share = max(1, tasks.num_devices // max(len(waiting), 1))

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxdqn.files import paths
 from jaxdqn.runs.directory import RunDirectory
 from jaxdqn.runs.progress import stderr, tell
-from jaxdqn.runs.session import catch_signals
+from jaxdqn.runs.signals import catch_signals
 from jaxdqn.sweeps import directory, engines, planning, reading, report
 from jaxdqn.sweeps.evolution import evolve
 from jaxdqn.sweeps.record import Record

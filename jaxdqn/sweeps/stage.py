@@ -56,7 +56,7 @@ def execute(
     """Trains the stage, or goes on with it where it was stopped; its status. Raises `UserError`."""
     from jaxdqn.runs import experiment
     from jaxdqn.runs.directory import Continuation
-    from jaxdqn.runs.session import Settings
+    from jaxdqn.runs.settings import Settings
 
     path = path_of(folder, stage.name)
     settings = Settings(
@@ -89,7 +89,7 @@ def execute(
 def finished(folder: pathlib.Path, stage: Stage) -> bool:
     """Whether the stage has trained to its end."""
     from jaxdqn.runs import directory
-    from jaxdqn.runs.session import DIVERGED, OK
+    from jaxdqn.runs.settings import DIVERGED, OK
 
     return directory.status(path_of(folder, stage.name)) in (OK, DIVERGED)
 
