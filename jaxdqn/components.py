@@ -1,15 +1,18 @@
 """From the names in a configuration to environment, agent and replay: the one place, for every scheme."""
 
 import dataclasses
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from jaxdqn import agents, networks, td, training
-from jaxdqn.agents.declaration import Around
+from jaxdqn.agents.declaration import Around, Declaration
 from jaxdqn.base import Agent, Environment, Replay, Spec
 from jaxdqn.config import Config
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
 from jaxdqn.learning import OPTIMIZERS
+from jaxdqn.replay import Kind
 
 
 class Components(NamedTuple):
@@ -22,12 +25,26 @@ class Components(NamedTuple):
 
 
 def make_components(config: Config, shards: int = 1) -> Components:
-    """The components of one of an agent's shards. Raises `UserError`."""
+    """The components of one of an agent's shards; the same records for the same configuration, so that what was
+    compiled of them serves again. Raises `UserError`."""
     local = shard_config(config, shards)
+    declared = agents.of(config.agent), agents.replay_of(config), registry.factory(config.env)
+    return _records(in_programs(local), *declared)._replace(config=local)
+
+
+@functools.lru_cache(maxsize=32)
+def _records(config: Config, declared: Declaration, kind: Kind, factory: Callable[..., Any] | None) -> Components:
+    """`declared`, `kind` and `factory` are what the names in `config` stand for now: they may be given to others."""
     environment = registry.make(config.env, config.env_params, config.env_kwargs, config.sticky_actions)
     agent = make_agent(config, environment.spec)
     example = training.transition_example(environment.spec, agent)
-    return Components(local, environment, agent, agents.replay_of(config).make(example, local))
+    return Components(config, environment, agent, kind.make(example, config))
+
+
+def in_programs(config: Config) -> Config:
+    """`config` as far as compiled programs depend on it: what only says how long, and when, is at its defaults."""
+    when = ("learning_starts", "total_steps", "log_interval", "eval_interval", "final_episodes")
+    return dataclasses.replace(config, **{name: getattr(Config, name) for name in when})
 
 
 def make_agent(config: Config, spec: Spec) -> Agent:

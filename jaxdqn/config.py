@@ -167,6 +167,9 @@ class Config:
         if isinstance(self.hidden_sizes, list):
             object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
 
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
     def resolved(self) -> "Config":
         """The same with every default that depends on another field filled in."""
         log = self.log_interval or max(1, self.total_steps // 100)

@@ -19,6 +19,8 @@ import hypothesis
 import jax
 import pytest
 
+from jaxdqn.parallel.compiled import memory
+
 NUM_CPU_DEVICES = 8
 
 jax.config.update("jax_num_cpu_devices", NUM_CPU_DEVICES)
@@ -36,4 +38,4 @@ hypothesis.settings.load_profile("jaxdqn")
 def no_programs_of_other_modules():
     """A process that runs the whole suite would hold gigabytes of compiled programs."""
     yield
-    jax.clear_caches()
+    memory.forget_programs(most=0)

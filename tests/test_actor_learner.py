@@ -20,7 +20,7 @@ from jaxdqn.components import make_agent, make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.asynchronous import actor_learner, workers
-from jaxdqn.parallel.asynchronous.actor import Actor, Node, Programs
+from jaxdqn.parallel.asynchronous.actor import Actor, ActorNode, ActorPrograms
 from jaxdqn.parallel.asynchronous.actor_learner import Axes
 from jaxdqn.parallel.asynchronous.workers import WorkerPool
 from jaxdqn.parallel.compiled import population, runner
@@ -208,8 +208,10 @@ def test_old_experience_is_dropped_and_counted_and_no_return_reads_across_it():
 def test_a_half_full_local_replay_keeps_its_age_over_chunks_and_resumes():
     """It is as old as its first rollout: also where that was made in a session before."""
     count = lambda number: jnp.full((1, 1), number, jnp.int32)  # noqa: E731
-    programs = Programs(None, lambda params, now, episodes: (now, episodes), lambda local: local, count(0))
-    node, begun = Node(programs, None, index=0, merge_every=3), []
+    programs = ActorPrograms(
+        None, lambda params, now, episodes, hparams: (now, episodes), lambda local: local, count(0)
+    )
+    node, begun = ActorNode(programs, None, index=0, merge_every=3), []
     now = Actor((), (), "local", acted=count(0), begun=count(0))
     for version in range(7, 15):  # a chunk, or a session, for each rollout
         node.begin(now)

@@ -281,8 +281,10 @@ def test_the_learning_rate_is_scaled_by_the_lag():
 
 def test_dropped_pushes_count_in_no_mean():
     """The sums are those of the pushes that were applied, and `updates` says how many."""
-    programs = actor.compile_worker(make_components(SMALL), jax.devices()[0], runner.over_members(H))
-    gradients = programs._replace(gradient=lambda *args: (0.0, np.ones((1, 1)), {**ones, "loss": np.ones((1, 1))}))
+    programs = actor.compile_worker(make_components(SMALL), jax.devices()[0])
+    gradients = programs._replace(
+        gradient=lambda _, ring, *rest: (ring, 0.0, np.ones((1, 1)), {**ones, "loss": np.ones((1, 1))})
+    )
     ones = {name: np.ones((1, 1)) for name in programs.zeros.learning if name not in ("loss", "gradient_norm")}
     _, (state,) = build(Axes(workers=1))
 
@@ -296,7 +298,7 @@ def test_dropped_pushes_count_in_no_mean():
             self.pushes += 1
             return (None if self.pushes % 3 else np.ones((1, 1))), own
 
-    node, server = actor.Node(gradients, runner.over_members(H), SMALL), EveryThird()
+    node, server = actor.WorkerNode(gradients, runner.over_members(H), SMALL), EveryThird()
     node.begin(state.workers[0])
     for iteration in range(9):
         node.learn(server, iteration)

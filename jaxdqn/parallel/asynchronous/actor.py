@@ -17,6 +17,7 @@ from jaxdqn.acting import ActorState, EpisodeSums
 from jaxdqn.base import Array, Key, LearnerState, Progress, PyTree, Transition
 from jaxdqn.components import Components
 from jaxdqn.config import Config, HParams
+from jaxdqn.parallel.compiled.memory import once_each
 from jaxdqn.parallel.compiled.runner import EXPERIENCE_STREAM, PARAMS_STREAM, on_one
 
 
@@ -58,6 +59,7 @@ def start_actor(components: Components, num_actors: int, merge_every: int, strea
     return Actor(state, key, local, acted=jnp.int32(0), begun=jnp.int32(0))
 
 
+@once_each
 def compile_actor(components: Components, num_actors: int, merge_every: int, device: jax.Device) -> ActorPrograms:
     """The actor's programs; jit compiles them where and when they are first called."""
     config = components.config
@@ -175,7 +177,8 @@ def first_learner(components: Components, key: Key, hparams: HParams) -> Learner
     return components.agent.init(jax.random.fold_in(key, PARAMS_STREAM), hparams)
 
 
-def compile_worker(components: Components, device: jax.Device, hparams: HParams) -> WorkerPrograms:
+@once_each
+def compile_worker(components: Components, device: jax.Device) -> WorkerPrograms:
     """The worker's programs; jit compiles them when they are first called."""
     config = components.config
     rollout = training.make_act(components.environment, components.agent, config, config.num_envs)
@@ -215,7 +218,7 @@ def compile_worker(components: Components, device: jax.Device, hparams: HParams)
         act=on_one(device, act, 4, 1, donate=(1, 2)),
         prefill=on_one(device, prefill, 4, donate=(1, 2)),
         gradient=on_one(device, gradient, 5, 1, donate=(1,)),
-        zeros=zero(hparams.gamma),
+        zeros=zero(np.zeros((1, 1), np.float32)),
     )
 
 

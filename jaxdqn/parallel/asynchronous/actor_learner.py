@@ -40,12 +40,12 @@ from jaxdqn.parallel.asynchronous.workers import (
     rollouts_of,
     zeros,
 )
-from jaxdqn.parallel.compiled.memory import tree_bytes
+from jaxdqn.parallel.compiled.memory import once_each, tree_bytes
 from jaxdqn.parallel.compiled.runner import (
     EXPERIENCE_STREAM,
     PARAMS_STREAM,
     Runner,
-    greedy_episodes,
+    evaluator,
     of_host_loop,
     on_one,
     over_members,
@@ -91,6 +91,8 @@ class ActorLearnerState(NamedTuple):
 class Programs(NamedTuple):
     """The learner's compiled functions, each of [1, 1, ...] arrays."""
 
+    first: Any
+    zeros: Any
     insert: Any
     cut: Any
     learn: Any
@@ -216,6 +218,41 @@ def first_state(components: Components, axes: Axes, seed: Array, hparams: HParam
     )
 
 
+@once_each
+def _compile_learner(components: Components, axes: Axes, device: jax.Device) -> Programs:
+    config = components.config
+    memory, rows = global_replay(components, axes), axes.merge_every * config.rollout_length
+    updates = training.make_learn(components.agent, memory, config)
+    each = config.num_envs // axes.workers
+
+    def insert(data: PyTree, merged: Array, local: Transition, index: Array) -> tuple[PyTree, Array]:
+        return memory.add(data, local, (index, merged[index])), merged.at[index].add(rows)
+
+    def cut(episode_end: Array, merged: Array, index: Array) -> Array:
+        return replay.cut(episode_end, merged[index], index * each, each)
+
+    def learn(
+        learner: LearnerState,
+        data: PyTree,
+        sums: training.Sums,
+        merged: Array,
+        key: Key,
+        hparams: HParams,
+        iteration: Array,
+    ) -> tuple[LearnerState, PyTree, training.Sums]:
+        _, sample_key = training.stream_keys(key, iteration)
+        return updates(learner, data, sums, sample_key, merged, iteration, hparams)
+
+    return Programs(
+        first=on_one(device, functools.partial(first_state, components, axes), 2),
+        zeros=on_one(device, lambda _: training.zero_metrics(components.agent, components.replay, config), 1),
+        insert=on_one(device, insert, 3, 1, donate=(0, 1)),
+        cut=on_one(device, cut, 2, 1, donate=(0,)),
+        learn=on_one(device, learn, 6, 1, donate=(0, 1, 2)),
+        copy=on_one(device, lambda params: jax.tree.map(jnp.copy, params), 1),
+    )
+
+
 class ActorLearner:
     """The programs, the nodes, and what the couplings need beside the state."""
 
@@ -239,12 +276,11 @@ class ActorLearner:
             (*LAGS, "dropped", *rollouts_of(axes.workers)), ("actor_wait", "queue_wait", "learner_wait", "running")
         )
         self.acting = compile_actor(components, axes.workers, axes.merge_every, devices[0])
-        self.programs = self._learning()
+        self.programs = _compile_learner(components, axes, devices[0])
         self.program = self.programs.learn
-        self.judge = self._single(functools.partial(greedy_episodes, components), 2, 2)
-        zero = self._single(lambda _: training.zero_metrics(components.agent, components.replay, self.config), 1)
+        self.judge = evaluator(components, devices[0])
         seen = zeros(self.seen.take()) if axes.coupling == "async" else {}
-        self.zero_metrics = zero(self.hparams.gamma)._replace(seen=seen)
+        self.zero_metrics = self.programs.zeros(self.hparams.gamma)._replace(seen=seen)
         self.apart = engine is not None
         indices = range(axes.workers)
         if engine is None:
@@ -254,42 +290,14 @@ class ActorLearner:
             recipe = self.config, registry.factory(self.config.env), axes, self.hparams
             self.nodes = [engine.spawn(make_node, *recipe, index) for index in indices]
 
-    def _single(self, *args: Any, **options: Any) -> Any:
-        return on_one(self.devices[0], *args, **options)
-
     def device_of(self, index: int) -> jax.Device:
         """Where an actor in this process acts."""
         return self.actor_devices[index % len(self.actor_devices)]
 
     def init(self, seed: int) -> ActorLearnerState:
         """The run's first state."""
-        make = self._single(functools.partial(first_state, self.components, self.axes), 2)
-        state: ActorLearnerState = make(np.full((1, 1), seed, np.uint32), self.hparams)
+        state: ActorLearnerState = self.programs.first(np.full((1, 1), seed, np.uint32), self.hparams)
         return state
-
-    def _learning(self) -> Programs:
-        memory, rows = global_replay(self.components, self.axes), self.axes.merge_every * self.config.rollout_length
-        updates = training.make_learn(self.components.agent, memory, self.config)
-        each = self.config.num_envs // self.axes.workers
-
-        def insert(data: PyTree, merged: Array, local: Transition, index: Array) -> tuple[PyTree, Array]:
-            return memory.add(data, local, (index, merged[index])), merged.at[index].add(rows)
-
-        def cut(episode_end: Array, merged: Array, index: Array) -> Array:
-            return replay.cut(episode_end, merged[index], index * each, each)
-
-        def learn(
-            learner: LearnerState, data: PyTree, sums: Any, merged: Array, key: Key, hparams: HParams, iteration: Array
-        ) -> tuple[LearnerState, PyTree, Any]:
-            _, sample_key = training.stream_keys(key, iteration)
-            return updates(learner, data, sums, sample_key, merged, iteration, hparams)
-
-        return Programs(
-            insert=self._single(insert, 3, 1, donate=(0, 1)),
-            cut=self._single(cut, 2, 1, donate=(0,)),
-            learn=self._single(learn, 6, 1, donate=(0, 1, 2)),
-            copy=self._single(lambda params: jax.tree.map(jnp.copy, params), 1),
-        )
 
     def warm_up(self, state: ActorLearnerState) -> None:
         """Compiles every program, on copies; in all processes at once."""

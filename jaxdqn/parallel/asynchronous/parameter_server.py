@@ -37,8 +37,8 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel.asynchronous.actor import Worker, WorkerNode, compile_worker, first_learner, start_worker
 from jaxdqn.parallel.asynchronous.ray_engine import Engine, remake
 from jaxdqn.parallel.asynchronous.workers import LAGS, Seen, Work, WorkerPool, added, ended, mended, rollouts_of, zeros
-from jaxdqn.parallel.compiled.memory import tree_bytes
-from jaxdqn.parallel.compiled.runner import Runner, greedy_episodes, of_host_loop, on_one, over_members
+from jaxdqn.parallel.compiled.memory import once_each, tree_bytes
+from jaxdqn.parallel.compiled.runner import Runner, evaluator, of_host_loop, on_one, over_members
 from jaxdqn.parallel.scheme import Built, Devices, Job, Scheme
 
 LOCKS = ("global", "leaf", "none")
@@ -255,7 +255,7 @@ def state_bytes(components: Components, axes: Axes) -> tuple[int, int]:
 def make_node(config: Config, factory: Callable[..., Any] | None, hparams: HParams) -> WorkerNode:
     """A worker in a process of its own; `factory` makes its environment where that is a user's."""
     components = remake(config, factory)
-    return WorkerNode(compile_worker(components, jax.devices()[0], hparams), hparams, config)
+    return WorkerNode(compile_worker(components, jax.devices()[0]), hparams, config)
 
 
 def make_server(config: Config, factory: Callable[..., Any] | None, hparams: HParams, axes: Axes) -> Server:
@@ -263,32 +263,39 @@ def make_server(config: Config, factory: Callable[..., Any] | None, hparams: HPa
     return Server(compile_apply(remake(config, factory), jax.devices()[0], hparams), axes)
 
 
+@once_each
+def _step_program(components: Components, device: jax.Device, part: int | None) -> Any:
+    """step(learner, gradients, loss, scale [1, 1], hparams) -> (learner or the part of it, gradient norm)."""
+
+    def step(
+        learner: LearnerState, gradients: PyTree, loss: Array, scale: Array, hparams: HParams
+    ) -> tuple[Any, Array]:
+        scaled = traced(hparams, learning_rate=hparams.learning_rate * scale)
+        stepped, norm = components.agent.apply(learner, gradients, loss, scaled)
+        # What is not returned is not computed.
+        return stepped if part is None else take(stepped, part), norm
+
+    return on_one(device, step, 5)
+
+
 def compile_apply(components: Components, device: jax.Device, hparams: HParams) -> Callable[..., Any]:
     """apply(learner, gradients, loss, scale [1, 1], part=None) -> (learner, gradient norm): a step of `scale` times the
     rate, of the whole learner or of one part of it alone."""
 
-    def apply(
-        learner: LearnerState, gradients: Any, loss: Array, scale: Array, hparams: HParams
-    ) -> tuple[LearnerState, Array]:
-        scaled = traced(hparams, learning_rate=hparams.learning_rate * scale)
-        return components.agent.apply(learner, gradients, loss, scaled)
-
-    @functools.cache
-    def program(part: int | None) -> Any:
-        def step(*args: Any) -> tuple[Any, Array]:
-            stepped, norm = apply(*args)
-            # What is not returned is not computed.
-            return stepped if part is None else take(stepped, part), norm
-
-        return on_one(device, step, 5)
+    program = functools.cache(functools.partial(_step_program, components, device))  # looked up at every push
 
     def run(
-        learner: LearnerState, gradients: Any, loss: Array, scale: Array, part: int | None = None
+        learner: LearnerState, gradients: PyTree, loss: Array, scale: Array, part: int | None = None
     ) -> tuple[LearnerState, Array]:
         stepped, norm = program(part)(learner, gradients, loss, scale, hparams)
         return (stepped if part is None else put(learner, part, stepped)), norm
 
     return run
+
+
+@once_each
+def _first_program(components: Components, axes: Axes, device: jax.Device) -> Any:
+    return on_one(device, functools.partial(first_state, components, axes), 2)
 
 
 class ParameterServer:
@@ -309,9 +316,9 @@ class ParameterServer:
         self.pool = WorkerPool(axes.workers, report)
         self.seen = Seen((*rollouts_of(axes.workers), "extra_rollouts"), ["running"])
         self.rollouts = [0] * axes.workers
-        self.programs = compile_worker(components, device, self.hparams)
+        self.programs = compile_worker(components, device)
         self.program = self.programs.gradient
-        self.judge = on_one(device, functools.partial(greedy_episodes, components), 2, 2)
+        self.judge = evaluator(components, device)
         workers = range(axes.workers)
         self.apart = engine is not None
         if engine is None:
@@ -329,7 +336,7 @@ class ParameterServer:
 
     def init(self, seed: int) -> ServerState:
         """The run's first state."""
-        make = on_one(self.device, functools.partial(first_state, self.components, self.axes), 2)
+        make = _first_program(self.components, self.axes, self.device)
         state: ServerState = make(np.full((1, 1), seed, np.uint32), self.hparams)
         return state
 

@@ -9,6 +9,7 @@ of gradients for plain SGD with one update per iteration; not for Adam, whose mo
     replica 1   step step step step . combine -> step ...      combine where iteration % period == 0
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,7 @@ import optax
 from jaxdqn import training
 from jaxdqn.acting import ActorState
 from jaxdqn.base import Array, Key, LearnerState, PyTree
-from jaxdqn.components import Components
+from jaxdqn.components import Components, in_programs
 from jaxdqn.config import INT32_MAX, Config, HParams, traced
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.learning import Shards, all_finite, mean_over_shards
@@ -209,6 +210,7 @@ def validate(period: int, dense_updates: int) -> None:
             raise UserError(f"{name} is {value!r}; it must be a whole number from {least} to {INT32_MAX // 2}.")
 
 
+@functools.cache
 def make_rule(name: str, **numbers: float) -> Rule:
     """The rule called `name`, with its numbers. Raises `UserError` for an unknown name or a number out of range."""
     if name not in RULES:
@@ -244,7 +246,10 @@ def build(
     rule = rule or mean()
     lane = averaged(trainer, rule, schedule, shards)
     assignment = population.assign(1, 1)
-    built, states = _runner.build(components, devices, num_replicas, assignment, seeds, settings, width=1, lane=lane)
+    kind = (components._replace(config=in_programs(components.config)), rule, schedule)
+    built, states = _runner.build(
+        components, devices, num_replicas, assignment, seeds, settings, width=1, lane=lane, kind=kind
+    )
     judged = _devices.over_devices(population.over_lanes(lane.policy), devices, num_mapped=1)
     judged = judged.lower(states[0]).compile()
 

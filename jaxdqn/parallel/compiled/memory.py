@@ -1,15 +1,20 @@
 """The memory planner: bytes are computed before anything is allocated, and refused with numbers."""
 
+import functools
 import gc
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
 from jaxdqn.base import PyTree
+from jaxdqn.components import Components, in_programs
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled.host_memory import host_bytes
 
 MOST_REGIONS = 20_000
+MOST_KEPT = 32
+T = TypeVar("T")
 HEADROOM = 0.8  # of the free memory; the rest is for temporaries, the program and Python
 
 
@@ -41,6 +46,30 @@ def mapped_regions() -> int:
         return 0
 
 
+_programs: dict[Hashable, Any] = {}  # by what they were compiled of, oldest first
+
+
+def remembered(key: Hashable, compile_them: Callable[[], T]) -> T:
+    """What was compiled for `key` in this process, or compile_them(): stages of a sweep, runs that go on and notebooks
+    train the same programs again, and tracing them takes longer than many a chunk. The newest MOST_KEPT are kept."""
+    found = _programs.pop(key, None) or compile_them()
+    _programs[key] = found
+    while len(_programs) > MOST_KEPT:
+        del _programs[next(iter(_programs))]
+    return found
+
+
+def once_each(compile_them: Callable[..., T]) -> Callable[..., T]:
+    """compile_them(components, *args), `remembered` by what the programs depend on; `args` are hashable."""
+
+    @functools.wraps(compile_them)
+    def found(components: Components, *args: Hashable) -> T:
+        key = compile_them.__qualname__, components._replace(config=in_programs(components.config)), args
+        return remembered(key, lambda: compile_them(components, *args))
+
+    return found
+
+
 def forget_programs(most: int = MOST_REGIONS) -> None:
     """Lets go of compiled programs that nobody uses, where there are many.
 
@@ -48,6 +77,7 @@ def forget_programs(most: int = MOST_REGIONS) -> None:
     keeps them in its caches, and XLA crashes where no region is left: after some fifty stages of a sweep.
     """
     if mapped_regions() > most:
+        _programs.clear()
         gc.collect()
         jax.clear_caches()
         gc.collect()

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdqn import agents, training
 from jaxdqn.base import Key, Progress, PyTree, Replay
-from jaxdqn.components import Components
+from jaxdqn.components import Components, in_programs
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import population
@@ -201,7 +201,8 @@ def build(
     over = _over_mesh(mesh, num_hidden, components.config.num_envs)
     split = components._replace(replay=_split_batches(components.replay, mesh))
     assignment = population.assign(1, 1)
-    runner, states = _runner.build(split, devices[:1], 1, assignment, seeds, settings, width=1, over=over)
+    kind = (components._replace(config=in_programs(components.config)), tuple(devices), model)
+    runner, states = _runner.build(split, devices[:1], 1, assignment, seeds, settings, width=1, over=over, kind=kind)
     figures = {
         "param_bytes_per_device": bytes_per_device(states[0].learner.params),
         "bytes_per_update": collective_bytes(runner.program.as_text()) / components.config.updates_per_iteration,

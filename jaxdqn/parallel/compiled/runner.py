@@ -6,7 +6,7 @@ device of its group. On several hosts D counts the devices of this process alone
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -14,13 +14,13 @@ import numpy as np
 
 from jaxdqn import acting, evaluation, training
 from jaxdqn.base import PyTree
-from jaxdqn.components import Components
+from jaxdqn.components import Components, in_programs
 from jaxdqn.config import HParams
-from jaxdqn.learning import shard_index
+from jaxdqn.learning import Shards, shard_index
 from jaxdqn.parallel import hosts
 from jaxdqn.parallel.compiled import devices as _devices
 from jaxdqn.parallel.compiled import population
-from jaxdqn.parallel.compiled.memory import tree_bytes
+from jaxdqn.parallel.compiled.memory import once_each, remembered, tree_bytes
 from jaxdqn.parallel.compiled.population import Assignment
 
 PARAMS_STREAM, EXPERIENCE_STREAM = 0, 1
@@ -130,6 +130,12 @@ def on_one(
     return _devices.over_devices(population.over_lanes(function, num_shared), [device], num_mapped, num_shared, donate)
 
 
+@once_each
+def evaluator(components: Components, device: jax.Device) -> Any:
+    """evaluate(params, seed, iteration [], part []) -> Episodes of one member on one device, of [1, 1, ...] arrays."""
+    return on_one(device, functools.partial(greedy_episodes, components), 2, 2)
+
+
 class HostLoop(Protocol):
     """One member that Python code takes through a chunk of iterations, program by program, maybe in threads.
 
@@ -183,6 +189,15 @@ def of_host_loop(make: Callable[[], HostLoop], seed: int) -> tuple[Runner, list[
     return runner, [state]
 
 
+class Programs(NamedTuple):
+    """What is compiled of one stack: see `Runner`, and for `init` `_init_lane`."""
+
+    init: Any
+    prefill: Any
+    step: Any
+    evaluate: Any
+
+
 def build(
     components: Components,
     devices: Sequence[jax.Device],
@@ -193,73 +208,107 @@ def build(
     width: int | None = None,
     lane: Lane | None = None,
     over: Callable[..., Any] = _devices.over_devices,
+    kind: Hashable = None,
 ) -> tuple[Runner, list[Any]]:
     """Compiles the programs and initialises the members. `seeds` and `settings` are those of the assignment.
 
     `width` lanes are vmapped together; it must divide their number, and is by default the fastest for the backend.
-    `lane` is the scheme, by default `fused`; `over` spreads its functions over the devices.
+    `lane` is the scheme, by default `fused`; `over` spreads its functions over the devices; `kind` stands for both and
+    the components where what they are made of says more than they do. Equal programs are compiled once in a process.
     """
     began = time.perf_counter()
     shards = _devices.make_shards(len(devices), devices_per_agent)
     width = width or population.fastest_width(devices[0].platform, assignment.num_lanes)
-    if lane is None:
-        lane = fused(
+    seen = kind or (components._replace(config=in_programs(components.config)), lane, over)
+    key = (seen, tuple(devices), devices_per_agent, width)
+    made: list[Any] = []  # states, metrics, hparams and seeds, a stack each
+
+    def initialise(init: Any) -> None:
+        spread = jax.tree.map(
+            lambda x: assignment.spread(x, devices_per_agent)[_devices.own(devices)],
+            (np.asarray(seeds, np.uint32), population.stack_hparams(list(settings))),
+        )
+        stacks = range(0, assignment.num_lanes, width)
+        made.extend(init(*jax.tree.map(lambda x: x[:, i : i + width], spread)) for i in stacks)
+
+    def compile_them() -> Programs:
+        runs = lane or fused(
             training.make_trainer(
                 components.environment, components.agent, components.replay, components.config, shards
             )
         )
+        init = over(population.over_lanes(functools.partial(_init_lane, runs, shards)), devices, num_mapped=2)
+        initialise(init)
+        return _compile(components, runs, shards, devices, over, init, made[0])
 
-    # Inside a mapped function: states made elsewhere would be uncommitted, and compile a second time.
-    def init_lane(seed: Any, hparams: Any) -> tuple[Any, training.Metrics, Any, Any]:
-        key = jax.random.key(seed)
-        stream = jax.random.fold_in(jax.random.fold_in(key, EXPERIENCE_STREAM), shard_index(shards))
-        state = lane.init(jax.random.fold_in(key, PARAMS_STREAM), stream, hparams)
-        return state, lane.zero_metrics(), hparams, seed
-
-    init = over(population.over_lanes(init_lane), devices, num_mapped=2)
-    spread = jax.tree.map(
-        lambda x: assignment.spread(x, devices_per_agent)[_devices.own(devices)],
-        (np.asarray(seeds, np.uint32), population.stack_hparams(list(settings))),
-    )
-    stacks = range(0, assignment.num_lanes, width)
-    made = [init(*jax.tree.map(lambda x: x[:, i : i + width], spread)) for i in stacks]
+    programs = remembered(key, compile_them)
+    if not made:
+        initialise(programs.init)
     states, metrics, hparams, own_seeds = (list(column) for column in zip(*made, strict=True))
-
-    def chunk(run: Any, *bounds: int) -> Any:
-        count = len(bounds)
-        program = over(population.over_lanes(run, num_shared=count), devices, 3, num_shared=count, donate=(0,))
-        return _devices.compiled(program, states[0], metrics[0], hparams[0], *map(np.int32, bounds))
-
-    def evaluate_lane(state: Any, seed: Any, iteration: Any, part: Any) -> evaluation.Episodes:
-        return greedy_episodes(components, lane.policy(state), seed, iteration, part, shard_index(shards))
-
-    over_stack = over(population.over_lanes(evaluate_lane, num_shared=2), devices, num_mapped=2, num_shared=2)
-    judge = _devices.compiled(over_stack, states[0], own_seeds[0], np.int32(0), np.int32(0))
+    made.clear()  # the states are donated: nobody else may hold them
 
     def evaluate(states: list[Any], iteration: int, part: int = 0) -> list[evaluation.Episodes]:
         when = np.int32(iteration), np.int32(part)
-        return [judge(state, seed, *when) for state, seed in zip(states, own_seeds, strict=True)]
+        return [programs.evaluate(state, seed, *when) for state, seed in zip(states, own_seeds, strict=True)]
 
-    prefill = chunk(lane.prefill, 0, 1)
-    split = lane.part is not None and components.config.updates_per_iteration > MOST_UNSPLIT
-    step = chunk(lane.part, 0, 0, 1) if split else chunk(lane.step, 0, 1)
-    run = _stack_by_stack(step, hparams)
+    split = _is_split(components, lane)
+    run = _stack_by_stack(programs.step, hparams)
     one_lane = tree_bytes(states[0].learner.params) / states[0].learner.updates.size
     moved = all_reduce_bytes(one_lane, devices_per_agent)
     runner = Runner(
         components=components,
         assignment=assignment,
         shards=devices_per_agent,
-        prefill=_stack_by_stack(prefill, hparams),
+        prefill=_stack_by_stack(programs.prefill, hparams),
         step=functools.partial(_whole, run, components.config.updates_per_iteration) if split else run,
         evaluate=evaluate,
         zero_metrics=metrics,
         compile_seconds=time.perf_counter() - began,
-        program=step,
+        program=programs.step,
         telemetry=lambda states: {"bytes_per_update": moved},
         part=run if split else None,
     )
     return runner, states
+
+
+# Inside a mapped function: states made elsewhere would be uncommitted, and compile a second time.
+def _init_lane(lane: Lane, shards: Shards | None, seed: Any, hparams: HParams) -> tuple[Any, ...]:
+    """(state, metrics, hparams, seed) of one lane."""
+    key = jax.random.key(seed)
+    stream = jax.random.fold_in(jax.random.fold_in(key, EXPERIENCE_STREAM), shard_index(shards))
+    state = lane.init(jax.random.fold_in(key, PARAMS_STREAM), stream, hparams)
+    return state, lane.zero_metrics(), hparams, seed
+
+
+def _is_split(components: Components, lane: Lane | None) -> bool:
+    """Whether an iteration is too long for one call."""
+    return (lane is None or lane.part is not None) and components.config.updates_per_iteration > MOST_UNSPLIT
+
+
+def _compile(
+    components: Components,
+    lane: Lane,
+    shards: Shards | None,
+    devices: Sequence[jax.Device],
+    over: Callable[..., Any],
+    init: Any,
+    stack: tuple[Any, ...],
+) -> Programs:
+    """The programs for stacks like `stack`, (states, metrics, hparams, seeds)."""
+    states, metrics, hparams, own_seeds = stack
+
+    def chunk(run: Any, *bounds: int) -> Any:
+        count = len(bounds)
+        program = over(population.over_lanes(run, num_shared=count), devices, 3, num_shared=count, donate=(0,))
+        return _devices.compiled(program, states, metrics, hparams, *map(np.int32, bounds))
+
+    def evaluate_lane(state: Any, seed: Any, iteration: Any, part: Any) -> evaluation.Episodes:
+        return greedy_episodes(components, lane.policy(state), seed, iteration, part, shard_index(shards))
+
+    over_stack = over(population.over_lanes(evaluate_lane, num_shared=2), devices, num_mapped=2, num_shared=2)
+    judge = _devices.compiled(over_stack, states, own_seeds, np.int32(0), np.int32(0))
+    step = chunk(lane.part, 0, 0, 1) if _is_split(components, lane) else chunk(lane.step, 0, 1)
+    return Programs(init, chunk(lane.prefill, 0, 1), step, judge)
 
 
 def all_reduce_bytes(size: float, num_devices: int) -> float:
