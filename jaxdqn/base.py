@@ -285,6 +285,10 @@ class Agent(NamedTuple):
     prepare: Prepare = as_it_is
     own: Any = ()
 
+    def complete(self, hparams: HParams) -> HParams:
+        """`hparams` with the agent's own at their defaults, where there are none."""
+        return hparams._replace(own=self.own) if hparams.own == () else hparams
+
     @property
     def defaults(self) -> HParams:
         """Hyperparameters with which this agent's functions can be called."""

@@ -415,7 +415,7 @@ def test_unnamed_fields_take_their_defaults():
 
 def test_an_unknown_field_is_refused_with_the_nearest():
     with pytest.raises(UserError) as error:
-        from_dict({"num_env": 4})
+        agents.complete(from_dict({"num_env": 4}), HParams())
     assert_one_line_with(error, "'num_env'", "'num_envs'")
 
 

@@ -298,7 +298,10 @@ def test_dropped_pushes_count_in_no_mean():
             self.pushes += 1
             return (None if self.pushes % 3 else np.ones((1, 1))), own
 
-    node, server = actor.WorkerNode(gradients, runner.over_members(H), SMALL), EveryThird()
+    node, server = (
+        actor.WorkerNode(gradients, runner.over_members(make_components(SMALL).agent.complete(H)), SMALL),
+        EveryThird(),
+    )
     node.begin(state.workers[0])
     for iteration in range(9):
         node.learn(server, iteration)
@@ -361,9 +364,9 @@ def test_a_worker_that_slept_through_the_prefill_samples_only_complete_returns()
     config = dataclasses.replace(REPLAYED, n_step=7)  # four rollouts of two rows
     components, written, acted, slept = make_components(config), [], [0, 0, 0, 0], []
 
-    def sample(state, key, rows, hparams):
-        jax.debug.callback(lambda rows: written.append(int(rows)), rows)
-        return components.replay.sample(state, key, rows, hparams)
+    def sample(state, key, progress, hparams):
+        jax.debug.callback(lambda rows: written.append(int(rows)), progress.written)
+        return components.replay.sample(state, key, progress, hparams)
 
     def fault_hook(worker, count):
         if worker == 3 and not slept:
@@ -386,7 +389,7 @@ def test_a_worker_that_slept_through_the_prefill_samples_only_complete_returns()
 
 @pytest.mark.parametrize(
     "changes, words",
-    [({"num_workers": 0}, "num_workers is 0"), ({"lock": "big"}, "global, leaf, none"), ({"max_lag": -2}, "is -2")],
+    [({"workers": 0}, "workers is 0"), ({"lock": "big"}, "global, leaf, none"), ({"max_lag": -2}, "is -2")],
 )
 def test_axes_that_cannot_work_are_refused(changes, words):
     with pytest.raises(UserError, match=words):

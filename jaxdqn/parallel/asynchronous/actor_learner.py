@@ -270,7 +270,7 @@ class ActorLearner:
         self.config = components.config
         self.devices = devices
         self.actor_devices = list(devices[1:]) or list(devices)
-        self.hparams = over_members(hparams)
+        self.hparams = over_members(components.agent.complete(hparams))
         self.pool = WorkerPool(axes.workers, report)
         self.seen = Seen(
             (*LAGS, "dropped", *rollouts_of(axes.workers)), ("actor_wait", "queue_wait", "learner_wait", "running")

@@ -312,7 +312,7 @@ class ParameterServer:
         engine: Engine | None,
     ) -> None:
         self.components, self.axes, self.device, self.fault_hook = components, axes, device, fault_hook
-        config, self.hparams = components.config, over_members(hparams)
+        config, self.hparams = components.config, over_members(components.agent.complete(hparams))
         self.pool = WorkerPool(axes.workers, report)
         self.seen = Seen((*rollouts_of(axes.workers), "extra_rollouts"), ["running"])
         self.rollouts = [0] * axes.workers

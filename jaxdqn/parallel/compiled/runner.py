@@ -226,7 +226,10 @@ def build(
     def initialise(init: Any) -> None:
         spread = jax.tree.map(
             lambda x: assignment.spread(x, devices_per_agent)[_devices.own(devices)],
-            (np.asarray(seeds, np.uint32), population.stack_hparams(list(settings))),
+            (
+                np.asarray(seeds, np.uint32),
+                population.stack_hparams([components.agent.complete(setting) for setting in settings]),
+            ),
         )
         stacks = range(0, assignment.num_lanes, width)
         made.extend(init(*jax.tree.map(lambda x: x[:, i : i + width], spread)) for i in stacks)
