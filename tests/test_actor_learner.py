@@ -14,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from probe_environments import clock, clocked
 
+import jaxdqn
 from jaxdqn import training
 from jaxdqn.base import Transition
 from jaxdqn.components import make_agent, make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
+from jaxdqn.parallel import schemes
 from jaxdqn.parallel.asynchronous import actor_learner, workers
 from jaxdqn.parallel.asynchronous.actor import Actor, ActorNode, ActorPrograms
 from jaxdqn.parallel.asynchronous.actor_learner import Axes
@@ -330,16 +332,16 @@ def test_the_run_ends_with_the_cause_when_every_actor_died():
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"num_actors": 3}, "num_envs 8 cannot be divided over 3 actors"),
-        ({"num_actors": 0}, "num_actors is 0"),
+        ({"workers": 3}, "num_envs 8 cannot be divided over 3 actors"),
+        ({"workers": 0}, "workers is 0"),
         ({"merge_every": 1000, "slack": 1000}, "do not fit the replay"),
         ({"merge_every": 64, "slack": 64}, "ends before the first local replay is merged; raise it to at least 512"),
         ({"slack": 4}, "slack 4 is below merge_every 8"),
-        ({"coupling": "loose"}, "'lockstep' or 'async'"),
+        ({"coupling": "loose"}, "coupling 'loose'"),
         ({"lag": 2}, "lag is 2"),
         ({"max_lag": -1}, "max_lag is -1"),
     ],
 )
 def test_axes_that_cannot_work_are_refused(changes, words):
     with pytest.raises(UserError, match=words):
-        build(Axes()._replace(**changes))
+        schemes.check(jaxdqn.Axes("actor_learner", **changes), SMALL, 1)

@@ -183,10 +183,10 @@ def test_the_sum_of_lags_is_for_a_mean_and_has_no_end():
 
 def test_one_actor_may_act_for_all_where_they_do_not_wait_for_each_other():
     config = Config(num_envs=4, total_steps=4 * (INT32_MAX // 4), learning_starts=1_000, log_interval=10**6)
-    actor_learner.validate(config, actor_learner.Axes(workers=4, coupling="lockstep"))
+    actor_learner.check(actor_learner.Axes(workers=4, coupling="lockstep"), config)
     with pytest.raises(UserError, match="one actor may act for all of them"):
-        actor_learner.validate(
-            dataclasses.replace(config, total_steps=INT32_MAX), actor_learner.Axes(workers=4, coupling="async")
+        actor_learner.check(
+            actor_learner.Axes(workers=4, coupling="async"), dataclasses.replace(config, total_steps=INT32_MAX)
         )
 
 

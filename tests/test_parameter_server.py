@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxdqn
 from jaxdqn.base import LearnerState, Network, Policy
 from jaxdqn.components import make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.learning import OPTIMIZERS, sgd_agent
+from jaxdqn.parallel import schemes
 from jaxdqn.parallel.asynchronous import actor, parameter_server, workers
 from jaxdqn.parallel.asynchronous.parameter_server import Axes, Server
 from jaxdqn.parallel.compiled import population, runner
@@ -389,8 +391,8 @@ def test_a_worker_that_slept_through_the_prefill_samples_only_complete_returns()
 
 @pytest.mark.parametrize(
     "changes, words",
-    [({"workers": 0}, "workers is 0"), ({"lock": "big"}, "global, leaf, none"), ({"max_lag": -2}, "is -2")],
+    [({"workers": 0}, "workers is 0"), ({"lock": "big"}, "lock 'big'"), ({"max_lag": -2}, "is -2")],
 )
 def test_axes_that_cannot_work_are_refused(changes, words):
     with pytest.raises(UserError, match=words):
-        build(Axes()._replace(**changes))
+        schemes.check(jaxdqn.Axes("parameter_server", **changes), SMALL, 1)

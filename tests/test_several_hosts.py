@@ -19,7 +19,7 @@ from scripts import script
 import jaxdqn
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
-from jaxdqn.parallel import axes, hosts, meeting, schemes
+from jaxdqn.parallel import axes, hosts, schemes
 from jaxdqn.parallel.compiled import devices
 from jaxdqn.runs import cli
 
@@ -245,8 +245,8 @@ def test_a_stranger_at_the_port_is_passed_over():
 
 def test_exchange_gives_all_values_to_all():
     pairs = [socket.socketpair() for _ in range(2)]
-    first = hosts._Star(0, 3, [meeting.Link(i + 1, ours) for i, (ours, _) in enumerate(pairs)])
-    others = [hosts._Star(i + 1, 3, [meeting.Link(0, theirs)]) for i, (_, theirs) in enumerate(pairs)]
+    first = hosts._Star(0, 3, [hosts.Link(i + 1, ours) for i, (ours, _) in enumerate(pairs)])
+    others = [hosts._Star(i + 1, 3, [hosts.Link(0, theirs)]) for i, (_, theirs) in enumerate(pairs)]
     stars = [first, *others]
     with ThreadPoolExecutor(3) as pool:
         for value in ("text", 1.5, None, [1, "two"]):

@@ -33,15 +33,12 @@ from jaxdqn.base import Array, LearnerState, PyTree
 from jaxdqn.components import Components
 from jaxdqn.config import Config, HParams, traced
 from jaxdqn.environments import registry
-from jaxdqn.errors import UserError
 from jaxdqn.parallel.asynchronous.actor import Worker, WorkerNode, compile_worker, first_learner, start_worker
 from jaxdqn.parallel.asynchronous.ray_engine import Engine, remake
 from jaxdqn.parallel.asynchronous.workers import LAGS, Seen, Work, WorkerPool, added, ended, mended, rollouts_of, zeros
 from jaxdqn.parallel.compiled.memory import once_each, tree_bytes
 from jaxdqn.parallel.compiled.runner import Runner, evaluator, of_host_loop, on_one, over_members
 from jaxdqn.parallel.scheme import Built, Devices, Job, Scheme
-
-LOCKS = ("global", "leaf", "none")
 
 
 class Axes(NamedTuple):
@@ -57,16 +54,6 @@ class Axes(NamedTuple):
     """Multiply a push's learning rate by 1 / (1 + lag) (Zhang et al., 2016)."""
     own_statistics: bool = False
     """Each worker keeps its own optimizer state."""
-
-
-def validate(axes: Axes) -> None:
-    """Raises `UserError` for axes that cannot work."""
-    if not isinstance(axes.workers, int) or axes.workers < 1:
-        raise UserError(f"workers is {axes.workers!r}; it must be a whole number of at least 1.")
-    if axes.lock not in LOCKS:
-        raise UserError(f"lock is {axes.lock!r}; it is one of {', '.join(LOCKS)}.")
-    if axes.max_lag < 0:
-        raise UserError(f"max_lag is {axes.max_lag}; it must be at least 0 (0: no limit).")
 
 
 COUNTED = -1
@@ -230,9 +217,8 @@ def build(
 ) -> tuple[Runner, list[ServerState]]:
     """The runner of one member, all of it on the first device, or with an `engine` in processes of their own.
 
-    `fault_hook(worker, rollouts)` is called before every rollout: tests make it sleep or fail. Raises `UserError`.
+    `fault_hook(worker, rollouts)` is called before every rollout: tests make it sleep or fail.
     """
-    validate(axes)
     return of_host_loop(
         lambda: ParameterServer(components, devices[0], settings[0], axes, report, fault_hook, engine), seeds[0]
     )
