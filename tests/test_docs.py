@@ -11,8 +11,8 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 LONGEST_README = 200  # lines
 
-# Where a page may mean a file that it names without a folder, or from within one.
-PLACES = ("", "jaxdqn", "tests", "experiments", "notebooks")
+# Where a page may mean a file that it names by the end of its path.
+PLACES = ("jaxdqn", "tests", "experiments", "notebooks")
 TO_BE_WRITTEN = {"jaxdqn/agents/mine.py"}  # by the reader
 
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
@@ -50,7 +50,8 @@ def missing_paths(text):
     whole = {path.rstrip(".") for path in PATH.findall(text)}
     parts = {name for name in FILE.findall(text) if name not in whole}
     found = [path for path in whole - TO_BE_WRITTEN if not (ROOT / path).exists()]
-    return sorted(found + [name for name in parts if not any((ROOT / place / name).exists() for place in PLACES)])
+    ends = [f"/{path.relative_to(ROOT).as_posix()}" for place in PLACES for path in (ROOT / place).rglob("*.*")]
+    return sorted(found + [name for name in parts if not any(path.endswith(f"/{name}") for path in ends)])
 
 
 def test_the_readme_is_short():
@@ -74,7 +75,7 @@ def test_paths_exist(page):
         ("`training.py`, `replay/ring.py`, `train.py`, `test_docs.py`, `agents/<name>.py`", []),
         ("`jaxdqn/fleet.py` and `jaxdqn/nowhere/`", ["jaxdqn/fleet.py", "jaxdqn/nowhere/"]),
         ("`fleet.py`, `test_nothing.py`", ["fleet.py", "test_nothing.py"]),
-        ("`ring.py`", ["ring.py"]),
+        ("`ring.py`, `compiled/ring.py`", ["compiled/ring.py"]),
     ],
 )
 def test_what_counts_as_missing_paths(text, missing):
