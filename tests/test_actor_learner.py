@@ -58,8 +58,14 @@ def build(axes, config=SMALL, devices=1, **options):
     return actor_learner.build(make_components(config), jax.devices()[:devices], [3], [H], axes, **options)
 
 
+def gathered(states):
+    """[1, 1, ...]; of the fused loop's stack, or of one member without these axes."""
+    lanes = jax.tree.leaves(states)[0].shape[:2] == (1, 1)
+    return (runner.gather if lanes else runner.gather_one)(states)
+
+
 def params(states):
-    return runner.gather([state.learner.params for state in states])
+    return gathered([state.learner.params for state in states])
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,7 @@ def test_one_actor_in_lockstep_is_the_fused_loop(fused):
     """Bitwise over 1,000 iterations, metrics included."""
     states, metrics = run(*build(Axes(workers=1, merge_every=1, broadcast_every=1)), 1_000)
     jax.tree.map(np.testing.assert_array_equal, params(states), params(fused[0]))
-    jax.tree.map(np.testing.assert_array_equal, runner.gather(metrics), runner.gather(fused[1]))
+    jax.tree.map(np.testing.assert_array_equal, runner.gather_one(metrics), runner.gather(fused[1]))
 
 
 def test_the_comparison_with_the_fused_loop_notices_what_is_late_or_another_key(fused):
@@ -86,7 +92,7 @@ def test_the_comparison_with_the_fused_loop_notices_what_is_late_or_another_key(
     for axes in (same._replace(lag=1), same._replace(broadcast_every=2), same._replace(merge_every=2)):
         assert differs(run(*build(axes), 1_000)[0]), axes
     built, (state,) = build(same)
-    other = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, 1)))(state.key)
+    other = jax.random.fold_in(state.key, 1)
     assert differs(run(built, [state._replace(key=other)], 1_000)[0])
 
 
@@ -94,7 +100,7 @@ def test_the_comparison_with_the_fused_loop_notices_what_is_late_or_another_key(
 def test_lockstep_does_not_depend_on_the_chunks(axes):
     whole, _ = run(*build(axes), 200)
     pieces, _ = run(*build(axes), 200, chunk=33)
-    jax.tree.map(np.testing.assert_array_equal, runner.gather(whole), runner.gather(pieces))
+    jax.tree.map(np.testing.assert_array_equal, runner.gather_one(whole), runner.gather_one(pieces))
 
 
 def test_after_a_broadcast_the_actors_have_the_learners_parameters():
@@ -110,7 +116,7 @@ def test_late_parameters_are_one_broadcast_old():
     built, states = build(Axes(workers=2, broadcast_every=10, lag=1))
     initial = params(states)
     states, _ = run(built, states, 10)
-    jax.tree.map(np.testing.assert_array_equal, runner.gather([states[0].broadcast[0]]), initial)
+    jax.tree.map(np.testing.assert_array_equal, runner.gather_one([states[0].broadcast[0]]), initial)
     jax.tree.map(np.testing.assert_array_equal, states[0].broadcast[1], states[0].learner.params)
 
 
@@ -129,7 +135,7 @@ def test_every_transition_arrives_once_in_its_actors_order(coupling, devices):
     options = {"fault_hook": lambda actor, acted: time.sleep(next(pauses))} if coupling == "async" else {}
     built, states = actor_learner.build(clocked(config), jax.devices()[:devices], [0], [H], axes, **options)
     states, _ = run(built, states, 200, chunk=60, config=config)
-    state = jax.tree.map(lambda x: x[0, 0], runner.gather(states))
+    state = jax.tree.map(lambda x: x[0, 0], runner.gather_one(states))
     acted = np.array([actor.acted for actor in state.actors])
     assert acted.sum() == 4 * (timeline(config).prefill + 200)
     np.testing.assert_array_equal(state.merged, acted // 5 * 5 * 2)
@@ -193,7 +199,7 @@ def test_old_experience_is_dropped_and_counted_and_no_return_reads_across_it():
     axes = Axes(workers=4, coupling="async", merge_every=2, broadcast_every=1, max_lag=2)
     built, states = actor_learner.build(clocked(CLOCKS), jax.devices()[:1], [0], [H], axes, fault_hook=fault_hook)
     states, metrics = run(built, states, 100, chunk=60, config=CLOCKS)
-    state, sums = (jax.tree.map(lambda x: x[0, 0], runner.gather(tree)) for tree in (states, metrics))
+    state, sums = (jax.tree.map(lambda x: x[0, 0], runner.gather_one(tree)) for tree in (states, metrics))
     seen = sums.seen
     acted = np.array([actor.acted for actor in state.actors])
     assert seen["dropped"] == (acted // 2).sum() - state.merged.sum() // 2 > 0 and seen["lag_max"] > 2
@@ -209,7 +215,7 @@ def test_old_experience_is_dropped_and_counted_and_no_return_reads_across_it():
 
 def test_a_half_full_local_replay_keeps_its_age_over_chunks_and_resumes():
     """It is as old as its first rollout: also where that was made in a session before."""
-    count = lambda number: jnp.full((1, 1), number, jnp.int32)  # noqa: E731
+    count = lambda number: jnp.int32(number)  # noqa: E731
     programs = ActorPrograms(
         None, lambda params, now, episodes, hparams: (now, episodes), lambda local: local, count(0)
     )
@@ -243,19 +249,18 @@ def test_a_stream_is_cut_where_a_block_is_left_out(two_actors, blocks):
         chunk.deliveries.put(actor_learner.Delivery(actor, clock_block(actor, count[actor]), 0 if old else 9))
         count[actor] += 1
     chunk._receive()
-    data, merged = jax.tree.map(lambda x: np.asarray(x)[0, 0], (chunk.data, chunk.merged))
+    data, merged = jax.tree.map(np.asarray, (chunk.data, chunk.merged))
     assert merged.sum() == 2 * (4 + sum(not old for _, old in blocks))
     check_returns(data, merged, n_step=4)
 
 
 def clock_block(actor, index):
-    """The actor's `index`-th two steps of two clocks, [1, 1, 2, 2, ...]."""
+    """The actor's `index`-th two steps of two clocks, [2, 2, ...]."""
     age = np.broadcast_to(2.0 * index + np.arange(2)[:, None], (2, 2)).astype(np.float32)
     name = np.broadcast_to(2.0 * actor + np.arange(2), (2, 2))
     before, after = (np.stack([name, a], -1).astype(np.float32) for a in (age, age + 1))
     no = np.zeros((2, 2), bool)
-    block = Transition(before, no.astype(np.int32), age + 1, np.ones((2, 2), np.float32), after, no)
-    return jax.tree.map(lambda x: x[None, None], block)
+    return Transition(before, no.astype(np.int32), age + 1, np.ones((2, 2), np.float32), after, no)
 
 
 @pytest.mark.parametrize("broken", [True, False])
@@ -289,8 +294,8 @@ def test_the_stream_of_a_dead_actor_is_cut(broken, two_actors):
     state = chunk(jax.tree.map(jnp.copy, state), 0, 5, dies)
     state = chunk(state, 5, 25, dies)
     assert len(said) == 1
-    before = int(state.merged[0, 0, 1])
-    state = jax.tree.map(lambda x: x[0, 0], runner.gather([chunk(state, 25, 35, returns)]))
+    before = int(state.merged[1])
+    state = jax.tree.map(lambda x: x[0, 0], runner.gather_one([chunk(state, 25, 35, returns)]))
     assert len(said) == 1 and state.merged[1] > before
     check_returns(state.replay, state.merged, n_step=4)
     ages, ends = state.replay.reward[: state.merged[1], 2], state.replay.episode_end[: state.merged[1], 2]
@@ -312,9 +317,9 @@ def test_a_dead_actor_is_reported_once_and_the_others_do_its_work():
     built, states = build(axes, report=said.append, fault_hook=fault_hook)
     states, _ = run(built, states, 300, chunk=50)
     assert len(said) == 1 and "worker 2 died" in said[0] and "out of luck" in said[0]
-    acted = [int(actor.acted[0, 0]) for actor in states[0].actors]
+    acted = [int(actor.acted) for actor in states[0].actors]
     assert acted[2] == 70 and sum(acted) == 4 * (timeline(SMALL).prefill + 300)
-    assert int(states[0].learner.updates[0, 0]) == 300
+    assert int(states[0].learner.updates) == 300
 
 
 def test_the_run_ends_with_the_cause_when_every_actor_died():

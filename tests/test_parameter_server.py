@@ -66,7 +66,7 @@ def test_one_worker_is_the_fused_loop(config, lock):
     built, states = runner.build(make_components(config), jax.devices()[:1], 1, population.assign(1, 1), [3], [H])
     fused, _ = run(built, states, 300, config)
     states, _ = run(*build(Axes(workers=1, lock=lock), config), 300, config, chunk=77)
-    expected, got = (runner.gather([s[0].learner]) for s in (fused, states))
+    expected, got = runner.gather([fused[0].learner]), runner.gather_one([states[0].learner])
     # Bitwise for DQN; actor-critic's gradient is fused otherwise when a program ends with it.
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if config.agent == "a2c" else {"rtol": 0}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, expected)
@@ -149,27 +149,27 @@ def test_no_part_of_a_push_is_lost_under_a_lock(lock):
     period, moves = 50, []
     network = Network(lambda key: {"a": jnp.zeros(3), "b": jnp.zeros(2)}, None)
     agent = sgd_agent(network, None, Policy(None, None), OPTIMIZERS["adam"])
-    hparams = runner.over_members(HParams(target_period=period, learning_rate=1e-3))
+    hparams = runner.traced_hparams(HParams(target_period=period, learning_rate=1e-3))
     components = runner.Components(SMALL, None, agent, None)
-    apply = parameter_server.compile_apply(components, jax.devices()[0], hparams)
-    init = runner.on_one(jax.devices()[0], lambda _, h: agent.init(jax.random.key(0), h), 2)
-    gradients = {"a": jnp.full((1, 1, 3), 0.25), "b": jnp.full((1, 1, 2), -0.5)}
+    apply = parameter_server.compile_apply(components, hparams)
+    init = jax.jit(lambda _, h: agent.init(jax.random.key(0), h))
+    gradients = {"a": jnp.full(3, 0.25), "b": jnp.full(2, -0.5)}
 
     def watched(learner, *push):
         stepped, norm = apply(learner, *push)
-        targets = [float(state.target_params["a"][0, 0, 0]) for state in (learner, stepped)]
+        targets = [float(state.target_params["a"][0]) for state in (learner, stepped)]
         if targets[0] != targets[1]:
             moves.append(targets)
         return stepped, norm
 
     def pushed(lock, threads):
         shared = Server(watched, Axes(lock=lock))
-        shared.begin(init(np.zeros((1, 1)), hparams))
+        shared.begin(init(np.float32(0), hparams))
 
         def work():
             for _ in range(2_000 // threads):
                 _, version = shared.pull()
-                shared.push(gradients, np.zeros((1, 1), np.float32), version)
+                shared.push(gradients, np.float32(0), version)
 
         together(*[work] * threads)
         return jax.tree.map(np.asarray, shared.end())
@@ -231,12 +231,12 @@ def test_workers_keep_their_own_statistics_and_steps_are_scaled_by_their_lags(lo
     scales, own = [], {}
 
     def step(learner, gradients, loss, scale):
-        params = {name: value + float(scale[0, 0]) for name, value in learner.params.items()}
+        params = {name: value + float(scale) for name, value in learner.params.items()}
         return learner._replace(params=params, opt_state=learner.opt_state + 1, updates=learner.updates + 1)
 
     def apply(learner, gradients, loss, scale, part=None):
         if part in (None, parameter_server.COUNTED):
-            scales.append(float(scale[0, 0]))
+            scales.append(float(scale))
         return stepper(step)(learner, gradients, loss, scale, part)
 
     shared = Server(apply, Axes(lock=lock, scale_by_lag=True, own_statistics=True))
@@ -271,7 +271,7 @@ def test_stale_pushes_are_dropped_and_counted(lock):
 
 def test_the_learning_rate_is_scaled_by_the_lag():
     scales = []
-    shared = Server(lambda learner, *push: (learner, scales.append(float(push[2][0, 0]))), Axes(scale_by_lag=True))
+    shared = Server(lambda learner, *push: (learner, scales.append(float(push[2]))), Axes(scale_by_lag=True))
     shared.begin(learner_of({}))
     for _ in range(3):
         shared.push((), 0.0, 0)
@@ -283,11 +283,11 @@ def test_the_learning_rate_is_scaled_by_the_lag():
 
 def test_dropped_pushes_count_in_no_mean():
     """The sums are those of the pushes that were applied, and `updates` says how many."""
-    programs = actor.compile_worker(make_components(SMALL), jax.devices()[0])
+    programs = actor.compile_worker(make_components(SMALL))
     gradients = programs._replace(
-        gradient=lambda _, ring, *rest: (ring, 0.0, np.ones((1, 1)), {**ones, "loss": np.ones((1, 1))})
+        gradient=lambda _, ring, *rest: (ring, 0.0, np.float32(1), {**ones, "loss": np.float32(1)})
     )
-    ones = {name: np.ones((1, 1)) for name in programs.zeros.learning if name not in ("loss", "gradient_norm")}
+    ones = {name: np.float32(1) for name in programs.zeros.learning if name not in ("loss", "gradient_norm")}
     _, (state,) = build(Axes(workers=1))
 
     class EveryThird:
@@ -298,17 +298,17 @@ def test_dropped_pushes_count_in_no_mean():
 
         def push(self, gradients, loss, version, own):
             self.pushes += 1
-            return (None if self.pushes % 3 else np.ones((1, 1))), own
+            return (None if self.pushes % 3 else np.float32(1)), own
 
     node, server = (
-        actor.WorkerNode(gradients, runner.over_members(make_components(SMALL).agent.complete(H)), SMALL),
+        actor.WorkerNode(gradients, runner.traced_hparams(make_components(SMALL).agent.complete(H)), SMALL),
         EveryThird(),
     )
     node.begin(state.workers[0])
     for iteration in range(9):
         node.learn(server, iteration)
     _, sums = node.end()
-    assert int(sums.updates[0, 0]) == 3
+    assert int(sums.updates) == 3
     assert set(sums.learning) > {"loss", "gradient_norm"} and all(total == 3 for total in sums.learning.values())
 
 
@@ -329,7 +329,7 @@ def test_telemetry_adds_up(axes):
     built, states = build(axes, config)
     prefill, iterations = timeline(config).prefill, 40
     states, metrics = run(built, states, iterations, config, chunk=15)
-    state, sums = (jax.tree.map(lambda x: x[0, 0], runner.gather(tree)) for tree in (states, metrics))
+    state, sums = (jax.tree.map(lambda x: x[0, 0], runner.gather_one(tree)) for tree in (states, metrics))
     seen = sums.seen
     rollouts = [seen[f"rollouts_{worker}"] for worker in range(4)]
     assert rollouts == [worker.acted for worker in state.workers]
@@ -357,7 +357,7 @@ def test_a_dead_worker_is_reported_once_and_the_others_do_its_work():
     built, states = build(Axes(), report=said.append, fault_hook=fault_hook)
     states, _ = run(built, states, 300, chunk=100)
     assert len(said) == 1 and "worker 1 died" in said[0] and "unplugged" in said[0]
-    acted = [int(worker.acted[0, 0]) for worker in states[0].workers]
+    acted = [int(worker.acted) for worker in states[0].workers]
     assert acted[1] == 20 and sum(acted) == timeline(SMALL).prefill + 300
 
 
@@ -383,7 +383,7 @@ def test_a_worker_that_slept_through_the_prefill_samples_only_complete_returns()
     jax.effects_barrier()
     written.clear()  # of the programs' first calls
     states, metrics = built.prefill(states, built.zero_metrics, 0, timeline(config).prefill)
-    assert int(states[0].workers[3].acted[0, 0]) <= 1
+    assert int(states[0].workers[3].acted) <= 1
     built.step(states, metrics, timeline(config).prefill, timeline(config).prefill + 40)
     jax.effects_barrier()
     assert len(written) == 40 and 8 <= min(written) <= 12

@@ -142,10 +142,10 @@ def test_one_ray_worker_and_server_are_those_in_process_bitwise(cluster, config,
     (here, sums), (there, others) = (
         servers.run(*servers.build(axes, config, engine=where), 60, config, chunk=25) for where in (None, cluster)
     )
-    tables.assert_same(runner.gather(there), runner.gather(here))
+    tables.assert_same(runner.gather_one(there), runner.gather_one(here))
     # But for what was counted on the way, in which there are times.
     others, sums = ([each._replace(seen={}) for each in every] for every in (others, sums))
-    tables.assert_same(runner.gather(others), runner.gather(sums))
+    tables.assert_same(runner.gather_one(others), runner.gather_one(sums))
 
 
 def test_a_dead_ray_worker_is_reported_once_and_the_others_do_its_work(cluster):
@@ -161,9 +161,9 @@ def test_a_dead_ray_worker_is_reported_once_and_the_others_do_its_work(cluster):
     nodes += built.step.func.__self__.nodes
     states, _ = servers.run(built, states, 150, chunk=50)
     assert len(said) == 1 and "worker 1 died" in said[0] and built.telemetry(states)["dead_workers"] == 1
-    learned = int(states[0].learner.updates[0, 0])
+    learned = int(states[0].learner.updates)
     assert 150 <= learned <= 151  # its last push may have arrived before it died
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(runner.gather([states[0].learner.params])))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(runner.gather_one([states[0].learner.params])))
 
 
 def test_ray_actors_fill_the_learners_replay_and_one_may_die(cluster):
@@ -178,7 +178,7 @@ def test_ray_actors_fill_the_learners_replay_and_one_may_die(cluster):
     built, states = actors.build(axes, config=config, engine=cluster, report=said.append, fault_hook=fault_hook)
     nodes += built.step.func.__self__.nodes
     states, _ = actors.run(built, states, 100, chunk=40, config=config)
-    state = jax.tree.map(lambda x: x[0, 0], runner.gather(states))
+    state = jax.tree.map(lambda x: x[0, 0], runner.gather_one(states))
     assert int(state.learner.updates) == 100 and len(said) == 1 and "worker 1 died" in said[0]
     alive = [0, 2, 3]
     acted = np.array([actor.acted for actor in state.actors])
@@ -193,7 +193,7 @@ def test_a_users_environment_travels_to_the_nodes(cluster):
     config = dataclasses.replace(servers.SMALL, env="Probe-ray", env_params={})
     built, states = servers.build(parameter_server.Axes(workers=1), config, engine=cluster)
     states, _ = servers.run(built, states, 5, config)
-    assert int(states[0].learner.updates[0, 0]) == 5
+    assert int(states[0].learner.updates) == 5
 
 
 # -- scripts and errors -----------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays(blocks
     def learn_and_look(learner, data, sums, merged, key, hparams, iteration):
         """The learner's own program; now and then a batch is also looked at, while the actors go on."""
         if next(updates) % SAMPLED_EVERY == 0:
-            only = jax.tree.map(lambda x: x[0, 0], (data, merged))
+            only = (data, merged)
             check_batch(sample(only[0], jax.random.key(int(iteration)), only[1], H))
         return learn(learner, data, sums, merged, key, hparams, iteration)
 
@@ -78,7 +78,7 @@ def test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays(blocks
     middle = (prefill + total) // 2
     for start, stop in ((prefill, middle), (middle, total)):
         states, metrics = scheme.run(states, metrics, start, stop, learning=True)
-    state = jax.tree.map(lambda x: x[0, 0], runner.gather(states))
+    state = jax.tree.map(lambda x: x[0, 0], runner.gather_one(states))
     assert state.merged.sum() == blocks and next(updates) == total - prefill
     np.testing.assert_array_equal(state.merged, [actor.acted for actor in state.actors])
     check_ring(state.replay, state.merged)

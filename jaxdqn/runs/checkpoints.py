@@ -25,9 +25,7 @@ from jaxdqn.base import PyTree
 from jaxdqn.errors import UserError, shortened
 from jaxdqn.files import documents
 from jaxdqn.parallel.compiled import devices as _devices
-from jaxdqn.parallel.compiled import runner as _runner
-from jaxdqn.parallel.compiled.population import Assignment
-from jaxdqn.parallel.compiled.runner import Runner
+from jaxdqn.parallel.compiled.runner import Runner, push
 from jaxdqn.runs.driver import Progressed
 
 _META = {
@@ -150,7 +148,7 @@ def named(tree: PyTree) -> dict[str, Any]:
 
 def values_of(runner: Runner, at: Progressed) -> dict[str, Any]:
     """What a checkpoint holds, [M, shards, ...]."""
-    values = _as_saved(runner.assignment, at)
+    values = _as_saved(runner, at)
     if runner.policy is not None:
         return {**values, "policy": policy(runner, at.states)}
     _assert_replicas_equal(values["state"].learner)
@@ -160,15 +158,15 @@ def values_of(runner: Runner, at: Progressed) -> dict[str, Any]:
 def policy(runner: Runner, states: list[Any]) -> PyTree:
     """The parameters by which each member is judged, [M, shards, ...]."""
     params = runner.policy(states) if runner.policy else [state.learner.params for state in states]
-    return jax.tree.map(runner.assignment.collect, _runner.gather(params))
+    return jax.tree.map(runner.assignment.collect, runner.gather(params))
 
 
-def restored(at: Progressed, found: Checkpoint, assignment: Assignment, devices: Sequence[jax.Device]) -> Progressed:
+def restored(runner: Runner, at: Progressed, found: Checkpoint, devices: Sequence[jax.Device]) -> Progressed:
     """`at` with the values of a checkpoint of the same members. Raises `UserError` where it is of another run."""
-    by_member = fill(_as_saved(assignment, at), found.arrays)
+    by_member = fill(_as_saved(runner, at), found.arrays)
     own = _devices.own(devices)
-    values = jax.tree.map(lambda x: assignment.place(x)[own], by_member)
-    states, sums = _runner.scatter(at.states, values["state"]), _runner.scatter(at.metrics, values["metrics"])
+    values = jax.tree.map(lambda x: runner.assignment.place(x)[own], by_member)
+    states, sums = runner.scatter(at.states, values["state"]), runner.scatter(at.metrics, values["metrics"])
     return Progressed(states, sums, found.meta["iteration"], found.meta.get("update", 0))
 
 
@@ -180,14 +178,15 @@ def with_params(states: list[Any], source: dict[str, np.ndarray]) -> list[Any]:
         leading = learner.updates.shape
         arrays = {name: np.broadcast_to(x, (*leading, *x.shape)) for name, x in source.items()}
         values = fill(learner.params, arrays)
-        params, target = (_runner.scatter([tree], values)[0] for tree in (learner.params, learner.target_params))
+        params, target = (jax.tree.map(push, tree, values) for tree in (learner.params, learner.target_params))
         return state._replace(learner=learner._replace(params=params, target_params=target))
 
     return [replaced(state) for state in states]
 
 
-def _as_saved(assignment: Assignment, at: Progressed) -> dict[str, Any]:
-    return jax.tree.map(assignment.collect, {"state": _runner.gather(at.states), "metrics": _runner.gather(at.metrics)})
+def _as_saved(runner: Runner, at: Progressed) -> dict[str, Any]:
+    stacks = {"state": runner.gather(at.states), "metrics": runner.gather(at.metrics)}
+    return jax.tree.map(runner.assignment.collect, stacks)
 
 
 def _assert_replicas_equal(learner: PyTree) -> None:

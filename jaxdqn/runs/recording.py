@@ -19,7 +19,7 @@ import pyarrow as pa
 from jaxdqn.config import HParams, members, values_of, varying
 from jaxdqn.parallel import hosts
 from jaxdqn.parallel.asynchronous import workers
-from jaxdqn.parallel.compiled.runner import Runner, gather
+from jaxdqn.parallel.compiled.runner import Runner
 from jaxdqn.runs import metrics, summary, tensorboard, weights_and_biases
 from jaxdqn.runs.directory import RunSpec
 from jaxdqn.runs.driver import Point
@@ -139,7 +139,7 @@ def scalars(point: pa.Table) -> dict[str, np.ndarray]:
 
 def first_bad_updates(runner: Runner, batch: range, states: Sequence[Any]) -> dict[int, int]:
     """The members of `batch` that diverged, and their first bad updates, of the states of its runner."""
-    found = gather([state.learner.first_bad_update for state in states])
+    found = runner.gather([state.learner.first_bad_update for state in states])
     return first_of_shards(batch, runner.assignment.collect(found))
 
 
@@ -269,9 +269,10 @@ class Recorder:
 
     def _table(self, batch: Batch, at: Point) -> pa.Table:
         """The rows of a logging point, and warnings of what happened since the one before."""
-        collect, line = batch.runner.assignment.collect, self._line
-        sums = jax.tree.map(collect, gather(at.metrics))  # [M, shards]
-        evaluated = at.episodes and jax.tree.map(collect, gather(at.episodes))  # [M, shards, E]
+        runner, line = batch.runner, self._line
+        collect = runner.assignment.collect
+        sums = jax.tree.map(collect, runner.gather(at.metrics))  # [M, shards]
+        evaluated = at.episodes and jax.tree.map(collect, runner.gather(at.episodes))  # [M, shards, E]
         self._note_diverged(first_of_shards(batch.members, sums.first_bad_update))
         if evaluated:
             self._note_unfinished(int((~evaluated.finished).sum()), at.iteration * line.steps_per_iteration)

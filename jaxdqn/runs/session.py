@@ -16,7 +16,7 @@ from jaxdqn.files import paths
 from jaxdqn.parallel import hosts, schemes
 from jaxdqn.parallel.asynchronous import ray_engine
 from jaxdqn.parallel.compiled import memory, population
-from jaxdqn.parallel.compiled.runner import Runner, gather
+from jaxdqn.parallel.compiled.runner import Runner
 from jaxdqn.runs import checkpoints, driver, metrics, recording, results, resuming
 from jaxdqn.runs import summary as _summary
 from jaxdqn.runs.directory import RunDirectory, RunSpec
@@ -108,14 +108,15 @@ class Session:
         except Exception:  # such as the death of every worker: what was measured until then remains
             self.recorder.flush(batch)
             raise
-        self.seconds += batch.elapsed()
         if at.iteration < self.line.total:
             self.status = self._asked_to_stop(batch, interrupted) or self.status
+        trained = batch.elapsed()
         self.recorder.diverged |= recording.first_bad_updates(runner, members, at.states)
         if self.status == OK and self._has_diverged(batch):
             self.status = DIVERGED
         if self.status != INTERRUPTED:
             self._judge(batch, at, interrupted)
+        self.seconds += trained
         return jax.tree.map(lambda x: x[:, 0], checkpoints.policy(runner, at.states))
 
     def _build(
@@ -134,7 +135,7 @@ class Session:
         at = Progressed(states, runner.zero_metrics, 0)
         found = self.start.of_batch(number, members)
         if found is not None:
-            return runner, checkpoints.restored(at, found, runner.assignment, devices), found.meta["batch_seconds"]
+            return runner, checkpoints.restored(runner, at, found, devices), found.meta["batch_seconds"]
         if self.settings.init_from:
             params = read_params(paths.expanded(self.settings.init_from), self.settings.init_member)
             at = at._replace(states=runner.adopted(checkpoints.with_params(states, params)))
@@ -212,7 +213,7 @@ class Session:
                 self.status = INTERRUPTED
                 return
             found = runner.evaluate(at.states, at.iteration, 1 + part)
-            episodes.append(jax.tree.map(runner.assignment.collect, gather(found)))
+            episodes.append(jax.tree.map(runner.assignment.collect, runner.gather(found)))
         if episodes:
             self.finals |= dict(zip(batch.members, _summary.finals(episodes, config.final_episodes), strict=True))
 

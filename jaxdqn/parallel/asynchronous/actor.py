@@ -18,7 +18,7 @@ from jaxdqn.base import Array, Key, LearnerState, Progress, PyTree, Transition
 from jaxdqn.components import Components
 from jaxdqn.config import Config, HParams
 from jaxdqn.parallel.compiled.memory import once_each
-from jaxdqn.parallel.compiled.runner import EXPERIENCE_STREAM, PARAMS_STREAM, on_one
+from jaxdqn.parallel.compiled.runner import EXPERIENCE_STREAM, PARAMS_STREAM
 
 
 class Actor(NamedTuple):
@@ -40,7 +40,7 @@ class Full(NamedTuple):
 
 
 class ActorPrograms(NamedTuple):
-    """What an actor computes, compiled, each of [1, 1, ...] arrays; and the sums it starts a chunk with."""
+    """What an actor computes, compiled; and the sums it starts a chunk with."""
 
     act: Any
     prefill: Any
@@ -60,7 +60,7 @@ def start_actor(components: Components, num_actors: int, merge_every: int, strea
 
 
 @once_each
-def compile_actor(components: Components, num_actors: int, merge_every: int, device: jax.Device) -> ActorPrograms:
+def compile_actor(components: Components, num_actors: int, merge_every: int) -> ActorPrograms:
     """The actor's programs; jit compiles them where and when they are first called."""
     config = components.config
     each, length = config.num_envs // num_actors, config.rollout_length
@@ -85,17 +85,17 @@ def compile_actor(components: Components, num_actors: int, merge_every: int, dev
         acted, block, new = random_rollout(params, actor.state, key, hparams)
         return store(actor, acted, block), jax.tree.map(jnp.add, sums, new)
 
-    zero = on_one(device, lambda _: training.zero_metrics(components.agent, components.replay, config).episodes, 1)
+    zero = jax.jit(lambda _: training.zero_metrics(components.agent, components.replay, config).episodes)
     return ActorPrograms(
-        act=on_one(device, act, 4, 2, donate=(1, 2)),
-        prefill=on_one(device, prefill, 4, donate=(1, 2)),
-        copy=on_one(device, lambda tree: jax.tree.map(jnp.copy, tree), 1),
-        zeros=zero(np.zeros((1, 1), np.float32)),
+        act=jax.jit(act, donate_argnums=(1, 2)),
+        prefill=jax.jit(prefill, donate_argnums=(1, 2)),
+        copy=jax.jit(lambda tree: jax.tree.map(jnp.copy, tree)),
+        zeros=zero(np.float32(0)),
     )
 
 
 class Ended(NamedTuple):
-    """An actor after a chunk, its sums of it, and its last epsilon [1, 1] (zero where it only acted at random)."""
+    """An actor after a chunk, its sums of it, and its last epsilon [] (zero where it only acted at random)."""
 
     actor: Actor
     episodes: EpisodeSums
@@ -110,8 +110,8 @@ class ActorNode:
 
     def begin(self, actor: Actor) -> None:
         """Takes over an actor for a chunk of iterations."""
-        self._now = Ended(actor, jax.tree.map(jnp.copy, self._programs.zeros), jnp.zeros((1, 1)))
-        self._acted, self._begun = (int(np.asarray(count)[0, 0]) for count in (actor.acted, actor.begun))
+        self._now = Ended(actor, jax.tree.map(jnp.copy, self._programs.zeros), jnp.float32(0))
+        self._acted, self._begun = (int(count) for count in (actor.acted, actor.begun))
 
     def act(self, params: PyTree, version: int, iteration: int, learning: bool) -> Full | None:
         """One rollout with the parameters of broadcast `version`, into the local replay: that, where it is full now."""
@@ -146,7 +146,7 @@ class Worker(NamedTuple):
 
 
 class WorkerPrograms(NamedTuple):
-    """What a worker computes, compiled, each of [1, 1, ...] arrays; and the sums it starts a chunk with."""
+    """What a worker computes, compiled; and the sums it starts a chunk with."""
 
     act: Any
     prefill: Any
@@ -178,7 +178,7 @@ def first_learner(components: Components, key: Key, hparams: HParams) -> Learner
 
 
 @once_each
-def compile_worker(components: Components, device: jax.Device) -> WorkerPrograms:
+def compile_worker(components: Components) -> WorkerPrograms:
     """The worker's programs; jit compiles them when they are first called."""
     config = components.config
     rollout = training.make_act(components.environment, components.agent, config, config.num_envs)
@@ -212,13 +212,13 @@ def compile_worker(components: Components, device: jax.Device) -> WorkerPrograms
         ring = components.replay.update_priorities(ring, batch.indices, output.priorities)
         return ring, gradients, output.loss, {"loss": output.loss, **output.metrics}
 
-    zero = on_one(device, lambda _: training.zero_metrics(components.agent, components.replay, config), 1)
+    zero = jax.jit(lambda _: training.zero_metrics(components.agent, components.replay, config))
     # What is pulled is shared with other threads and never donated.
     return WorkerPrograms(
-        act=on_one(device, act, 4, 1, donate=(1, 2)),
-        prefill=on_one(device, prefill, 4, donate=(1, 2)),
-        gradient=on_one(device, gradient, 5, 1, donate=(1,)),
-        zeros=zero(np.zeros((1, 1), np.float32)),
+        act=jax.jit(act, donate_argnums=(1, 2)),
+        prefill=jax.jit(prefill, donate_argnums=(1, 2)),
+        gradient=jax.jit(gradient, donate_argnums=(1,)),
+        zeros=zero(np.float32(0)),
     )
 
 
@@ -233,7 +233,7 @@ class WorkerNode:
     def begin(self, worker: Worker) -> None:
         """Takes over a worker for a chunk of iterations."""
         self.worker = worker
-        self._missing = max(0, self._needed - int(np.asarray(worker.acted)[0, 0])) if self._needed else 0
+        self._missing = max(0, self._needed - int(worker.acted)) if self._needed else 0
         self.sums = jax.tree.map(jnp.copy, self._programs.zeros)
 
     def prefill(self, server: Pushed) -> None:

@@ -47,8 +47,7 @@ from jaxdqn.parallel.compiled.runner import (
     Runner,
     evaluator,
     of_host_loop,
-    on_one,
-    over_members,
+    traced_hparams,
 )
 from jaxdqn.parallel.scheme import Built, Devices, Job, Scheme
 from jaxdqn.timeline import timeline
@@ -89,7 +88,7 @@ class ActorLearnerState(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The learner's compiled functions, each of [1, 1, ...] arrays."""
+    """The learner's compiled functions."""
 
     first: Any
     zeros: Any
@@ -190,7 +189,7 @@ def make_node(
 ) -> ActorNode:
     """An actor in a process of its own; `factory` makes its environment where that is a user's."""
     components = remake(config, factory)
-    programs = compile_actor(components, axes.workers, axes.merge_every, jax.devices()[0])
+    programs = compile_actor(components, axes.workers, axes.merge_every)
     return ActorNode(programs, hparams, index, axes.merge_every)
 
 
@@ -212,7 +211,7 @@ def first_state(components: Components, axes: Axes, seed: Array, hparams: HParam
 
 
 @once_each
-def _compile_learner(components: Components, axes: Axes, device: jax.Device) -> Programs:
+def _compile_learner(components: Components, axes: Axes) -> Programs:
     config = components.config
     memory, rows = global_replay(components, axes), axes.merge_every * config.rollout_length
     updates = training.make_learn(components.agent, memory, config)
@@ -237,12 +236,12 @@ def _compile_learner(components: Components, axes: Axes, device: jax.Device) -> 
         return updates(learner, data, sums, sample_key, merged, iteration, hparams)
 
     return Programs(
-        first=on_one(device, functools.partial(first_state, components, axes), 2),
-        zeros=on_one(device, lambda _: training.zero_metrics(components.agent, components.replay, config), 1),
-        insert=on_one(device, insert, 3, 1, donate=(0, 1)),
-        cut=on_one(device, cut, 2, 1, donate=(0,)),
-        learn=on_one(device, learn, 6, 1, donate=(0, 1, 2)),
-        copy=on_one(device, lambda params: jax.tree.map(jnp.copy, params), 1),
+        first=jax.jit(functools.partial(first_state, components, axes)),
+        zeros=jax.jit(lambda _: training.zero_metrics(components.agent, components.replay, config)),
+        insert=jax.jit(insert, donate_argnums=(0, 1)),
+        cut=jax.jit(cut, donate_argnums=(0,)),
+        learn=jax.jit(learn, donate_argnums=(0, 1, 2)),
+        copy=jax.jit(lambda params: jax.tree.map(jnp.copy, params)),
     )
 
 
@@ -263,15 +262,15 @@ class ActorLearner:
         self.config = components.config
         self.devices = devices
         self.actor_devices = list(devices[1:]) or list(devices)
-        self.hparams = over_members(components.agent.complete(hparams))
+        self.hparams = traced_hparams(components.agent.complete(hparams))
         self.pool = WorkerPool(axes.workers, report)
         self.seen = Seen(
             (*LAGS, "dropped", *rollouts_of(axes.workers)), ("actor_wait", "queue_wait", "learner_wait", "running")
         )
-        self.acting = compile_actor(components, axes.workers, axes.merge_every, devices[0])
-        self.programs = _compile_learner(components, axes, devices[0])
+        self.acting = compile_actor(components, axes.workers, axes.merge_every)
+        self.programs = _compile_learner(components, axes)
         self.program = self.programs.learn
-        self.judge = evaluator(components, devices[0])
+        self.judge = evaluator(components)
         seen = zeros(self.seen.take()) if axes.coupling == "async" else {}
         self.zero_metrics = self.programs.zeros(self.hparams.gamma)._replace(seen=seen)
         self.apart = engine is not None
@@ -289,7 +288,7 @@ class ActorLearner:
 
     def init(self, seed: int) -> ActorLearnerState:
         """The run's first state."""
-        state: ActorLearnerState = self.programs.first(np.full((1, 1), seed, np.uint32), self.hparams)
+        state: ActorLearnerState = self.programs.first(np.uint32(seed), self.hparams)
         return state
 
     def warm_up(self, state: ActorLearnerState) -> None:
@@ -435,10 +434,10 @@ class Chunk:
         """Actor threads take rollouts as tickets; this thread learns. Neither gets ahead by more than `slack`."""
         scheme, count = self.scheme, self.axes.workers
         self.deliveries: queue.Queue[Delivery] = queue.Queue(maxsize=2 * count)
-        self.acted = [int(np.asarray(actor.acted).ravel()[0]) for actor in self.actors]
+        self.acted = [int(actor.acted) for actor in self.actors]
         self.learned, self.begun = 0, set[int]()
         self.latest: dict[int, int] = {}  # actor -> its last iteration
-        self._publish(int(np.asarray(self.version_before)[0, 0]))
+        self._publish(int(self.version_before))
 
         def rollout(work: Work, index: int, ticket: int) -> None:
             self._rollout(work, index, start + ticket // count, ticket // count)

@@ -37,7 +37,7 @@ from jaxdqn.parallel.asynchronous.actor import Worker, WorkerNode, compile_worke
 from jaxdqn.parallel.asynchronous.ray_engine import Engine, remake
 from jaxdqn.parallel.asynchronous.workers import LAGS, Seen, Work, WorkerPool, added, ended, mended, rollouts_of, zeros
 from jaxdqn.parallel.compiled.memory import once_each, tree_bytes
-from jaxdqn.parallel.compiled.runner import Runner, evaluator, of_host_loop, on_one, over_members
+from jaxdqn.parallel.compiled.runner import Runner, evaluator, of_host_loop, traced_hparams
 from jaxdqn.parallel.scheme import Built, Devices, Job, Scheme
 
 
@@ -93,7 +93,7 @@ def replaced(old: LearnerState, new: LearnerState, part: int) -> LearnerState:
 class Server:
     """A versioned learner. `begin` gives it one, `pull` and `push` may come from any thread, `end` takes it back.
 
-    `apply(learner, gradients, loss, scale [1, 1]) -> (learner, gradient norm)` is the agent's; with a fifth argument,
+    `apply(learner, gradients, loss, scale []) -> (learner, gradient norm)` is the agent's; with a fifth argument,
     the number of a part, it steps that part alone.
     """
 
@@ -126,14 +126,14 @@ class Server:
         """Applies gradients that were computed at `version`; (None, opt_state) where they were too old."""
         return getattr(self, f"_push_{self._axes.lock}")(gradients, loss, version, opt_state)
 
-    def _admitted(self, version: int) -> np.ndarray | None:
-        """By what the learning rate is scaled, [1, 1]; None for a push that is too old."""
+    def _admitted(self, version: int) -> np.float32 | None:
+        """By what the learning rate is scaled, []; None for a push that is too old."""
         lag = self.version - version
         self._seen.lag(lag)
         if self._axes.max_lag and lag > self._axes.max_lag:
             self._seen.count("dropped")
             return None
-        return np.full((1, 1), 1.0 / (1.0 + lag) if self._axes.scale_by_lag else 1.0, np.float32)
+        return np.float32(1.0 / (1.0 + lag) if self._axes.scale_by_lag else 1.0)
 
     @contextlib.contextmanager
     def _waiting_for(self, lock: threading.Lock) -> Iterator[None]:
@@ -219,9 +219,7 @@ def build(
 
     `fault_hook(worker, rollouts)` is called before every rollout: tests make it sleep or fail.
     """
-    return of_host_loop(
-        lambda: ParameterServer(components, devices[0], settings[0], axes, report, fault_hook, engine), seeds[0]
-    )
+    return of_host_loop(lambda: ParameterServer(components, settings[0], axes, report, fault_hook, engine), seeds[0])
 
 
 def first_state(components: Components, axes: Axes, seed: Array, hparams: HParams) -> ServerState:
@@ -241,17 +239,17 @@ def state_bytes(components: Components, axes: Axes) -> tuple[int, int]:
 def make_node(config: Config, factory: Callable[..., Any] | None, hparams: HParams) -> WorkerNode:
     """A worker in a process of its own; `factory` makes its environment where that is a user's."""
     components = remake(config, factory)
-    return WorkerNode(compile_worker(components, jax.devices()[0]), hparams, config)
+    return WorkerNode(compile_worker(components), hparams, config)
 
 
 def make_server(config: Config, factory: Callable[..., Any] | None, hparams: HParams, axes: Axes) -> Server:
     """The server in a process of its own."""
-    return Server(compile_apply(remake(config, factory), jax.devices()[0], hparams), axes)
+    return Server(compile_apply(remake(config, factory), hparams), axes)
 
 
 @once_each
-def _step_program(components: Components, device: jax.Device, part: int | None) -> Any:
-    """step(learner, gradients, loss, scale [1, 1], hparams) -> (learner or the part of it, gradient norm)."""
+def _step_program(components: Components, part: int | None) -> Any:
+    """step(learner, gradients, loss, scale [], hparams) -> (learner or the part of it, gradient norm)."""
 
     def step(
         learner: LearnerState, gradients: PyTree, loss: Array, scale: Array, hparams: HParams
@@ -261,14 +259,14 @@ def _step_program(components: Components, device: jax.Device, part: int | None) 
         # What is not returned is not computed.
         return stepped if part is None else take(stepped, part), norm
 
-    return on_one(device, step, 5)
+    return jax.jit(step)
 
 
-def compile_apply(components: Components, device: jax.Device, hparams: HParams) -> Callable[..., Any]:
-    """apply(learner, gradients, loss, scale [1, 1], part=None) -> (learner, gradient norm): a step of `scale` times the
+def compile_apply(components: Components, hparams: HParams) -> Callable[..., Any]:
+    """apply(learner, gradients, loss, scale [], part=None) -> (learner, gradient norm): a step of `scale` times the
     rate, of the whole learner or of one part of it alone."""
 
-    program = functools.cache(functools.partial(_step_program, components, device))  # looked up at every push
+    program = functools.cache(functools.partial(_step_program, components))  # looked up at every push
 
     def run(
         learner: LearnerState, gradients: PyTree, loss: Array, scale: Array, part: int | None = None
@@ -280,8 +278,8 @@ def compile_apply(components: Components, device: jax.Device, hparams: HParams) 
 
 
 @once_each
-def _first_program(components: Components, axes: Axes, device: jax.Device) -> Any:
-    return on_one(device, functools.partial(first_state, components, axes), 2)
+def _first_program(components: Components, axes: Axes) -> Any:
+    return jax.jit(functools.partial(first_state, components, axes))
 
 
 class ParameterServer:
@@ -290,25 +288,24 @@ class ParameterServer:
     def __init__(
         self,
         components: Components,
-        device: jax.Device,
         hparams: HParams,
         axes: Axes,
         report: Callable[[str], None],
         fault_hook: Callable[[int, int], None] | None,
         engine: Engine | None,
     ) -> None:
-        self.components, self.axes, self.device, self.fault_hook = components, axes, device, fault_hook
-        config, self.hparams = components.config, over_members(components.agent.complete(hparams))
+        self.components, self.axes, self.fault_hook = components, axes, fault_hook
+        config, self.hparams = components.config, traced_hparams(components.agent.complete(hparams))
         self.pool = WorkerPool(axes.workers, report)
         self.seen = Seen((*rollouts_of(axes.workers), "extra_rollouts"), ["running"])
         self.rollouts = [0] * axes.workers
-        self.programs = compile_worker(components, device)
+        self.programs = compile_worker(components)
         self.program = self.programs.gradient
-        self.judge = evaluator(components, device)
+        self.judge = evaluator(components)
         workers = range(axes.workers)
         self.apart = engine is not None
         if engine is None:
-            self.server = Server(compile_apply(components, device, self.hparams), axes)
+            self.server = Server(compile_apply(components, self.hparams), axes)
             self.nodes = [WorkerNode(self.programs, self.hparams, config) for _ in workers]
         else:
             recipe = config, registry.factory(config.env), self.hparams
@@ -322,8 +319,8 @@ class ParameterServer:
 
     def init(self, seed: int) -> ServerState:
         """The run's first state."""
-        make = _first_program(self.components, self.axes, self.device)
-        state: ServerState = make(np.full((1, 1), seed, np.uint32), self.hparams)
+        make = _first_program(self.components, self.axes)
+        state: ServerState = make(np.uint32(seed), self.hparams)
         return state
 
     def warm_up(self, state: ServerState) -> None:
@@ -344,7 +341,7 @@ class ParameterServer:
         """`bytes_per_update`: a pull of parameters and target, and a push of a gradient."""
         learner = states[0].learner
         moved = 2 * tree_bytes(learner.params) + tree_bytes(learner.target_params)
-        updates = int(np.asarray(learner.updates)[0, 0])  # fewer than gradients, where pushes were dropped or lost
+        updates = int(learner.updates)  # fewer than gradients, where pushes were dropped or lost
         return {"updates": updates, "bytes_per_update": float(moved), "dead_workers": self.pool.num_dead}
 
     def run(

@@ -154,7 +154,7 @@ def ended(node: Any, alive: bool) -> Any:
 def mended(workers: Sequence[W], dead: Collection[int]) -> list[W]:
     """`workers`, where the broken among the dead are copies of a living one with a key of their own.
 
-    So a state with dead workers can be saved, and a resumed run has all of them again. A worker has a `key` [1, 1];
+    So a state with dead workers can be saved, and a resumed run has all of them again. A worker has a `key`;
     one that is not dead must be left.
     """
     living = next(worker for index, worker in enumerate(workers) if index not in dead)
@@ -164,7 +164,7 @@ def mended(workers: Sequence[W], dead: Collection[int]) -> list[W]:
 
 
 def _twin(worker: W, index: int) -> W:
-    key = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, index)))(worker.key)
+    key = jax.random.fold_in(worker.key, index)
     twin: W = jax.tree.map(jnp.copy, worker)._replace(key=key)
     return twin
 
@@ -213,8 +213,8 @@ class Seen:
 
 
 def zeros(sums: Mapping[str, float]) -> dict[str, Array]:
-    """`Metrics.seen` of one member, [1, 1], before anything is counted."""
-    return {name: jnp.zeros((1, 1), jnp.int32 if isinstance(x, int) else jnp.float32) for name, x in sums.items()}
+    """`Metrics.seen` of one member before anything is counted."""
+    return {name: jnp.zeros((), jnp.int32 if isinstance(x, int) else jnp.float32) for name, x in sums.items()}
 
 
 def added(seen: Mapping[str, Array], sums: Mapping[str, float]) -> dict[str, Array]:

@@ -27,9 +27,72 @@ PARAMS_STREAM, EXPERIENCE_STREAM = 0, 1
 MOST_UNSPLIT = 128  # updates of an iteration that Ctrl-C may have to wait for
 
 
+def gather(stacks: list[PyTree]) -> PyTree:
+    """Stacks of lanes [D, W, ...] as one tree of NumPy arrays [D, L, ...], D over all hosts, keys as their data."""
+
+    def pull(leaf: Any) -> np.ndarray:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        # Shard by shard, where it lies in slices of its first axis: converting a sharded array as a whole is slow.
+        order = layouts.get(layout := (leaf.sharding, leaf.shape))
+        if order is None:
+            order = layouts[layout] = _slices(leaf)
+        pieces = [np.asarray(leaf.addressable_data(index)) for index in order]
+        return np.concatenate(pieces) if pieces else np.asarray(leaf)
+
+    layouts: dict[Any, list[int]] = {}  # a population has thousands of leaves of few layouts, which are slow to read
+    pulled = [jax.tree.map(pull, stack) for stack in stacks]
+    whole = pulled[0] if len(pulled) == 1 else jax.tree.map(lambda *x: np.concatenate(x, axis=1), *pulled)
+    return hosts.gather(whole)
+
+
+def _slices(leaf: jax.Array) -> list[int]:
+    """The shards of an array in the order of their slices of its first axis; none where they are no such slices."""
+    shards = leaf.addressable_shards
+    if sum(shard.data.size for shard in shards) > leaf.size or shards[0].data.shape[1:] != leaf.shape[1:]:
+        return []
+    return sorted(range(len(shards)), key=lambda i: shards[i].index[0].start or 0)
+
+
+def push(like: Any, value: np.ndarray) -> Any:
+    """An array or, of its data, a key with the placement of `like`."""
+    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jax.device_put(value, jax.random.key_data(like).sharding))
+    return jax.device_put(value, like.sharding)
+
+
+def scatter(templates: list[PyTree], values: PyTree) -> list[PyTree]:
+    """The inverse of `gather` on one host: values [D, L, ...] of its devices as stacks with the placement and types of
+    `templates`."""
+    stacks, first = [], 0
+    for template in templates:
+        width = jax.tree.leaves(template)[0].shape[1]
+        part = jax.tree.map(lambda x: x[:, first : first + width], values)
+        stacks.append(jax.tree.map(push, template, part))
+        first += width
+    return stacks
+
+
+def gather_one(only: list[PyTree]) -> PyTree:
+    """`gather` of one member on one device, whose arrays have no leading axes: [1, 1, ...]."""
+
+    def pull(leaf: Any) -> np.ndarray:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.asarray(leaf)[None, None]
+
+    return jax.tree.map(pull, only[0])
+
+
+def scatter_one(template: list[PyTree], values: PyTree) -> list[PyTree]:
+    """The inverse of `gather_one`."""
+    return [jax.tree.map(lambda like, value: push(like, value[0, 0]), template[0], values)]
+
+
 class Runner(NamedTuple):
-    """Compiled programs over stacks of lanes. A stack's arrays are [D, W, ...]; `states` and `metrics` are lists of
-    stacks, and the states that `prefill` and `step` are given are donated.
+    """Compiled programs over stacks of lanes. A stack's arrays are [D, W, ...], or without these axes where Python
+    takes one member on; `states` and `metrics` are lists of stacks, and the states that `prefill` and `step` are given
+    are donated.
 
     prefill, step(states, metrics, start, stop) -> (states, metrics)
     evaluate(states, iteration, part=0) -> Episodes [D, W, E] per stack; for `part` see `evaluation.episode_key`
@@ -40,6 +103,7 @@ class Runner(NamedTuple):
     with first 0 also acts; None where an iteration is short enough for a call of its own
     adopted(states) -> the states into whose learners the caller has put other parameters, with these wherever else
     the scheme keeps some
+    gather, scatter: between stacks and NumPy arrays [D, L, ...], as the functions of that name
 
     Every parallel scheme is a runner: a way to take `states` from one iteration to a later one. Logging, evaluation,
     checkpoints, resume and stops are the driver's, and the same for all.
@@ -58,6 +122,8 @@ class Runner(NamedTuple):
     policy: Callable[[list[Any]], list[PyTree]] | None = None
     adopted: Callable[[list[Any]], list[Any]] = lambda states: states
     part: Any = None
+    gather: Callable[[list[PyTree]], PyTree] = gather
+    scatter: Callable[[list[PyTree], PyTree], list[PyTree]] = scatter
 
 
 class Lane(NamedTuple):
@@ -114,32 +180,21 @@ def greedy_episodes(
     return evaluation.evaluate(components.environment, components.agent, params, key, *bounds, config.eval_epsilon)
 
 
-def over_members(hparams: HParams) -> Any:
-    """The hyperparameters of one member alone, [1, 1]."""
-    return jax.tree.map(lambda x: np.full((1, 1), x, np.float32), hparams)
-
-
-def on_one(
-    device: jax.Device,
-    function: Callable[..., PyTree],
-    num_mapped: int,
-    num_shared: int = 0,
-    donate: Sequence[int] = (),
-) -> Any:
-    """function(*mapped, *shared) of one member on one device, compiled; mapped arrays are [1, 1, ...]."""
-    return _devices.over_devices(population.over_lanes(function, num_shared), [device], num_mapped, num_shared, donate)
+def traced_hparams(hparams: HParams) -> HParams:
+    """The hyperparameters of one member, each a float32 []."""
+    return jax.tree.map(np.float32, hparams)
 
 
 @once_each
-def evaluator(components: Components, device: jax.Device) -> Any:
-    """evaluate(params, seed, iteration [], part []) -> Episodes of one member on one device, of [1, 1, ...] arrays."""
-    return on_one(device, functools.partial(greedy_episodes, components), 2, 2)
+def evaluator(components: Components) -> Callable[..., evaluation.Episodes]:
+    """evaluate(params, seed, iteration [], part []) -> Episodes of one member on one device."""
+    return jax.jit(functools.partial(greedy_episodes, components))
 
 
 class HostLoop(Protocol):
     """One member that Python code takes through a chunk of iterations, program by program, maybe in threads.
 
-    judge(params, seed, iteration [], part []) -> Episodes, of [1, 1, ...] arrays
+    judge(params, seed, iteration [], part []) -> Episodes
     """
 
     components: Components
@@ -167,10 +222,9 @@ def of_host_loop(make: Callable[[], HostLoop], seed: int) -> tuple[Runner, list[
     began = time.perf_counter()
     loop = make()
     state = loop.init(seed)
-    seeds = np.full((1, 1), seed, np.uint32)
 
     def evaluate(states: list[Any], iteration: int, part: int = 0) -> list[evaluation.Episodes]:
-        return [loop.judge(states[0].learner.params, seeds, np.int32(iteration), np.int32(part))]
+        return [loop.judge(states[0].learner.params, np.uint32(seed), np.int32(iteration), np.int32(part))]
 
     loop.warm_up(state)
     jax.block_until_ready(evaluate([state], 0))
@@ -185,6 +239,8 @@ def of_host_loop(make: Callable[[], HostLoop], seed: int) -> tuple[Runner, list[
         compile_seconds=time.perf_counter() - began,
         program=loop.program,
         telemetry=loop.telemetry,
+        gather=gather_one,
+        scatter=scatter_one,
     )
     return runner, [state]
 
@@ -337,48 +393,3 @@ def _whole(
     for iteration in range(start, stop):
         states, metrics = part(states, metrics, iteration, 0, num_updates)
     return states, metrics
-
-
-def gather(stacks: list[PyTree]) -> PyTree:
-    """Stacks of lanes [D, W, ...] as one tree of NumPy arrays [D, L, ...], D over all hosts, keys as their data."""
-
-    def pull(leaf: Any) -> np.ndarray:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        # Shard by shard, where it lies in slices of its first axis: converting a sharded array as a whole is slow.
-        order = layouts.get(layout := (leaf.sharding, leaf.shape))
-        if order is None:
-            order = layouts[layout] = _slices(leaf)
-        pieces = [np.asarray(leaf.addressable_data(index)) for index in order]
-        return np.concatenate(pieces) if pieces else np.asarray(leaf)
-
-    layouts: dict[Any, list[int]] = {}  # a population has thousands of leaves of few layouts, which are slow to read
-    pulled = [jax.tree.map(pull, stack) for stack in stacks]
-    whole = pulled[0] if len(pulled) == 1 else jax.tree.map(lambda *x: np.concatenate(x, axis=1), *pulled)
-    return hosts.gather(whole)
-
-
-def _slices(leaf: jax.Array) -> list[int]:
-    """The shards of an array in the order of their slices of its first axis; none where they are no such slices."""
-    shards = leaf.addressable_shards
-    if sum(shard.data.size for shard in shards) > leaf.size or shards[0].data.shape[1:] != leaf.shape[1:]:
-        return []
-    return sorted(range(len(shards)), key=lambda i: shards[i].index[0].start or 0)
-
-
-def scatter(templates: list[PyTree], values: PyTree) -> list[PyTree]:
-    """The inverse of `gather` on one host: values [D, L, ...] of its devices as stacks with the placement and types of
-    `templates`."""
-
-    def push(like: Any, value: np.ndarray) -> Any:
-        if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(jax.device_put(value, jax.random.key_data(like).sharding))
-        return jax.device_put(value, like.sharding)
-
-    stacks, first = [], 0
-    for template in templates:
-        width = jax.tree.leaves(template)[0].shape[1]
-        part = jax.tree.map(lambda x: x[:, first : first + width], values)
-        stacks.append(jax.tree.map(push, template, part))
-        first += width
-    return stacks
