@@ -23,9 +23,9 @@ class Axes:
     """The scheme's own axes: see its file."""
 
     def __init__(self, scheme: str = "fused", own: Any = None, **axes: Any) -> None:
-        """`axes` are the scheme's own, by name; `schemes.complete` gives those left out their defaults."""
+        """`axes` are the scheme's own, by name, over those of `own`; `schemes.complete` gives the rest their defaults."""
         object.__setattr__(self, "scheme", scheme)
-        object.__setattr__(self, "own", axes if own is None else own)
+        object.__setattr__(self, "own", {**own_values(own or ()), **axes} if axes or own is None else own)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name, the scheme's own among them."""
