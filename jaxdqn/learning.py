@@ -34,7 +34,7 @@ def shard_index(shards: Shards | None) -> Array | int:
 
 
 def update(
-    agent: Agent, learner: LearnerState, batch: Any, key: Key, hparams: HParams, shards: Shards | None = None
+    agent: Agent, learner: LearnerState, batch: PyTree, key: Key, hparams: HParams, shards: Shards | None = None
 ) -> tuple[LearnerState, LossOutput, Array]:
     """One gradient update: (learner, LossOutput of this shard with the loss of all, gradient norm []).
 
@@ -56,7 +56,7 @@ def centred_rmsprop(learning_rate: Scalar, epsilon: Array, decay: float = 0.95) 
     def init(params: PyTree) -> optax.ScaleByRStdDevState:
         return optax.ScaleByRStdDevState(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
-    def update(gradients: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, optax.ScaleByRStdDevState]:
+    def update(gradients: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, optax.ScaleByRStdDevState]:
         del params
         mean = optax.tree.update_moment(gradients, state.mu, decay, 1)
         square = optax.tree.update_moment(gradients, state.nu, decay, 2)
@@ -115,7 +115,7 @@ def sgd_agent(
         target_params = jax.tree.map(jnp.copy, params)
         return LearnerState(params, target_params, optimizer(hparams).init(params), jnp.int32(0), jnp.int32(-1))
 
-    def gradient(learner: LearnerState, batch: Any, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
+    def gradient(learner: LearnerState, batch: PyTree, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
         def scalar_loss(params: PyTree) -> tuple[Array, LossOutput]:
             output = loss(params, learner.target_params, batch, key, hparams)
             return output.loss, output

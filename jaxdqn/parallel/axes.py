@@ -23,7 +23,7 @@ class Axes:
     """The scheme's own axes: see its file."""
 
     def __init__(self, scheme: str = "fused", own: Any = None, **axes: Any) -> None:
-        """`axes` are the scheme's own, by name, over those of `own`; `schemes.complete` gives the rest their defaults."""
+        """`axes` are the scheme's own by name, over those of `own`; `schemes.complete` has defaults for the rest."""
         object.__setattr__(self, "scheme", scheme)
         object.__setattr__(self, "own", {**own_values(own or ()), **axes} if axes or own is None else own)
 

@@ -155,7 +155,7 @@ def values_of(runner: Runner, at: Progressed) -> dict[str, Any]:
     return values
 
 
-def policy(runner: Runner, states: list[Any]) -> PyTree:
+def policy(runner: Runner, states: list[PyTree]) -> PyTree:
     """The parameters by which each member is judged, [M, shards, ...]."""
     params = runner.policy(states) if runner.policy else [state.learner.params for state in states]
     return jax.tree.map(runner.assignment.collect, runner.gather(params))
@@ -170,10 +170,10 @@ def restored(runner: Runner, at: Progressed, found: Checkpoint, devices: Sequenc
     return Progressed(states, sums, found.meta["iteration"], found.meta.get("update", 0))
 
 
-def with_params(states: list[Any], source: dict[str, np.ndarray]) -> list[Any]:
+def with_params(states: list[PyTree], source: dict[str, np.ndarray]) -> list[Any]:
     """`states` with every member's parameters and target replaced by `source`, arrays by their paths."""
 
-    def replaced(state: Any) -> Any:
+    def replaced(state: PyTree) -> Any:
         learner = state.learner
         leading = learner.updates.shape
         arrays = {name: np.broadcast_to(x, (*leading, *x.shape)) for name, x in source.items()}

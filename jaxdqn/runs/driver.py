@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxdqn.base import PyTree
 from jaxdqn.config import Config
 from jaxdqn.parallel import hosts
 from jaxdqn.parallel.compiled.runner import Runner
@@ -22,7 +23,7 @@ class Point(NamedTuple):
     """A logging point: stacks of device arrays still to be read."""
 
     iteration: int
-    metrics: list[Any]
+    metrics: list[PyTree]
     episodes: list[Any] | None  # of the greedy evaluation, where one was due
     telemetry: dict[str, Any]  # of the parallel scheme, scalars by column
 
@@ -31,8 +32,8 @@ class Progressed(NamedTuple):
     """Where a batch stands between two chunks: lists of stacks, the iterations done, and the updates of the next one
     that are done (0 but for a runner with a `part`)."""
 
-    states: list[Any]
-    metrics: list[Any]
+    states: list[PyTree]
+    metrics: list[PyTree]
     iteration: int
     update: int = 0
 

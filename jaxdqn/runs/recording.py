@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from jaxdqn.base import PyTree
 from jaxdqn.config import HParams, members, values_of, varying
 from jaxdqn.parallel import hosts
 from jaxdqn.parallel.asynchronous import workers
@@ -82,7 +83,7 @@ def identity(
 
 
 def measured(
-    sums: Any, evaluated: Any, counted: Mapping[str, np.ndarray] = MappingProxyType({})
+    sums: PyTree, evaluated: Any, counted: Mapping[str, np.ndarray] = MappingProxyType({})
 ) -> dict[str, np.ndarray]:
     """The columns [M] of a logging point's `training.Metrics` [M, shards]: means over episodes, and over updates.
 

@@ -18,7 +18,7 @@ from jaxdqn.base import Array, Key, LearnerState, Progress, PyTree, Transition
 from jaxdqn.components import Components
 from jaxdqn.config import Config, HParams
 from jaxdqn.parallel.compiled.memory import once_each
-from jaxdqn.parallel.compiled.runner import EXPERIENCE_STREAM, PARAMS_STREAM
+from jaxdqn.parallel.compiled.runner import EXPERIENCE_STREAM, PARAMS_STREAM, Program
 
 
 class Actor(NamedTuple):
@@ -42,9 +42,9 @@ class Full(NamedTuple):
 class ActorPrograms(NamedTuple):
     """What an actor computes, compiled; and the sums it starts a chunk with."""
 
-    act: Any
-    prefill: Any
-    copy: Any
+    act: Program
+    prefill: Program
+    copy: Program
     zeros: EpisodeSums
 
 
@@ -148,9 +148,9 @@ class Worker(NamedTuple):
 class WorkerPrograms(NamedTuple):
     """What a worker computes, compiled; and the sums it starts a chunk with."""
 
-    act: Any
-    prefill: Any
-    gradient: Any
+    act: Program
+    prefill: Program
+    gradient: Program
     zeros: training.Metrics
 
 

@@ -44,6 +44,7 @@ from jaxdqn.parallel.compiled.memory import once_each, tree_bytes
 from jaxdqn.parallel.compiled.runner import (
     EXPERIENCE_STREAM,
     PARAMS_STREAM,
+    Program,
     Runner,
     evaluator,
     of_host_loop,
@@ -90,12 +91,12 @@ class ActorLearnerState(NamedTuple):
 class Programs(NamedTuple):
     """The learner's compiled functions."""
 
-    first: Any
-    zeros: Any
-    insert: Any
-    cut: Any
-    learn: Any
-    copy: Any
+    first: Program
+    zeros: Program
+    insert: Program
+    cut: Program
+    learn: Program
+    copy: Program
 
 
 def check(axes: Axes, config: Config) -> None:
@@ -185,7 +186,7 @@ def adopted(states: list[ActorLearnerState]) -> list[ActorLearnerState]:
 
 
 def make_node(
-    config: Config, factory: Callable[..., Any] | None, axes: Axes, hparams: HParams, index: int
+    config: Config, factory: Callable[..., PyTree] | None, axes: Axes, hparams: HParams, index: int
 ) -> ActorNode:
     """An actor in a process of its own; `factory` makes its environment where that is a user's."""
     components = remake(config, factory)
@@ -356,7 +357,7 @@ class Delivery(NamedTuple):
 class Chunk:
     """Takes an `ActorLearnerState` and metrics over some iterations. `scheme` has the programs and the axes."""
 
-    def __init__(self, scheme: Any, state: Any, metrics: Metrics, learning: bool) -> None:
+    def __init__(self, scheme: Any, state: PyTree, metrics: Metrics, learning: bool) -> None:
         self.scheme, self.programs, self.axes, self.learning = scheme, scheme.programs, scheme.axes, learning
         self.learner, self.data, self.merged = state.learner, state.replay, state.merged
         self.actors, self.broadcast, self.key = list(state.actors), state.broadcast, state.key

@@ -97,7 +97,7 @@ class Server:
     the number of a part, it steps that part alone.
     """
 
-    def __init__(self, apply: Callable[..., Any], axes: Axes) -> None:
+    def __init__(self, apply: Callable[..., PyTree], axes: Axes) -> None:
         self._apply, self._axes = apply, axes
         self._seen = Seen((*LAGS, "dropped", "lost"), ["lock_wait"])
         self._lock = threading.Lock()  # of `learner` and `version`: held to read or swap them, not to compute
@@ -236,13 +236,13 @@ def state_bytes(components: Components, axes: Axes) -> tuple[int, int]:
     return tree_bytes(state), tree_bytes([worker.replay for worker in state.workers])
 
 
-def make_node(config: Config, factory: Callable[..., Any] | None, hparams: HParams) -> WorkerNode:
+def make_node(config: Config, factory: Callable[..., PyTree] | None, hparams: HParams) -> WorkerNode:
     """A worker in a process of its own; `factory` makes its environment where that is a user's."""
     components = remake(config, factory)
     return WorkerNode(compile_worker(components), hparams, config)
 
 
-def make_server(config: Config, factory: Callable[..., Any] | None, hparams: HParams, axes: Axes) -> Server:
+def make_server(config: Config, factory: Callable[..., PyTree] | None, hparams: HParams, axes: Axes) -> Server:
     """The server in a process of its own."""
     return Server(compile_apply(remake(config, factory), hparams), axes)
 
@@ -262,7 +262,7 @@ def _step_program(components: Components, part: int | None) -> Any:
     return jax.jit(step)
 
 
-def compile_apply(components: Components, hparams: HParams) -> Callable[..., Any]:
+def compile_apply(components: Components, hparams: HParams) -> Callable[..., PyTree]:
     """apply(learner, gradients, loss, scale [], part=None) -> (learner, gradient norm): a step of `scale` times the
     rate, of the whole learner or of one part of it alone."""
 

@@ -69,7 +69,7 @@ def unpack(tree: PyTree) -> PyTree:
 class _Host:
     """Holds a node in its process."""
 
-    def __init__(self, make: Callable[..., Any], *args: Any) -> None:
+    def __init__(self, make: Callable[..., PyTree], *args: Any) -> None:
         self._node = make(*args)
 
     def call(self, name: str, *args: Any) -> Any:
@@ -85,7 +85,7 @@ class Remote:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> Callable[..., PyTree]:
         if name.startswith("_"):  # what pickling asks for
             raise AttributeError(name)
         return lambda *args: wait(self.submit(name, *args))
@@ -119,7 +119,7 @@ def wait(call: Any) -> Any:
 class Cluster:
     """A running Ray that nodes are spawned on."""
 
-    def spawn(self, make: Callable[..., Any], *args: Any, threads: int = 1) -> Remote:
+    def spawn(self, make: Callable[..., PyTree], *args: Any, threads: int = 1) -> Remote:
         """make(*args) in a process of its own; up to `threads` calls run in it at once.
 
         `make` and `args` are pickled. What they raise comes with the first call.
@@ -256,12 +256,12 @@ ENGINES = ("local", "ray")
 class Engine(Protocol):
     """Makes nodes elsewhere: `ray_engine.Cluster` is one."""
 
-    def spawn(self, make: Callable[..., Any], *args: Any, threads: int = 1) -> Any:
+    def spawn(self, make: Callable[..., PyTree], *args: Any, threads: int = 1) -> Any:
         """make(*args) in a process of its own: something with the methods of what it makes, up to `threads` of which
         may run at once."""
 
 
-def remake(config: Config, factory: Callable[..., Any] | None) -> Components:
+def remake(config: Config, factory: Callable[..., PyTree] | None) -> Components:
     """The parts of `config` in a process that does not know the user's environments: `factory` makes that."""
     if factory is not None:
         registry.register(config.env, factory)

@@ -126,7 +126,7 @@ def state_spec(path: str, shape: tuple[int, ...], num_hidden: int, num_envs: int
     return P()
 
 
-def _over_mesh(mesh: Mesh, num_hidden: int, num_envs: int) -> Callable[..., Any]:
+def _over_mesh(mesh: Mesh, num_hidden: int, num_envs: int) -> Callable[..., PyTree]:
     """`devices.over_devices` for one member on the whole mesh: its arrays [1, 1, ...] are spread over all devices."""
 
     def place(path: Any, leaf: Any) -> Any:

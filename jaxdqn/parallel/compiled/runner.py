@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxdqn import acting, evaluation, training
-from jaxdqn.base import PyTree
+from jaxdqn.base import Array, PyTree
 from jaxdqn.components import Components, in_programs
 from jaxdqn.config import HParams
 from jaxdqn.learning import Shards, shard_index
@@ -24,6 +24,8 @@ from jaxdqn.parallel.compiled.memory import once_each, remembered, tree_bytes
 from jaxdqn.parallel.compiled.population import Assignment
 
 PARAMS_STREAM, EXPERIENCE_STREAM = 0, 1
+Program = Callable[..., PyTree]
+"""A compiled function."""
 MOST_UNSPLIT = 128  # updates of an iteration that Ctrl-C may have to wait for
 
 
@@ -54,7 +56,7 @@ def _slices(leaf: jax.Array) -> list[int]:
     return sorted(range(len(shards)), key=lambda i: shards[i].index[0].start or 0)
 
 
-def push(like: Any, value: np.ndarray) -> Any:
+def push(like: PyTree, value: np.ndarray) -> Any:
     """An array or, of its data, a key with the placement of `like`."""
     if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jax.device_put(value, jax.random.key_data(like).sharding))
@@ -112,16 +114,16 @@ class Runner(NamedTuple):
     components: Components
     assignment: Assignment
     shards: int
-    prefill: Any
-    step: Any
-    evaluate: Any
+    prefill: Program
+    step: Program
+    evaluate: Program
     zero_metrics: list[training.Metrics]
     compile_seconds: float
     program: Any  # the compiled step of one stack, for its memory analysis
-    telemetry: Callable[[list[Any]], dict[str, Any]] = lambda states: {}
-    policy: Callable[[list[Any]], list[PyTree]] | None = None
-    adopted: Callable[[list[Any]], list[Any]] = lambda states: states
-    part: Any = None
+    telemetry: Callable[[list[PyTree]], dict[str, Any]] = lambda states: {}
+    policy: Callable[[list[PyTree]], list[PyTree]] | None = None
+    adopted: Callable[[list[PyTree]], list[Any]] = lambda states: states
+    part: Program | None = None
     gather: Callable[[list[PyTree]], PyTree] = gather
     scatter: Callable[[list[PyTree], PyTree], list[PyTree]] = scatter
 
@@ -135,12 +137,12 @@ class Lane(NamedTuple):
     part(state, metrics, hparams, iteration [], first [], last []) -> (state, metrics), or None: as in `Runner`
     """
 
-    init: Callable[..., Any]
+    init: Callable[..., PyTree]
     zero_metrics: Callable[[], training.Metrics]
-    prefill: Callable[..., tuple[Any, training.Metrics]]
-    step: Callable[..., tuple[Any, training.Metrics]]
-    policy: Callable[[Any], PyTree]
-    part: Callable[..., tuple[Any, training.Metrics]] | None = None
+    prefill: Callable[..., tuple[PyTree, training.Metrics]]
+    step: Callable[..., tuple[PyTree, training.Metrics]]
+    policy: Callable[[PyTree], PyTree]
+    part: Callable[..., tuple[PyTree, training.Metrics]] | None = None
 
 
 def fused(trainer: training.Trainer) -> Lane:
@@ -148,8 +150,13 @@ def fused(trainer: training.Trainer) -> Lane:
     prefill, step = training.loop(trainer.prefill), training.loop(trainer.step)
 
     def part(
-        state: Any, metrics: training.Metrics, hparams: Any, iteration: Any, first: Any, last: Any
-    ) -> tuple[Any, training.Metrics]:
+        state: PyTree,
+        metrics: training.Metrics,
+        hparams: HParams,
+        iteration: Array,
+        first: Array,
+        last: Array,
+    ) -> tuple[PyTree, training.Metrics]:
         return trainer.part(state, metrics, iteration, first, last, hparams)
 
     return Lane(trainer.init, trainer.zero_metrics, prefill, step, lambda state: state.learner.params, part)
@@ -171,7 +178,12 @@ def evaluation_bytes(components: Components) -> int:
 
 
 def greedy_episodes(
-    components: Components, params: PyTree, seed: Any, iteration: Any, part: Any, shard: Any = 0
+    components: Components,
+    params: PyTree,
+    seed: Array | int,
+    iteration: Array | int,
+    part: Array | int,
+    shard: Array | int = 0,
 ) -> evaluation.Episodes:
     """One shard's episodes in an evaluation of a member with this seed; with common evaluation, the same for all."""
     config = components.config
@@ -205,25 +217,25 @@ class HostLoop(Protocol):
     def init(self, seed: int) -> Any:
         """The run's first state."""
 
-    def warm_up(self, state: Any) -> None:
+    def warm_up(self, state: PyTree) -> None:
         """Compiles every program; `state` stays as it is."""
 
     def run(
-        self, states: list[Any], metrics: list[training.Metrics], start: int, stop: int, learning: bool
+        self, states: list[PyTree], metrics: list[training.Metrics], start: int, stop: int, learning: bool
     ) -> tuple[list[Any], list[training.Metrics]]:
         """Iterations start <= i < stop."""
 
-    def telemetry(self, states: list[Any]) -> dict[str, Any]:
+    def telemetry(self, states: list[PyTree]) -> dict[str, Any]:
         """Its figures at a logging point."""
 
 
-def of_host_loop(make: Callable[[], HostLoop], seed: int) -> tuple[Runner, list[Any]]:
+def of_host_loop(make: Callable[[], HostLoop], seed: int) -> tuple[Runner, list[PyTree]]:
     """The runner of a loop's one member, and its first states."""
     began = time.perf_counter()
     loop = make()
     state = loop.init(seed)
 
-    def evaluate(states: list[Any], iteration: int, part: int = 0) -> list[evaluation.Episodes]:
+    def evaluate(states: list[PyTree], iteration: int, part: int = 0) -> list[evaluation.Episodes]:
         return [loop.judge(states[0].learner.params, np.uint32(seed), np.int32(iteration), np.int32(part))]
 
     loop.warm_up(state)
@@ -248,10 +260,10 @@ def of_host_loop(make: Callable[[], HostLoop], seed: int) -> tuple[Runner, list[
 class Programs(NamedTuple):
     """What is compiled of one stack: see `Runner`, and for `init` `_init_lane`."""
 
-    init: Any
-    prefill: Any
-    step: Any
-    evaluate: Any
+    init: Program
+    prefill: Program
+    step: Program
+    evaluate: Program
 
 
 def build(
@@ -263,9 +275,9 @@ def build(
     settings: Sequence[HParams],
     width: int | None = None,
     lane: Lane | None = None,
-    over: Callable[..., Any] = _devices.over_devices,
+    over: Callable[..., PyTree] = _devices.over_devices,
     kind: Hashable = None,
-) -> tuple[Runner, list[Any]]:
+) -> tuple[Runner, list[PyTree]]:
     """Compiles the programs and initialises the members. `seeds` and `settings` are those of the assignment.
 
     `width` lanes are vmapped together; it must divide their number, and is by default the fastest for the backend.
@@ -277,9 +289,9 @@ def build(
     width = width or population.fastest_width(devices[0].platform, assignment.num_lanes)
     seen = kind or (components._replace(config=in_programs(components.config)), lane, over)
     key = (seen, tuple(devices), devices_per_agent, width)
-    made: list[Any] = []  # states, metrics, hparams and seeds, a stack each
+    made: list[PyTree] = []  # states, metrics, hparams and seeds, a stack each
 
-    def initialise(init: Any) -> None:
+    def initialise(init: Program) -> None:
         spread = jax.tree.map(
             lambda x: assignment.spread(x, devices_per_agent)[_devices.own(devices)],
             (
@@ -306,7 +318,7 @@ def build(
     states, metrics, hparams, own_seeds = (list(column) for column in zip(*made, strict=True))
     made.clear()  # the states are donated: nobody else may hold them
 
-    def evaluate(states: list[Any], iteration: int, part: int = 0) -> list[evaluation.Episodes]:
+    def evaluate(states: list[PyTree], iteration: int, part: int = 0) -> list[evaluation.Episodes]:
         when = np.int32(iteration), np.int32(part)
         return [programs.evaluate(state, seed, *when) for state, seed in zip(states, own_seeds, strict=True)]
 
@@ -331,7 +343,7 @@ def build(
 
 
 # Inside a mapped function: states made elsewhere would be uncommitted, and compile a second time.
-def _init_lane(lane: Lane, shards: Shards | None, seed: Any, hparams: HParams) -> tuple[Any, ...]:
+def _init_lane(lane: Lane, shards: Shards | None, seed: Array | int, hparams: HParams) -> tuple[PyTree, ...]:
     """(state, metrics, hparams, seed) of one lane."""
     key = jax.random.key(seed)
     stream = jax.random.fold_in(jax.random.fold_in(key, EXPERIENCE_STREAM), shard_index(shards))
@@ -349,24 +361,27 @@ def _compile(
     lane: Lane,
     shards: Shards | None,
     devices: Sequence[jax.Device],
-    over: Callable[..., Any],
-    init: Any,
-    stack: tuple[Any, ...],
+    over: Callable[..., PyTree],
+    init: Program,
+    stack: tuple[PyTree, ...],
 ) -> Programs:
     """The programs for stacks like `stack`, (states, metrics, hparams, seeds)."""
     states, metrics, hparams, own_seeds = stack
 
-    def chunk(run: Any, *bounds: int) -> Any:
+    def chunk(run: Program, *bounds: int) -> Program:
         count = len(bounds)
         program = over(population.over_lanes(run, num_shared=count), devices, 3, num_shared=count, donate=(0,))
         return _devices.compiled(program, states, metrics, hparams, *map(np.int32, bounds))
 
-    def evaluate_lane(state: Any, seed: Any, iteration: Any, part: Any) -> evaluation.Episodes:
+    def evaluate_lane(
+        state: PyTree, seed: Array | int, iteration: Array | int, part: Array | int
+    ) -> evaluation.Episodes:
         return greedy_episodes(components, lane.policy(state), seed, iteration, part, shard_index(shards))
 
     over_stack = over(population.over_lanes(evaluate_lane, num_shared=2), devices, num_mapped=2, num_shared=2)
     judge = _devices.compiled(over_stack, states, own_seeds, np.int32(0), np.int32(0))
-    step = chunk(lane.part, 0, 0, 1) if _is_split(components, lane) else chunk(lane.step, 0, 1)
+    split = lane.part if _is_split(components, lane) else None
+    step = chunk(lane.step, 0, 1) if split is None else chunk(split, 0, 0, 1)
     return Programs(init, chunk(lane.prefill, 0, 1), step, judge)
 
 
@@ -376,10 +391,10 @@ def all_reduce_bytes(size: float, num_devices: int) -> float:
     return size * 2 * (num_devices - 1) / num_devices
 
 
-def _stack_by_stack(program: Any, hparams: list[Any]) -> Any:
+def _stack_by_stack(program: Program, hparams: list[HParams]) -> Program:
     """One call per stack: they queue on the devices while Python goes on."""
 
-    def run(states: list[Any], metrics: list[Any], *bounds: int) -> tuple[list[Any], list[Any]]:
+    def run(states: list[PyTree], metrics: list[PyTree], *bounds: int) -> tuple[list[PyTree], list[PyTree]]:
         done = [program(s, m, h, *map(np.int32, bounds)) for s, m, h in zip(states, metrics, hparams, strict=True)]
         return [state for state, _ in done], [sums for _, sums in done]
 
@@ -387,8 +402,8 @@ def _stack_by_stack(program: Any, hparams: list[Any]) -> Any:
 
 
 def _whole(
-    part: Any, num_updates: int, states: list[Any], metrics: list[Any], start: int, stop: int
-) -> tuple[list[Any], list[Any]]:
+    part: Program, num_updates: int, states: list[PyTree], metrics: list[PyTree], start: int, stop: int
+) -> tuple[list[PyTree], list[PyTree]]:
     """Iterations start <= i < stop, each as one part."""
     for iteration in range(start, stop):
         states, metrics = part(states, metrics, iteration, 0, num_updates)
