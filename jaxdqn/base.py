@@ -33,6 +33,9 @@ class Spec(NamedTuple):
     num_actions: int
     max_episode_steps: int | None = None
 
+    def __hash__(self) -> int:
+        return hash((self.name, str(self.observation)))  # which may be a dict
+
 
 class TimeStep(NamedTuple):
     """What one environment step returned. All fields are scalars but the observations [*O].

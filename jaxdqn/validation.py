@@ -21,7 +21,7 @@ def validate(config: Config, num_shards: int = 1) -> None:
         _validate_arguments(name, values[name])
     agents.check(config)
     _validate_sizes(config)
-    _validate_shards(config, num_shards)
+    check_divides(config, num_shards, "devices per agent")
     if not 0.0 <= config.sticky_actions < 1.0 - 1e-7:  # nearer to 1, it is 1 as a float32
         raise UserError(f"sticky_actions is {shown(config.sticky_actions)}; it is a probability in [0, 1).")
     if not 0.0 <= config.eval_epsilon <= 1.0:
@@ -37,6 +37,12 @@ def validate(config: Config, num_shards: int = 1) -> None:
         raise UserError(
             f"n_step {config.n_step} needs more than the {replay_rows(config)} rows of {config.num_envs} "
             "transitions the replay holds; lower n_step or raise replay_capacity."
+        )
+    needed = agents.replay_of(config).rows_needed(config)
+    if needed > replay_rows(config):
+        raise UserError(
+            f"the replay needs {needed} rows before it can be sampled, and holds {replay_rows(config)} of "
+            f"{config.num_envs} transitions; raise replay_capacity."
         )
     _validate_latest(config)
     line = timeline(config)
@@ -136,11 +142,10 @@ def _validate_latest(config: Config) -> None:
         )
 
 
-def _validate_shards(config: Config, num_shards: int) -> None:
+def check_divides(config: Config, count: int, what: str) -> None:
+    """Raises `UserError` where environments and batch cannot be divided over `count` of something."""
     for name in ("num_envs", "batch_size"):
         value = getattr(config, name)
-        if value % num_shards:
-            nearest = max(1, round(value / num_shards)) * num_shards
-            raise UserError(
-                f"{name} {value} cannot be divided over {num_shards} devices per agent; use {name} {nearest}, say."
-            )
+        if value % count:
+            nearest = max(1, round(value / count)) * count
+            raise UserError(f"{name} {value} cannot be divided over {count} {what}; use {name} {nearest}, say.")

@@ -73,8 +73,8 @@ class Prioritised(NamedTuple):
     highest: Array
 
 
-def prioritised(example, rows, num_envs, batch_size):
-    """Proportional prioritised replay of single steps, by a full cumulative sum."""
+def prioritised(example, rows, num_envs, batch_size, exponent=lambda hparams: hparams.own.priority_exponent):
+    """Proportional prioritised replay of single steps, by a full cumulative sum: slow and obvious."""
     layout = ring.layout(example, rows, num_envs)
 
     def add(state, block, written, priorities=None):
@@ -83,7 +83,7 @@ def prioritised(example, rows, num_envs, batch_size):
         return state._replace(data=ring.write(layout, state.data, block, written), priorities=priorities)
 
     def sample(state, key, progress, hparams):
-        drawn = jnp.where(state.priorities > 0, state.priorities**hparams.own.priority_exponent, 0.0)
+        drawn = jnp.where(state.priorities > 0, state.priorities ** exponent(hparams), 0.0)
         total = jnp.cumsum(drawn.reshape(-1))
         flat = jnp.searchsorted(total, jax.random.uniform(key, (batch_size,)) * total[-1])
         flat = jnp.minimum(flat, total.size - 1)

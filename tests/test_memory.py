@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import types
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdqn import acting
 from jaxdqn.components import make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
@@ -173,9 +175,11 @@ def test_programs_that_nobody_uses_are_forgotten(monkeypatch):
         config, learning_starts=40, eval_episodes=2, final_episodes=2, log_interval=400, eval_interval=400
     )
 
+    widths = itertools.count(8)
+
     def regions_of_another_run():
-        before = memory.mapped_regions()
-        experiment.train(config, num_devices=2, seeds=(0, 1), settings=Settings(progress=False))
+        before, another = memory.mapped_regions(), dataclasses.replace(config, hidden_sizes=(next(widths),))
+        experiment.train(another, num_devices=2, seeds=(0, 1), settings=Settings(progress=False))
         return memory.mapped_regions() - before
 
     regions_of_another_run()
@@ -183,6 +187,25 @@ def test_programs_that_nobody_uses_are_forgotten(monkeypatch):
     monkeypatch.setattr(memory.forget_programs, "__defaults__", (0,))
     regions_of_another_run()
     assert regions_of_another_run() < kept / 2
+
+
+@pytest.mark.parametrize("axes", [Axes(), Axes("averaging", workers=2), Axes("actor_learner", workers=2)])
+def test_equal_programs_are_traced_once_in_a_process(axes, monkeypatch):
+    """Whatever the run's length, seeds and hyperparameters; another width is another program."""
+    calls, inner = [], acting.rollout
+    monkeypatch.setattr(acting, "rollout", lambda *args, **named: calls.append(1) or inner(*args, **named))
+    config = Config(env="Catch-bsuite", hidden_sizes=(7,), num_envs=4, batch_size=16, total_steps=800, eval_episodes=2)
+    config = dataclasses.replace(config, learning_starts=80, final_episodes=2)
+
+    def traced(config, **options):
+        calls.clear()
+        experiment.train(config, axes=axes, settings=Settings(progress=False), **options)
+        return len(calls)
+
+    assert traced(config) > 0
+    longer = dataclasses.replace(config, total_steps=1_200, log_interval=200)
+    assert traced(longer, hparams=HParams(gamma=0.9), seeds=(3,)) == 0
+    assert traced(dataclasses.replace(config, hidden_sizes=(9,))) > 0
 
 
 # -- what is free -----------------------------------------------------------------------------------------------------

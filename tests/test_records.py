@@ -1,19 +1,25 @@
 """The four records admit what is to come: a recurrent and a prioritised agent, forty lines each, on the one loop."""
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import probe_environments
+import pytest
+from quantile_agent import prioritised
 
-from jaxdqn import acting, agents, learning, replay, td, training
-from jaxdqn.base import Array, Environment, LossOutput, Network, Policy, Replay, Spec, TimeStep, Transition
+import jaxdqn
+from jaxdqn import agents, learning, networks, replay, td, training
+from jaxdqn.base import Environment, LossOutput, Network, Policy, RecurrentNetwork, Spec, TimeStep
 from jaxdqn.components import make_agent
 from jaxdqn.config import Config, HParams, replay_rows
+from jaxdqn.errors import UserError
 from jaxdqn.exploration import epsilon_greedy
-from jaxdqn.replay import ring
+from jaxdqn.timeline import timeline
+from jaxdqn.validation import validate
 
+KEY = jax.random.key(0)
 H = jax.tree.map(jnp.float32, HParams(learning_rate=5e-3, gamma=0.9, target_period=20.0, epsilon_steps=500.0))
 CONFIG = Config(num_envs=8, batch_size=32, replay_capacity=2_000, learning_starts=200, hidden_sizes=(16,))
 
@@ -29,44 +35,11 @@ def train(environment, agent, store, iterations):
 # -- prioritised ------------------------------------------------------------------------------------------------------
 
 
-class Prioritised(NamedTuple):
-    data: Transition
-    priorities: Array  # [rows, N]; 0 where nothing was written
-    highest: Array
-
-
-def prioritised(example: Transition, rows: int, num_envs: int, batch_size: int) -> Replay:
-    """Proportional prioritised replay, by a full cumulative sum: slow and obvious."""
-    layout = ring.layout(example, rows, num_envs)
-
-    def add(state, block, written):
-        new = jnp.full(block.reward.shape, state.highest)
-        start = (written % rows, 0)
-        priorities = jax.lax.dynamic_update_slice(state.priorities, new, start)
-        return state._replace(data=ring.write(layout, state.data, block, written), priorities=priorities)
-
-    def sample(state, key, written, hparams):
-        total = jnp.cumsum(state.priorities.reshape(-1))
-        flat = jnp.searchsorted(total, jax.random.uniform(key, (batch_size,)) * total[-1])
-        flat = jnp.minimum(flat, total.size - 1)
-        row, env = flat // num_envs, flat % num_envs
-        batch = ring.n_step_batch(layout, state.data, row, env, 1, hparams)
-        weights = 1.0 / (state.priorities[row, env] / total[-1] * jnp.minimum(written, rows) * num_envs)
-        return batch._replace(weights=weights / jnp.max(weights))
-
-    def update_priorities(state, indices, priorities):
-        changed = state.priorities.at[indices].set(priorities + 1e-3)
-        return state._replace(priorities=changed, highest=jnp.maximum(state.highest, jnp.max(changed)))
-
-    zeros = lambda: Prioritised(ring.empty(layout), jnp.zeros((rows, num_envs)), jnp.float32(1))  # noqa: E731
-    return Replay(zeros, add, sample, update_priorities)
-
-
 def test_a_prioritised_replay_fits_the_records():
     environment = probe_environments.observed_action()
     agent = make_agent(CONFIG, environment.spec)
     example = training.transition_example(environment.spec, agent)
-    state = train(environment, agent, prioritised(example, replay_rows(CONFIG), 8, 32), 600)
+    state = train(environment, agent, prioritised(example, replay_rows(CONFIG), 8, 32, lambda hparams: 1.0), 600)
     # The priorities that were written are the losses' errors, and the agent learned: errors are near zero.
     assert float(jnp.max(state.replay.highest)) >= 1.0
     assert float(jnp.median(state.replay.priorities[:75])) < 0.2
@@ -104,9 +77,11 @@ def recurrent_dqn() -> "agents.Agent":
         shapes = {"in": (1, width), "rec": (width, width), "out": (width, 2)}
         return {name: jax.random.normal(k, s) / s[0] ** 0.5 for (name, s), k in zip(shapes.items(), keys, strict=True)}
 
-    def cell(params, carry, observation):
+    def cell(params, carry, observation, key=None):
         carry = jnp.tanh(observation @ params["in"] + carry @ params["rec"])
         return carry, carry @ params["out"]
+
+    network = RecurrentNetwork(init, lambda num: jnp.zeros((num, width)), cell)
 
     def act(params, carry, observation, key, epsilon):
         new, q = cell(params, carry, observation)
@@ -116,25 +91,20 @@ def recurrent_dqn() -> "agents.Agent":
         new, q = cell(params, carry, observation)
         return jnp.argmax(q, axis=-1), new, carry
 
-    def unroll(params, sequence):
-        """Q-values [L, B, A], the state reset to zero after each episode's end."""
-
-        def step(carry, inputs):
-            observation, end = inputs
-            carry, q = cell(params, carry, observation)
-            return acting.reset_where(end, jnp.zeros_like(carry), carry), q
-
-        return jax.lax.scan(step, sequence.extras[0], (sequence.observation, sequence.episode_end))[1]
-
-    def loss(params, target_params, sequence, key, hparams):
-        q, q_target = unroll(params, sequence)[:-1], unroll(target_params, sequence)[1:]
-        discount = (hparams.gamma * sequence.discount * (1.0 - sequence.episode_end))[:-1]
-        errors = jax.vmap(jax.vmap(td.q_learning))(q, sequence.action[:-1], sequence.reward[:-1], discount, q_target)
+    def loss(params, target_params, batch, key, hparams):
+        rows = batch.transitions
+        q, q_target = (
+            networks.unroll(network, p, batch.carry, rows.observation, rows.episode_end, key)[1]
+            for p in (params, target_params)
+        )
+        q, q_target = q[:-1], q_target[1:]
+        discount = (hparams.gamma * rows.discount * (1.0 - rows.episode_end))[:-1]
+        errors = jax.vmap(jax.vmap(td.q_learning))(q, rows.action[:-1], rows.reward[:-1], discount, q_target)
         return LossOutput(jnp.mean(jnp.square(errors)), jnp.max(jnp.abs(errors), axis=0), {})
 
-    network = Network(init, lambda params, observation, key=None: None)
-    initial = lambda num_envs: jnp.zeros((num_envs, width))  # noqa: E731
-    return learning.sgd_agent(network, loss, Policy(act, greedy), learning.OPTIMIZERS["adam"], initial)
+    return learning.sgd_agent(
+        Network(init, None), loss, Policy(act, greedy), learning.OPTIMIZERS["adam"], network.initial_carry
+    )
 
 
 def test_a_recurrent_agent_fits_the_records():
@@ -147,3 +117,87 @@ def test_a_recurrent_agent_fits_the_records():
     returns = evaluate(environment, agent, state.learner.params, jax.random.key(2), 64, 10).returns
     # Exactly 1 with memory; chance is 0.5.
     np.testing.assert_array_equal(np.asarray(returns), 1.0)
+
+
+def test_an_unrolled_state_begins_anew_after_an_episodes_end():
+    """Against a loop that starts each episode from zero."""
+    step = lambda params, carry, x, key=None: (carry + x, 2.0 * (carry + x))  # noqa: E731
+    network = RecurrentNetwork(None, jnp.zeros, step)
+    x, end = np.arange(1.0, 11.0).reshape(5, 2), np.zeros((5, 2), bool)
+    end[1, 0] = end[3, 1] = True
+    last, outputs = networks.unroll(network, (), jnp.array([10.0, 20.0]), jnp.array(x), jnp.array(end), KEY)
+    expected, carry = [], np.array([10.0, 20.0])
+    for row, over in zip(x, end, strict=True):
+        carry = carry + row
+        expected.append(2.0 * carry)
+        carry = np.where(over, 0.0, carry)
+    np.testing.assert_array_equal(outputs, expected)
+    np.testing.assert_array_equal(last, carry)
+
+
+# -- what else flows --------------------------------------------------------------------------------------------------
+
+
+def two_arrays() -> Environment:
+    """`observed_action`, whose sign is one of two arrays; the other, bits that are packed, is noise."""
+    inner = probe_environments.observed_action()
+
+    def both(observation, key):
+        return {"noise": jax.random.bernoulli(key, shape=(9,)), "sign": observation}
+
+    def reset(key):
+        state, observation = inner.reset(key)
+        return state, both(observation, key)
+
+    def step(key, state, action):
+        state, found = inner.step(key, state, action)
+        seen, final = both(found.observation, key), both(found.final_observation, key)
+        return state, found._replace(observation=seen, final_observation=final)
+
+    kinds = {"noise": jax.ShapeDtypeStruct((9,), jnp.bool_), "sign": inner.spec.observation}
+    return Environment(reset, step, inner.spec._replace(name="TwoArrays", observation=kinds))
+
+
+@pytest.mark.parametrize("replay_name", ["uniform", "latest"])
+def test_observations_may_be_trees_of_arrays(replay_name):
+    jaxdqn.register("TwoArrays", two_arrays)
+    config = dataclasses.replace(CONFIG, env="TwoArrays", replay=replay_name, total_steps=16_000, eval_max_steps=10)
+    settings = jaxdqn.Settings(progress=False)
+    result = jaxdqn.train(config, HParams(learning_rate=3e-3, epsilon_end=0.3, epsilon_steps=4_000), settings=settings)
+    assert result.summary["final_return_mean"] == 1.0
+
+
+def test_what_an_agent_prepares_comes_back_in_its_batches():
+    """Targets of a block are computed once, by the parameters of before the updates, and sampled with the rows."""
+    environment = probe_environments.observed_action()
+    agent = make_agent(CONFIG, environment.spec)
+    seen = []
+
+    def prepare(params, block, key, hparams):
+        return block._replace(extras=block.reward * hparams.gamma)
+
+    def gradient(learner, batch, key, hparams):
+        jax.debug.callback(lambda a, b: seen.append((a, b)), batch.transitions.extras, batch.transitions.reward)
+        zeros = jax.tree.map(jnp.zeros_like, learner.params)
+        return zeros, LossOutput(jnp.float32(0), jnp.zeros(batch.weights.shape), {})
+
+    agent = agent._replace(prepare=prepare, gradient=gradient)
+    example = training.transition_example(environment.spec, agent)
+    assert example.extras.shape == () and example.extras.dtype == jnp.float32
+    train(environment, agent, replay.sequences(example, replay_rows(CONFIG), 8, 32, length=3), 3)
+    jax.effects_barrier()
+    assert len(seen) == 3
+    for extras, reward in seen:
+        np.testing.assert_allclose(extras, 0.9 * reward, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows, prefill", [(1, 25), (26, 26), (100, 100)])
+def test_rows_that_a_replay_needs_drive_the_prefill(rows, prefill, monkeypatch):
+    monkeypatch.setitem(replay.REPLAYS, "uniform", replay.REPLAYS["uniform"]._replace(rows_needed=lambda config: rows))
+    assert timeline(CONFIG).prefill == prefill  # 200 steps of 8 environments are 25 rows
+
+
+def test_a_replay_that_can_never_be_sampled_is_refused(monkeypatch):
+    monkeypatch.setitem(replay.REPLAYS, "uniform", replay.REPLAYS["uniform"]._replace(rows_needed=lambda config: 251))
+    with pytest.raises(UserError, match="needs 251 rows before it can be sampled, and holds 250"):
+        validate(CONFIG)

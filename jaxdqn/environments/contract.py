@@ -26,10 +26,9 @@ def check(environment: Environment, key: Key) -> None:
     next_state, step = returned
     if not isinstance(step, TimeStep):
         raise UserError(f"environment {spec.name!r}: step must return (state, TimeStep), not {type(step).__name__}.")
-    shape = (spec.observation.shape, jnp.dtype(spec.observation.dtype))
-    _expect(spec.name, "reset's observation", observation, *shape)
-    _expect(spec.name, "step's observation", step.observation, *shape)
-    _expect(spec.name, "step's final_observation", step.final_observation, *shape)
+    _expect_observation(spec, "reset's observation", observation)
+    _expect_observation(spec, "step's observation", step.observation)
+    _expect_observation(spec, "step's final_observation", step.final_observation)
     _expect(spec.name, "step's reward", step.reward, (), jnp.float32)
     _expect(spec.name, "step's discount", step.discount, (), jnp.float32)
     _expect(spec.name, "step's episode_end", step.episode_end, (), jnp.bool_)
@@ -39,11 +38,12 @@ def check(environment: Environment, key: Key) -> None:
 def _check_spec(spec: Spec) -> None:
     if not isinstance(spec.num_actions, int) or spec.num_actions < 1:
         raise UserError(f"environment {spec.name!r} has {shown(spec.num_actions)} actions; it needs at least 1.")
-    dtype = one_array(spec.name, spec.observation).dtype
-    if not (
-        jnp.issubdtype(dtype, jnp.bool_) or jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
-    ):
-        raise UserError(f"environment {spec.name!r} has observations of {dtype}; they must be numbers or bool.")
+    if not jax.tree.leaves(spec.observation):
+        raise UserError(f"environment {spec.name!r} has observations without an array; they need at least one.")
+    for leaf in jax.tree.leaves(spec.observation):
+        dtype = one_array(spec.name, leaf).dtype
+        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
+            raise UserError(f"environment {spec.name!r} has observations of {dtype}; they must be numbers or bool.")
 
 
 def one_array(name: str, observation: Any) -> Any:
@@ -61,6 +61,17 @@ def _traced(name: str, what: str, function: Callable[..., Any], *args: Any) -> A
         return jax.eval_shape(function, *args)
     except Exception as error:  # of any kind: it is other people's code
         raise UserError(f"environment {name!r}: {what}: {line(error)}") from error
+
+
+def _expect_observation(spec: Spec, what: str, value: PyTree) -> None:
+    wanted = spec.observation
+    if jax.tree.structure(value) != jax.tree.structure(wanted):
+        for array in (value, wanted):  # of one array and another thing, that other is the one to name
+            one_array(spec.name, array)
+        raise UserError(f"environment {spec.name!r}: {what} has another structure than the spec's.")
+    for (path, leaf), given in zip(jax.tree.leaves_with_path(wanted), jax.tree.leaves(value), strict=True):
+        where = jax.tree_util.keystr(path)
+        _expect(spec.name, f"{what}{where}", given, leaf.shape, jnp.dtype(leaf.dtype))
 
 
 def _expect(name: str, what: str, value: Array, shape: tuple[int, ...], dtype: Any) -> None:

@@ -26,6 +26,7 @@ from jaxdqn.parallel.compiled import runner as _runner
 from jaxdqn.parallel.compiled.memory import tree_bytes
 from jaxdqn.parallel.compiled.runner import Runner
 from jaxdqn.parallel.scheme import Devices, Scheme
+from jaxdqn.validation import check_divides
 
 DATA, MODEL = "data", "model"
 _LAYER = re.compile(r"(Dense|LayerNorm)_(\d+)/(kernel|bias|scale)$")
@@ -80,13 +81,7 @@ def check(components: Components, data: int, model: int) -> int:
                 f"hidden layer {index + 1} has width {width}, which cannot be divided over model {model} devices; use "
                 f"{nearest}, say."
             )
-    for name in ("num_envs", "batch_size"):
-        value = getattr(config, name)
-        if value % data:
-            nearest = max(1, round(value / data)) * data
-            raise UserError(
-                f"{name} {value} cannot be divided over {data} groups of devices; use {name} {nearest}, say."
-            )
+    check_divides(config, data, "groups of devices")
     return len(hidden)
 
 
