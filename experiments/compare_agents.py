@@ -15,6 +15,7 @@ import shutil
 import sys
 
 from jaxdqn import presets
+from jaxdqn.agents import complete
 from jaxdqn.config import MAX_MEMBERS, Config, HParams, check_whole
 from jaxdqn.environments.names import GYMNAX
 from jaxdqn.errors import UserError, unknown_name
@@ -82,7 +83,8 @@ def settings(env: str, agent: str, steps: int | None) -> tuple[Config, HParams]:
         raise unknown_name("agent", agent, AGENTS)
     _, config, hparams = presets.for_environment(env, AGENTS[agent]["agent"])
     budget = presets.for_environment(env).config.total_steps if steps is None else steps
-    return dataclasses.replace(config, **AGENTS[agent], total_steps=budget, eval_episodes=EPISODES), hparams
+    config = dataclasses.replace(config, **AGENTS[agent], total_steps=budget, eval_episodes=EPISODES)
+    return complete(config, hparams)
 
 
 def train(path: pathlib.Path, config: Config, hparams: HParams, num_seeds: int) -> None:

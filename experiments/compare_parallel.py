@@ -21,6 +21,7 @@ import subprocess
 import sys
 from typing import Any
 
+from jaxdqn.analysis.thresholds import seconds_to_threshold, steps_to_threshold
 from jaxdqn.config import MAX_MEMBERS, UINT32_MAX, check_number, check_whole
 from jaxdqn.environments.names import GYMNAX
 from jaxdqn.errors import UserError, unknown_name
@@ -189,13 +190,15 @@ def end_with_parent() -> None:
 
 def row(args: Args, name: str) -> tuple[Any, ...]:
     """A preset's line of the table."""
-    import numpy as np
     import pandas as pd
 
     path = folder(args, name)
     summary = documents.read_json(path / "summary.json")
     metrics = pd.read_parquet(path / "metrics.parquet")
-    solved = metrics[metrics.eval_return >= args.threshold].groupby("member")[["env_steps", "seconds"]].min()
+    steps, seconds = (
+        found(metrics, args.threshold, by=["member"]) for found in (steps_to_threshold, seconds_to_threshold)
+    )
+    solved = steps.reached
     interval = summary["final_return_ci95"]
     spread = f" [{interval[0]:.0f}, {interval[1]:.0f}]" if interval else ""
 
@@ -206,9 +209,9 @@ def row(args: Args, name: str) -> tuple[Any, ...]:
         summary["agent"],
         titled(name),
         "-" if summary["final_return_mean"] is None else f"{summary['final_return_mean']:.1f}{spread}",
-        f"{len(solved)} of {summary['num_members']}",
-        f"{np.median(solved.env_steps):,.0f}" if len(solved) else "-",
-        f"{np.median(solved.seconds):.1f}" if len(solved) else "-",
+        f"{solved.sum()} of {summary['num_members']}",
+        f"{steps.time[solved].median():,.0f}" if solved.any() else "-",
+        f"{seconds.time[solved].median():.1f}" if solved.any() else "-",
         f"{summary['env_steps_per_second']:,.0f}",
         f"{summary['updates_per_second']:,.0f}",
         f"{mean('bytes_per_update'):,.0f}",

@@ -152,6 +152,9 @@ def chosen(arguments: list[str]) -> tuple[Config, HParams, Axes]:
         config, hparams = agents.config_for(agent, config), agents.hparams_for(agent, hparams)
     scheme = cli.flag_value(arguments, "--axes.scheme") or parallel.axes.scheme
     axes = parallel.axes if scheme == parallel.axes.scheme else Axes(scheme)
+    for flag in cli.given(arguments) - {"axes.scheme"}:
+        if flag.startswith("axes."):  # one that the scheme has not says so
+            schemes.complete(Axes(scheme, **{flag.removeprefix("axes."): None}))
     return *agents.complete(config, hparams), schemes.complete(axes)
 
 

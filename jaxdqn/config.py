@@ -269,8 +269,7 @@ GENERAL = tuple(name for name in HParams._fields if name != "own")
 
 def validate_hparams(hparams: HParams, epsilon_schedule: str = "linear") -> None:
     """Raises `UserError` where a hyperparameter is out of its range, or another number once it is a float32."""
-    if not isinstance(hparams, HParams):
-        raise UserError(f"hparams is {shown(hparams)}; it must be HParams, such as HParams(gamma=0.99).")
+    check_record(hparams)
     ranges = ranges_of(HParams) | ranges_of(type(hparams.own))  # type: ignore[arg-type]
     for name, value in values_of(hparams).items():
         if name not in ranges:
@@ -278,6 +277,12 @@ def validate_hparams(hparams: HParams, epsilon_schedule: str = "linear") -> None
         check_in(f"hparams.{name}", value, ranges[name])
         if epsilon_schedule == "exponential" and name in ("epsilon_begin", "epsilon_end") and value == 0:
             raise UserError(f"hparams.{name} is 0; an exponential schedule needs it above 0.")
+
+
+def check_record(hparams: Any) -> None:
+    """Raises `UserError` for what is no `HParams`."""
+    if not isinstance(hparams, HParams):
+        raise UserError(f"hparams is {shown(hparams)}; it must be HParams, such as HParams(gamma=0.99).")
 
 
 def check_in(name: str, value: Any, allowed: Range) -> None:

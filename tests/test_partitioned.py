@@ -86,8 +86,8 @@ def test_one_owner_is_the_plain_agent_bitwise_with_adam(algorithm, optimizer, ma
 
 def test_the_configured_agent_with_one_partition_is_the_configured_dqn_bitwise():
     plain, one = (
-        trained(make_agent(Config(agent=name, own={"num_partitions": 1}, hidden_sizes=(16, 16)), SPEC), batches(20))
-        for name in ("dqn", "partitioned_dqn")
+        trained(make_agent(Config(agent=name, own=own, hidden_sizes=(16, 16)), SPEC), batches(20))
+        for name, own in (("dqn", {}), ("partitioned_dqn", {"num_partitions": 1}))
     )
     assert_equal(jax.tree.map(lambda x: x[0], one.params), plain.params)
 

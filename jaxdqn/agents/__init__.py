@@ -16,6 +16,7 @@ from jaxdqn.config import (
     HParams,
     Range,
     check_fields,
+    check_record,
     fields_of,
     own_values,
     plain,
@@ -71,6 +72,7 @@ def settings_of(config: Config) -> Any:
 def complete(config: Config, hparams: HParams) -> tuple[Config, HParams]:
     """Both with all that the agent declares of its own, at its defaults where nothing is given. Raises `UserError` for
     what the agent does not have."""
+    check_record(hparams)
     declared = of(config.agent)
     own = _filled("hyperparameter", declared.hparams, hparams.own, values_of(hparams))
     return dataclasses.replace(config, own=settings_of(config)), hparams._replace(own=own)
