@@ -45,8 +45,8 @@ _PERIOD = Range(f"from 1 to {FLOAT_WHOLE:,}, a whole one", lambda x: 1 <= x <= F
 _TAU = Range("in (0, 1]", lambda x: 0 < x <= 1)
 
 Own = Annotated[Any, tyro.conf.arg(name="")]
-"""A field for what an agent declares: its NamedTuple, whose flags have no prefix; or a dict of some of its values,
-which `agents.complete` completes."""
+"""A field for what an agent or a scheme declares: its record, whose flags have no prefix; or a dict of some of its
+values, which `agents.complete` and `schemes.complete` complete."""
 
 
 class HParams(NamedTuple):
@@ -228,7 +228,7 @@ COMPLEMENTS = ("gamma",)
 
 @functools.cache
 def ranges_of(kind: Any) -> dict[str, Range]:
-    """The ranges in a NamedTuple of hyperparameters, each of them `name: Annotated[float, RANGE] = default`."""
+    """The ranges in a record of hyperparameters, each of them `name: Annotated[float, RANGE] = default`."""
     hints = get_type_hints(kind, include_extras=True)
     found = {name: [x for x in get_args(hint)[1:] if isinstance(x, Range)] for name, hint in hints.items()}
     return {name: ranges[0] for name, ranges in found.items() if ranges}
@@ -246,10 +246,10 @@ def with_values(hparams: HParams, values: Mapping[str, Any]) -> HParams:
     general = hparams._replace(**{name: value for name, value in values.items() if name in GENERAL})
     if not own:
         return general
-    if hasattr(hparams.own, "_fields"):
-        for name in own.keys() - set(hparams.own._fields):
+    if dataclasses.is_dataclass(hparams.own):
+        for name in own.keys() - own_values(hparams.own).keys():
             raise unknown_name("hyperparameter", name, values_of(hparams))
-        return general._replace(own=hparams.own._replace(**own))
+        return general._replace(own=dataclasses.replace(hparams.own, **own))  # type: ignore[type-var]
     return general._replace(own={**own_values(hparams.own), **own})
 
 
@@ -260,6 +260,8 @@ def traced(hparams: HParams, **values: Any) -> HParams:
 
 def own_values(own: Any) -> dict[str, Any]:
     """What a field `own` holds, by name."""
+    if dataclasses.is_dataclass(own):
+        return {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
     return own._asdict() if hasattr(own, "_asdict") else dict(own)
 
 

@@ -4,6 +4,7 @@ Quantile regression (Dabney et al., 2018, equation 10) over a slow, obvious prio
 Importing it registers nothing; a test adds the one line, `AGENTS["quantile"] = quantile_agent.QUANTILE`.
 """
 
+import dataclasses
 from typing import Annotated, NamedTuple
 
 import jax
@@ -18,14 +19,17 @@ from jaxdqn.networks import Head
 from jaxdqn.replay import Kind, ring
 
 
-class Settings(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Settings:
     """Of the head."""
 
     num_quantiles: int = 5
     """Quantiles of the return of each action."""
 
 
-class Hyper(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hyper:
     """Of the loss, and of the replay."""
 
     kappa: Annotated[float, POSITIVE] = 1.0

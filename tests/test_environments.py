@@ -726,7 +726,7 @@ ODD = {
     "a dict": (lambda: echo()._replace(reset=lambda key: (jnp.int32(0), {"a": jnp.zeros(1)})), "of dict; they must be"),
     "a tuple": (lambda: echo()._replace(reset=lambda key: (jnp.int32(0), (jnp.zeros(1),))), "of tuple; they must be"),
     "a dict of step": (lambda: broken(observation={"a": jnp.zeros(1)}), "of dict; they must be one array"),
-    "a dict in the spec": (lambda: echo()._replace(spec=echo().spec._replace(observation={"a": 1})), "of dict"),
+    "a dict in the spec": (lambda: echo()._replace(spec=echo().spec._replace(observation={"a": 1})), "of int"),
     "complex": (
         lambda: echo()._replace(spec=echo().spec._replace(observation=jax.ShapeDtypeStruct((1,), complex))),
         "observations of complex",

@@ -90,7 +90,7 @@ def test_common_evaluation_is_the_same_for_all_seeds_and_not_for_all_iterations(
 
 
 def test_deterministic_breakout_has_two_episodes_and_with_epsilon_many():
-    def towards_the_ball(params, observation):
+    def towards_the_ball(params, observation, key=None):
         paddle, ball = jnp.einsum("nyxc,x->cn", observation.astype(float), jnp.arange(10.0))[:2]
         return jnp.stack([jnp.zeros(len(observation)), paddle - ball, ball - paddle], axis=1)
 

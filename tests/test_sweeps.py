@@ -146,6 +146,7 @@ def test_static_fields_make_a_group_each_and_each_is_compiled_once(tmp_path, mon
     monkeypatch.setattr(devices, "compiled", lambda *args: compiled.append(args) or real(*args))
     space = {"batch_size": sizes, "learning_rate": [1e-3, 1e-2, 1e-1]}
     config = {name: value for name, value in CATCH["config"].items() if name != "batch_size"}
+    config["hidden_sizes"] = [13]  # no program of another test
     sweep = sweep_of(config=config, space=space, sampler="grid", seeds=1, winners={"trials": 0})
     table = searched(tmp_path / "sweep", sweep)
     assert [config.batch_size for config in built] == sizes

@@ -79,10 +79,10 @@ def complete(config: Config, hparams: HParams) -> tuple[Config, HParams]:
 
 
 def _filled(kind: str, declared: type, given: Any, known: Mapping[str, Any]) -> Any:
-    if not (hasattr(given, "_asdict") or isinstance(given, Mapping) or given == ()):
+    if not (dataclasses.is_dataclass(given) or isinstance(given, Mapping) or given == ()):
         raise UserError(f"own is {shown(given)}; it must be {{name: value}}.")
     values = own_values(given)
-    names = declared._fields  # type: ignore[attr-defined]
+    names = _names(declared)
     for name in values:
         if name not in names:
             raise unknown_name(kind, name, [x for x in (*known, *names) if x not in values])
@@ -97,8 +97,11 @@ def known_here(agent: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def names_of(agent: str) -> tuple[str, ...]:
     """The names of what an agent declares of its own, settings and hyperparameters."""
-    declared: Any = of(agent)
-    return (*declared.settings._fields, *declared.hparams._fields)
+    return (*_names(of(agent).settings), *_names(of(agent).hparams))
+
+
+def _names(declared: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(declared))
 
 
 def config_for(agent: str, config: Config) -> Config:
@@ -130,16 +133,16 @@ def static_types() -> dict[str, Any]:
 def defaults() -> dict[str, Any]:
     """The default of everything that an agent has of its own, by name."""
     kinds: list[Any] = [kind for declared in AGENTS.values() for kind in (declared.settings, declared.hparams)]
-    return {name: value for kind in kinds for name, value in kind._field_defaults.items()}
+    return {field.name: field.default for kind in kinds for field in dataclasses.fields(kind)}
 
 
 def check(config: Config) -> None:
     """Raises `UserError` for an unknown agent or replay, a replay that is wrong for the agent, and values that its own
     settings cannot have: whole numbers are at least 1."""
     replay_of(config)
-    declared, settings = of(config.agent).settings, settings_of(config)
-    check_fields(declared, settings._asdict())
-    for name, value in settings._asdict().items():
+    declared, settings = of(config.agent).settings, own_values(settings_of(config))
+    check_fields(declared, settings)
+    for name, value in settings.items():
         if declared.__annotations__[name] is not int:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

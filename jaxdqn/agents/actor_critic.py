@@ -3,7 +3,8 @@
 On-policy: it learns from the block just acted (`replay/latest.py`).
 """
 
-from typing import Annotated, Any, NamedTuple
+import dataclasses
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ from jaxdqn.learning import Optimizer, sgd_agent
 from jaxdqn.networks import policy_and_value
 
 
-class Weights(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Weights:
     """The parts of the loss of actor-critic agents."""
 
     value_weight: Annotated[float, NOT_NEGATIVE] = 0.5

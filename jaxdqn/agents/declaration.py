@@ -1,7 +1,10 @@
 """What an agent's file declares around its loss, from which `components.py` makes it."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import jax
 
 from jaxdqn.base import Agent, Batch, Network, Spec
 from jaxdqn.learning import Optimizer
@@ -10,7 +13,9 @@ from jaxdqn.replay import Kind
 from jaxdqn.td import Penalty
 
 
-class Nothing(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Nothing:
     """The settings, or hyperparameters, of agents without any of their own."""
 
 
@@ -30,8 +35,9 @@ class Declaration(NamedTuple):
     make(around) -> Agent
     head(num_actions, dueling, settings) -> the head of its network, by default the values of actions
     replay: what it learns from where the configuration says "auto": a name in `replay.REPLAYS`, or a kind of its own
-    settings: a NamedTuple of static settings with defaults, each with a line of help; types as in `Config`
-    hparams: a NamedTuple of traced hyperparameters, each `name: Annotated[float, RANGE] = default` with a line of help
+    settings: a frozen dataclass of static settings with defaults, each with a line of help; types as in `Config`
+    hparams: the same of traced hyperparameters, each `name: Annotated[float, RANGE] = default` with a line of help,
+    registered as a pytree
     batch: what its loss takes, `Batch` or `SequenceBatch`
     on_policy: whether its loss holds only for actions of the policy it learns
     stacked: whether its parameters are those of several networks, with a leading axis

@@ -65,7 +65,7 @@ def _traced(name: str, what: str, function: Callable[..., Any], *args: Any) -> A
 
 def _expect_observation(spec: Spec, what: str, value: PyTree) -> None:
     wanted = spec.observation
-    if jax.tree.structure(value) != jax.tree.structure(wanted):
+    if str(jax.tree.structure(value)) != str(jax.tree.structure(wanted)):
         for array in (value, wanted):  # of one array and another thing, that other is the one to name
             one_array(spec.name, array)
         raise UserError(f"environment {spec.name!r}: {what} has another structure than the spec's.")

@@ -5,8 +5,9 @@ outputs are aggregated for acting only: by mean, by majority vote (Wiering and v
 state. Each bootstraps from its own target, unlike Ensemble-DQN (Anschel et al., 2017), whose target is the mean too.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,8 @@ def ensemble_dqn(
     return ensemble(network, dqn_loss(network, penalty), optimizer, size, AGGREGATES[aggregate])
 
 
-class Settings(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Settings:
     """How many networks, and how they act together."""
 
     ensemble_size: int = 5

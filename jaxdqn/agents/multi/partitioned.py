@@ -6,8 +6,9 @@ A merge by ownership, and not a mean: each Q_k is only ever trained on its own r
 Owners bootstrap from the owner of the next state, since the target is a merge too.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,8 @@ def with_loads(agent: Agent, owner: Owner, num_owners: int) -> Agent:
     return agent._replace(gradient=gradient)
 
 
-class Settings(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Settings:
     """Into how many parts the state space is divided."""
 
     num_partitions: int = 4

@@ -288,7 +288,8 @@ def build(
     shards = _devices.make_shards(len(devices), devices_per_agent)
     width = width or population.fastest_width(devices[0].platform, assignment.num_lanes)
     seen = kind or (components._replace(config=in_programs(components.config)), lane, over)
-    key = (seen, tuple(devices), devices_per_agent, width)
+    split = _is_split(components, lane)
+    key = (seen, tuple(devices), devices_per_agent, width, split)
     made: list[PyTree] = []  # states, metrics, hparams and seeds, a stack each
 
     def initialise(init: Program) -> None:
@@ -322,7 +323,6 @@ def build(
         when = np.int32(iteration), np.int32(part)
         return [programs.evaluate(state, seed, *when) for state, seed in zip(states, own_seeds, strict=True)]
 
-    split = _is_split(components, lane)
     run = _stack_by_stack(programs.step, hparams)
     one_lane = tree_bytes(states[0].learner.params) / states[0].learner.updates.size
     moved = all_reduce_bytes(one_lane, devices_per_agent)
