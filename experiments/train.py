@@ -146,7 +146,8 @@ def chosen(arguments: list[str]) -> tuple[Config, HParams, Axes]:
     What agent and scheme have of their own is complete, so that it has flags."""
     name, env, agent = (cli.flag_value(arguments, flag) for flag in ("--preset", "--env", "--agent"))
     _, config, hparams = presets.for_environment(env or Config.env, agent) if name is None else presets.preset(name)
-    parallel = preset(cli.flag_value(arguments, "--parallel") or "fused")
+    parallel_name = cli.flag_value(arguments, "--parallel")
+    parallel = preset("fused" if parallel_name is None else parallel_name)
     config, hparams = over(parallel, config, hparams)
     if agent is not None and agent != config.agent:
         config, hparams = agents.config_for(agent, config), agents.hparams_for(agent, hparams)

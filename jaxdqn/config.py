@@ -259,10 +259,14 @@ def traced(hparams: HParams, **values: Any) -> HParams:
 
 
 def own_values(own: Any) -> dict[str, Any]:
-    """What a field `own` holds, by name."""
+    """What a field `own` holds, by name. Raises `UserError` for what is no record, and no {name: value}."""
     if dataclasses.is_dataclass(own):
         return {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
-    return own._asdict() if hasattr(own, "_asdict") else dict(own)
+    if hasattr(own, "_asdict"):
+        return dict(own._asdict())
+    if not isinstance(own, Mapping) and own != ():
+        raise UserError(f"own is {shown(own)}; it must be {{name: value}}.")
+    return dict(own)
 
 
 GENERAL = tuple(name for name in HParams._fields if name != "own")
@@ -424,7 +428,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 def with_fields(config: Config, values: Mapping[str, Any]) -> Config:
     """`config` with other values by name; what is no field of `Config` is the agent's own."""
-    known = {field.name for field in dataclasses.fields(Config)}
+    known = {field.name for field in dataclasses.fields(Config)} - {"own"}
     own = {name: value for name, value in values.items() if name not in known}
     changed = dataclasses.replace(config, **{name: value for name, value in values.items() if name in known})
     return dataclasses.replace(changed, own={**own_values(config.own), **own}) if own else changed

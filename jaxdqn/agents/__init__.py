@@ -79,8 +79,6 @@ def complete(config: Config, hparams: HParams) -> tuple[Config, HParams]:
 
 
 def _filled(kind: str, declared: type, given: Any, known: Mapping[str, Any]) -> Any:
-    if not (dataclasses.is_dataclass(given) or isinstance(given, Mapping) or given == ()):
-        raise UserError(f"own is {shown(given)}; it must be {{name: value}}.")
     values = own_values(given)
     names = _names(declared)
     for name in values:
