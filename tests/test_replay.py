@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxdqn import replay
-from jaxdqn.base import Transition
+from jaxdqn.base import Progress, Transition
 from jaxdqn.config import HParams
 from jaxdqn.replay import ring
 from jaxdqn.replay.packing import codec
@@ -35,6 +35,11 @@ EXAMPLE = Transition(
 BREAKOUT = EXAMPLE._replace(
     observation=SHAPE((10, 10, 4), jnp.bool_), next_observation=SHAPE((10, 10, 4), jnp.bool_), extras=()
 )
+
+
+def at(written):
+    """The progress after so many rows."""
+    return Progress(jnp.int32(written), jnp.int32(0), jnp.int32(0))
 
 
 def history(rows: int, num_envs: int, seed: int = 0) -> Transition:
@@ -62,6 +67,8 @@ def block(data: Transition, start: int, length: int) -> Transition:
 @functools.cache
 def compiled(rows: int, num_envs: int, length: int, batch_size: int = 8, kind: str = "uniform"):
     record = getattr(replay, kind)(EXAMPLE, rows, num_envs, batch_size, length)
+    if kind == "sequences":
+        return record, jax.jit(record.add), jax.jit(lambda *args: record.sample(*args).transitions)
     return record, jax.jit(record.add), jax.jit(record.sample)
 
 
@@ -122,7 +129,7 @@ def test_a_population_with_one_counter_writes_one_slice(shared):
 
 def test_uniform_has_no_priorities():
     record = replay.uniform(EXAMPLE, 4, 2, 8)
-    state, batch = record.init(), record.sample(record.init(), jax.random.key(0), jnp.int32(2), H)
+    state, batch = record.init(), record.sample(record.init(), jax.random.key(0), at(2), H)
     assert record.update_priorities(state, batch.indices, jnp.ones(8)) is state
     np.testing.assert_array_equal(batch.weights, np.ones(8))
 
@@ -159,7 +166,7 @@ def allowed(written: int, length: int) -> set[tuple[int, int]]:
 def test_every_complete_start_is_sampled_and_no_other(kind, length, written):
     record, add, sample = compiled(ROWS, ENVS, length, MANY, kind)
     state = fill(history(written, ENVS), add, record.init(), 2, written)
-    batch = sample(state, jax.random.key(written), jnp.int32(written), H)
+    batch = sample(state, jax.random.key(written), at(written), H)
     observation = batch.observation if kind == "uniform" else batch.observation[0]
     assert starts(observation) == allowed(written, length)
 
@@ -168,7 +175,7 @@ def test_every_complete_start_is_sampled_and_no_other(kind, length, written):
 def test_sampling_is_uniform(kind):
     record, add, sample = compiled(ROWS, ENVS, 3, MANY, kind)
     state = fill(history(22, ENVS), add, record.init(), 2, 22)
-    batch = sample(state, jax.random.key(0), jnp.int32(22), H)
+    batch = sample(state, jax.random.key(0), at(22), H)
     observation = np.asarray(batch.observation if kind == "uniform" else batch.observation[0])
     _, counts = np.unique(observation, axis=0, return_counts=True)
     assert len(counts) == len(allowed(22, 3)) and scipy.stats.chisquare(counts).pvalue > 1e-3
@@ -181,7 +188,7 @@ def test_n_step_batches_are_those_of_the_history(n_step, written):
     data = history(written, ENVS)
     record, add, sample = compiled(ROWS, ENVS, n_step, MANY)
     state = fill(data, add, record.init(), 2, written)
-    batch = jax.tree.map(np.asarray, sample(state, jax.random.key(0), jnp.int32(written), H))
+    batch = jax.tree.map(np.asarray, sample(state, jax.random.key(0), at(written), H))
     for b in range(200):
         env, row = int(batch.observation[b, 0]), int(batch.observation[b, 1]) - 1
         rows = slice(row, row + n_step)
@@ -199,16 +206,25 @@ def test_sequences_are_those_of_the_history(written):
     data = history(written, ENVS)
     record, add, sample = compiled(ROWS, ENVS, 3, MANY, "sequences")
     state = fill(data, add, record.init(), 2, written)
-    drawn = sample(state, jax.random.key(0), jnp.int32(written), H)
+    drawn = sample(state, jax.random.key(0), at(written), H)
     env, row = (np.asarray(drawn.observation[0, :, i], int) for i in (0, 1))
     rows = row - 1 + np.arange(3)[:, None]
     chex.assert_trees_all_equal(drawn, jax.tree.map(lambda x: x[rows, env], data))
 
 
+def test_a_batch_of_sequences_says_where_each_begins():
+    record = replay.sequences(EXAMPLE, ROWS, ENVS, 8, 3)
+    state = fill(history(22, ENVS), jax.jit(record.add), record.init(), 2, 22)
+    batch = record.sample(state, jax.random.key(0), at(22), H)
+    np.testing.assert_array_equal(state.observation[batch.indices], batch.transitions.observation[0])
+    np.testing.assert_array_equal(batch.weights, np.ones(8))
+    np.testing.assert_array_equal(state.extras["carry"][batch.indices], batch.carry["carry"])
+
+
 def test_indices_point_at_the_sampled_rows():
     record, add, sample = compiled(ROWS, ENVS, 3, MANY)
     state = fill(history(22, ENVS), add, record.init(), 2, 22)
-    batch = sample(state, jax.random.key(0), jnp.int32(22), H)
+    batch = sample(state, jax.random.key(0), at(22), H)
     np.testing.assert_array_equal(state.observation[batch.indices], batch.observation)
 
 
@@ -219,7 +235,7 @@ def test_bool_observations_come_back_decoded():
     data = history(4, 2)._replace(observation=grids[0], next_observation=grids[1], extras=())
     record = replay.uniform(BREAKOUT, 4, 2, 32)
     state = record.add(record.init(), jax.tree.map(jnp.asarray, data), jnp.int32(0))
-    batch = record.sample(state, jax.random.key(0), jnp.int32(4), H)
+    batch = record.sample(state, jax.random.key(0), at(4), H)
     assert batch.observation.dtype == bool
     np.testing.assert_array_equal(batch.observation, grids[0][batch.indices])
     np.testing.assert_array_equal(batch.bootstrap_observation, grids[1][batch.indices])
@@ -298,8 +314,7 @@ def test_reward_scale_is_applied_once():
     record, add, sample = compiled(ROWS, ENVS, 3, MANY)
     state = fill(history(8, ENVS), add, record.init(), 2, 8)
     plain, scaled = (
-        sample(state, jax.random.key(0), jnp.int32(8), H._replace(reward_scale=jnp.float32(scale)))
-        for scale in (1.0, 4.0)
+        sample(state, jax.random.key(0), at(8), H._replace(reward_scale=jnp.float32(scale))) for scale in (1.0, 4.0)
     )
     np.testing.assert_array_equal(scaled.return_m, 4.0 * plain.return_m)  # a power of two: exact
     np.testing.assert_array_equal(scaled.bootstrap_discount, plain.bootstrap_discount)

@@ -21,7 +21,8 @@ import yaml
 from scripts import script
 
 import jaxdqn
-from jaxdqn.config import Config
+from jaxdqn import agents
+from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.files import paths
 from jaxdqn.parallel import schemes
@@ -258,7 +259,7 @@ def test_an_environment_whose_state_has_an_array_without_elements_is_saved_and_r
 # -- flags ------------------------------------------------------------------------------------------------------------
 
 
-FLAGS = cli._types(train_script.Args)
+FLAGS = cli._types(train_script.Args(*agents.complete(Config(), HParams()), schemes.complete(jaxdqn.Axes())))
 OTHER = {int: "7", float: "0.625", str: "other", bool: None, pathlib.Path: "other"}
 
 
@@ -301,7 +302,7 @@ def test_every_flag_of_train_acts_on_resume_or_is_refused(run, monkeypatch):
         assert (spec.config.total_steps == 240) == (flag == "--total-steps")
     assert acts == train_script.ACT_ON_RESUME - {"resume"}
     assert {"seed", "num_seeds", "parallel", "preset", "devices_per_agent", "num_devices", "out"} <= refused
-    assert {"init_from", "init_member", "num_envs", "hparams.gamma", "axes.workers", "axes.scheme"} <= refused
+    assert {"init_from", "init_member", "num_envs", "hparams.gamma", "axes.scheme"} <= refused
     for flag in (
         ["--seed", "0"],
         ["--num-seeds", "2"],

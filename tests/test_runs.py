@@ -17,9 +17,12 @@ import pytest
 import yaml
 
 import jaxdqn
+from jaxdqn import agents
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.files import paths
+from jaxdqn.parallel import schemes
+from jaxdqn.parallel.axes import Axes
 from jaxdqn.runs import checkpoints, directory, experiment, metrics
 from jaxdqn.runs.directory import Continuation, RunSpec
 
@@ -312,9 +315,14 @@ def test_a_path_below_a_file_cannot_be_a_run_directory(tmp_path):
 
 
 def spec(**changes):
+    config, hparams = agents.complete(
+        Config(agent="a2c", env="Catch-bsuite", hidden_sizes=(7, 9), env_params={"a": 1}, learning_starts=0),
+        HParams(learning_rate=1e-3, max_grad_norm=math.inf, own={"value_weight": 0.25}),
+    )
     values = {
-        "config": Config(env="Catch-bsuite", hidden_sizes=(7, 9), env_params={"a": 1}, log_interval=5),
-        "hparams": HParams(learning_rate=1e-3, max_grad_norm=math.inf),
+        "config": config,
+        "hparams": hparams,
+        "axes": schemes.complete(Axes("averaging", workers=2)),
         "seeds": (3, 4),
         "vary": ({"gamma": 0.9}, {"gamma": 0.99}),
         "num_devices": 2,

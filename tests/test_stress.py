@@ -4,11 +4,12 @@ import itertools
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from probe_environments import clocked
 
-from jaxdqn.base import Transition
+from jaxdqn.base import Progress, Transition
 from jaxdqn.config import Config, HParams
 from jaxdqn.parallel.asynchronous import actor_learner
 from jaxdqn.parallel.asynchronous.actor_learner import Axes
@@ -69,7 +70,9 @@ def test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays(blocks
         """The learner's own program; now and then a batch is also looked at, while the actors go on."""
         if next(updates) % SAMPLED_EVERY == 0:
             only = (data, merged)
-            check_batch(sample(only[0], jax.random.key(int(iteration)), only[1], H))
+            check_batch(
+                sample(only[0], jax.random.key(int(iteration)), Progress(only[1], jnp.int32(0), jnp.int32(0)), H)
+            )
         return learn(learner, data, sums, merged, key, hparams, iteration)
 
     scheme.programs = scheme.programs._replace(learn=learn_and_look)
@@ -83,7 +86,7 @@ def test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays(blocks
     np.testing.assert_array_equal(state.merged, [actor.acted for actor in state.actors])
     check_ring(state.replay, state.merged)
     for seed in range(10):
-        check_batch(sample(state.replay, jax.random.key(seed), state.merged, H))
+        check_batch(sample(state.replay, jax.random.key(seed), Progress(state.merged, 0, 0), H))
 
 
 def test_the_checks_notice_a_lost_a_doubled_and_a_misplaced_block():

@@ -48,13 +48,13 @@ def spy() -> Replay:
         zeros = [jnp.int32(0) for _ in range(4)]
         return Calls(zeros[0], zeros[1], jnp.zeros((T, N)), zeros[2], zeros[3])
 
-    def add(state, block, written):
+    def add(state, block, written, priorities=None):
         return state._replace(added_at=written, epsilon=block.extras, times_added=state.times_added + 1)
 
-    def sample(state, key, written, hparams):
+    def sample(state, key, progress, hparams):
         ones = jnp.ones(CONFIG.batch_size)
         observation, action = ones[:, None], ones.astype(jnp.int32)
-        return Batch(observation, action, ones, ones, observation, ones, indices=(written, state.added_at))
+        return Batch(observation, action, ones, ones, observation, ones, indices=(progress.written, state.added_at))
 
     def update_priorities(state, indices, priorities):
         written, added_at = indices
