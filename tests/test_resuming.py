@@ -316,7 +316,8 @@ def test_every_flag_of_train_acts_on_resume_or_is_refused(run, monkeypatch):
         with pytest.raises(UserError, match="only --total-steps may change"):
             args, _ = train_script.parse(["--resume", str(run), *flag])
             train_script.check_resume(args)
-    assert train_script.check_resume(train_script.parse(["--resume", str(run), "--num-envs", "4"])[0]).config == TINY
+    same = train_script.check_resume(train_script.parse(["--resume", str(run), "--num-envs", "4"])[0]).config
+    assert same == agents.complete(TINY, HParams())[0]
 
 
 def test_a_dry_run_of_resume_trains_nothing(run, monkeypatch, capsys):
