@@ -357,7 +357,7 @@ class Delivery(NamedTuple):
 class Chunk:
     """Takes an `ActorLearnerState` and metrics over some iterations. `scheme` has the programs and the axes."""
 
-    def __init__(self, scheme: Any, state: PyTree, metrics: Metrics, learning: bool) -> None:
+    def __init__(self, scheme: ActorLearner, state: ActorLearnerState, metrics: Metrics, learning: bool) -> None:
         self.scheme, self.programs, self.axes, self.learning = scheme, scheme.programs, scheme.axes, learning
         self.learner, self.data, self.merged = state.learner, state.replay, state.merged
         self.actors, self.broadcast, self.key = list(state.actors), state.broadcast, state.key
@@ -368,7 +368,7 @@ class Chunk:
         self.per_iteration = config.updates_per_iteration
         self.prefill = timeline(config).prefill
 
-    def state(self) -> Any:
+    def state(self) -> ActorLearnerState:
         """What the chunk made of the state."""
         return ActorLearnerState(
             learner=self.learner,
