@@ -95,6 +95,7 @@ def test_a_node_that_cannot_be_made_says_why(cluster):
         cluster.spawn(Broken).anything()
 
 
+@pytest.mark.slow
 def test_a_pool_keeps_the_order_and_outlives_a_node(cluster):
     nodes, said = [cluster.spawn(Echo, str(i)) for i in range(3)], []
     pool = Pool(nodes, said.append)
@@ -112,7 +113,7 @@ def test_a_pool_keeps_the_order_and_outlives_a_node(cluster):
 # -- tabular ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["partitioned", "visits, parts"])
+@pytest.mark.parametrize("kind", ["partitioned", pytest.param("visits, parts", marks=pytest.mark.slow)])
 def test_two_ray_workers_are_two_in_process_workers_bitwise(cluster, kind):
     mdp = tables.made("FourRooms")
     way = tables.form(kind, "FourRooms", tables.GAMMA, 2)
@@ -136,7 +137,11 @@ def test_a_dead_tabular_node_changes_nothing_of_what_is_learned(cluster, monkeyp
 # -- deep -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config, lock", [(servers.SMALL, "global"), (servers.REPLAYED, "leaf")], ids=["a2c", "dqn"])
+@pytest.mark.parametrize(
+    "config, lock",
+    [(servers.SMALL, "global"), pytest.param(servers.REPLAYED, "leaf", marks=pytest.mark.slow)],
+    ids=["a2c", "dqn"],
+)
 def test_one_ray_worker_and_server_are_those_in_process_bitwise(cluster, config, lock):
     axes = parameter_server.Axes(workers=1, lock=lock)
     (here, sums), (there, others) = (
@@ -166,6 +171,7 @@ def test_a_dead_ray_worker_is_reported_once_and_the_others_do_its_work(cluster):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(runner.gather_one([states[0].learner.params])))
 
 
+@pytest.mark.slow
 def test_ray_actors_fill_the_learners_replay_and_one_may_die(cluster):
     said, nodes = [], []
 
@@ -188,6 +194,7 @@ def test_ray_actors_fill_the_learners_replay_and_one_may_die(cluster):
     assert acted[alive].sum() > 3 * (timeline(config).prefill + 100)  # they did its work
 
 
+@pytest.mark.slow
 def test_a_users_environment_travels_to_the_nodes(cluster):
     registry.register("Probe-ray", observed_action)
     config = dataclasses.replace(servers.SMALL, env="Probe-ray", env_params={})
@@ -211,6 +218,7 @@ def test_train_on_ray_and_resume_without(tmp_path):
     assert "finished: 6,016 steps" in done.stdout
 
 
+@pytest.mark.slow
 def test_tabular_on_ray_writes_the_same_table(tmp_path):
     flags = "--mdp FourRooms --method distributed --num-workers 2 --local-steps 500 --total-steps 20000 --quiet".split()
     for where, more in (("here", []), ("there", ["--engine", "ray"])):

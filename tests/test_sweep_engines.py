@@ -95,7 +95,7 @@ def reference(work):
     return path
 
 
-@pytest.mark.parametrize("engine", ["processes", "ray"])
+@pytest.mark.parametrize("engine", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
 def test_another_engine_gives_the_same_sweep(work, reference, engine):
     pytest.importorskip("ray") if engine == "ray" else None
     finish(work(work.folder / "two.yaml", "--out", engine, "--engine", engine))
@@ -128,8 +128,9 @@ def wait_until(what, process):
 
 @pytest.mark.parametrize(
     "engine, words",
-    [("processes", ["spawn_main"]), pytest.param("ray", ["ray::_task"], marks=pytest.mark.slow)],
+    [("processes", ["spawn_main"]), ("ray", ["ray::_task"])],
 )
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing_but_the_time(work, whole, engine, words):
     pytest.importorskip("ray") if engine == "ray" else None
     out = work.folder / f"killed-{engine}"
