@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from jaxdqn.config import UINT32_MAX, check_probability, check_whole
+from jaxdqn.config import MOST_EPISODES, UINT32_MAX, check_probability, check_whole
 from jaxdqn.errors import UserError
 from jaxdqn.files import documents, paths
 from jaxdqn.runs import cli
-from jaxdqn.validation import MOST_EPISODES
 
 if TYPE_CHECKING:
     from jaxdqn.runs.results import Result

@@ -4,11 +4,9 @@ import dataclasses
 from typing import Any
 
 from jaxdqn import agents
-from jaxdqn.config import FLOAT_WHOLE, INT32_MAX, MOST, MOST_WIDE, Config, check_fields, replay_rows
+from jaxdqn.config import FLOAT_WHOLE, INT32_MAX, MOST, MOST_EPISODES, MOST_WIDE, Config, check_fields, replay_rows
 from jaxdqn.errors import UserError, shown
 from jaxdqn.timeline import Timeline, timeline
-
-MOST_EPISODES = 1_000_000
 
 
 def validate(config: Config, num_shards: int = 1) -> None:

@@ -15,12 +15,11 @@ import pandas as pd
 from jaxdqn import acting, evaluation
 from jaxdqn.base import Agent, Environment, PyTree
 from jaxdqn.components import Components, make_components
-from jaxdqn.config import UINT32_MAX, Config, HParams, check_probability, check_whole, members, varying
+from jaxdqn.config import MOST_EPISODES, UINT32_MAX, Config, HParams, check_probability, check_whole, members, varying
 from jaxdqn.errors import UserError
 from jaxdqn.files import paths
 from jaxdqn.runs import checkpoints, directory, metrics, reporting
 from jaxdqn.runs.directory import RunDirectory
-from jaxdqn.validation import MOST_EPISODES
 
 MAX_WATCHED = 2_500  # steps of an episode that is drawn
 
