@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
-from jaxdqn.base import PyTree
 from jaxdqn.errors import UserError, shown
 
 RETRY = 0.2  # seconds between two attempts to reach process 0
@@ -168,7 +167,7 @@ def exchange(value: Any) -> list[Any]:
     return [value] if _star is None else _star.exchange(value)
 
 
-def gather(tree: PyTree) -> Any:
+def gather(tree: Any) -> Any:
     """NumPy arrays [d, ...] of every process as [processes * d, ...], in their order, in every process."""
     if _star is None:
         return tree
