@@ -156,6 +156,10 @@ def chosen(arguments: list[str]) -> tuple[Config, HParams, Axes]:
     for flag in cli.given(arguments) - {"axes.scheme"}:
         if flag.startswith("axes."):  # one that the scheme has not says so
             schemes.complete(Axes(scheme, **{flag.removeprefix("axes."): None}))
+        owners = [name for name in agents.AGENTS if flag.removeprefix("hparams.") in agents.names_of(name)]
+        if owners and config.agent not in owners:
+            shown = flag.replace("_", "-")
+            raise UserError(f"--{shown} belongs to agent {owners[0]!r}, not to {config.agent!r}; choose it by --agent.")
     return *agents.complete(config, hparams), schemes.complete(axes)
 
 

@@ -67,6 +67,12 @@ def test_its_values_are_checked(config, hparams, words):
         jaxdqn.train(Config(agent="quantile", own=config), HParams(own=hparams), settings=QUIET)
 
 
+@pytest.mark.parametrize("flag", ["--num-quantiles", "--hparams.kappa"])
+def test_its_flags_with_another_agent_say_whose_they_are(flag):
+    with pytest.raises(UserError, match=f"{flag} belongs to agent 'quantile', not to 'dqn'; choose it by --agent"):
+        script("train").parse(["--agent", "dqn", flag, "3"])
+
+
 def test_it_trains_as_a_population_that_varies_its_own_hyperparameters(tmp_path):
     out = tmp_path / "run"
     result = jaxdqn.train(SMALL, seeds=[0, 1], vary={"kappa": [0.5, 1.0], "gamma": [0.9]}, out=out, settings=QUIET)
