@@ -5,6 +5,7 @@ import pathlib
 import re
 
 import pytest
+from scripts import script
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -100,3 +101,9 @@ def test_the_table_of_benchmarks_is_that_of_the_results():
     spec.loader.exec_module(table)
     page = text_of(table.PAGE)
     assert table.markdown() == page.split(table.BEGIN)[1].split(table.END)[0].strip()
+
+
+@pytest.mark.slow
+def test_the_table_of_what_works_together_is_what_the_checks_say():
+    compatibility = script("compatibility")
+    assert compatibility.page() == text_of(compatibility.PAGE)

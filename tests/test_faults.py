@@ -296,9 +296,9 @@ def test_three_of_four_workers_solve_cartpole(name, steps, monkeypatch, capsys):
     chosen, cartpole = preset(name), presets.for_environment("CartPole-v1")
     config, hparams = over(chosen, cartpole.config, cartpole.hparams)
     config = dataclasses.replace(config, total_steps=steps)
-    result = jaxdqn.train(config, hparams, seeds=[1, 2], axes=chosen.axes, settings=QUIET, num_devices=1)
+    result = jaxdqn.train(config, hparams, seeds=[1], axes=chosen.axes, settings=QUIET, num_devices=1)
     said = capsys.readouterr().err
-    assert result.summary["dead_workers"] == 1 and said.count("died") == said.count("worker 3 died") == 2  # two runs
+    assert result.summary["dead_workers"] == 1 and said.count("died") == said.count("worker 3 died") == 1
     # Threads take turns as they like, and one evaluation may fall in a dip of a policy that has learned.
     late = result.metrics[result.metrics.env_steps > steps / 2]
-    assert late.groupby("seed").eval_return.median().min() >= 475
+    assert late.eval_return.median() >= 475

@@ -1,6 +1,7 @@
 """That it learns: whole runs of the presets through train.py, on reported (not sweep) seeds. Minutes each."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,22 +15,23 @@ ROOT = Path(__file__).parent.parent
 def final_returns(out: Path, *flags: str) -> list[float]:
     """`final_return` per member of a run of train.py."""
     command = [sys.executable, "experiments/train.py", "--out", str(out), "--quiet", *flags]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=1500)
+    as_users_do = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # see conftest.py
+    subprocess.run(command, cwd=ROOT, env=as_users_do, check=True, timeout=1500)
     return json.loads((out / "summary.json").read_text())["final_return_per_member"]
 
 
 @pytest.mark.slow
-def test_cartpole_is_solved_by_ten_seeds(tmp_path):
-    returns = final_returns(tmp_path / "run", "--env", "CartPole-v1", "--num-seeds", "10", "--total-steps", "500000")
-    # Reported: 498.3, lowest 483. Another CPU rounds differently and so trains other agents; of the 40 seeds of the
-    # preset's choice the mean was 490 and the lowest 414.
-    assert sum(returns) / 10 >= 475 and min(returns) >= 400
+def test_cartpole_is_solved_by_four_seeds(tmp_path):
+    returns = final_returns(tmp_path / "run", "--env", "CartPole-v1", "--num-seeds", "4", "--total-steps", "500000")
+    # Reported of ten: 498.3, lowest 483. Another CPU rounds differently and so trains other agents; of the 40 seeds of
+    # the preset's choice the mean was 490 and the lowest 414.
+    assert sum(returns) / 4 >= 475 and min(returns) >= 400
 
 
 @pytest.mark.slow
 def test_acrobot(tmp_path):
-    returns = final_returns(tmp_path / "run", "--env", "Acrobot-v1", "--num-seeds", "4")
-    assert sum(returns) / 4 >= -95
+    returns = final_returns(tmp_path / "run", "--env", "Acrobot-v1", "--num-seeds", "2")
+    assert sum(returns) / 2 >= -95
 
 
 @pytest.mark.slow
@@ -41,15 +43,15 @@ def test_catch_is_perfect_within_100k_steps(tmp_path):
 @pytest.mark.slow
 def test_breakout_within_300k_steps(tmp_path):
     returns = final_returns(
-        tmp_path / "run", "--env", "Breakout-MinAtar", "--num-seeds", "2", "--total-steps", "300000"
+        tmp_path / "run", "--env", "Breakout-MinAtar", "--num-seeds", "1", "--total-steps", "300000"
     )
-    assert sum(returns) / 2 >= 5
+    assert returns[0] >= 5  # recorded: 7.4 [6.7, 8.1]
 
 
 @pytest.mark.slow
 def test_a2c_solves_cartpole(tmp_path):
-    returns = final_returns(tmp_path / "run", "--preset", "cartpole-a2c", "--num-seeds", "4")
-    assert sum(returns) / 4 >= 475
+    returns = final_returns(tmp_path / "run", "--preset", "cartpole-a2c", "--num-seeds", "2")
+    assert sum(returns) / 2 >= 475
 
 
 @pytest.mark.slow

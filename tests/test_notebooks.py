@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 
+import jax
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -111,13 +112,14 @@ def test_a_notebook_defines_only_small_glue(path):
 
 @pytest.fixture
 def clean(tmp_path, monkeypatch):
-    """Nothing of this user's: settings, caches and temporary files are in a folder of the test."""
+    """Nothing of this user's: settings and temporary files are in a folder of the test; programs are kept with those
+    of other tests."""
     for name in ("HOME", "TMPDIR", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "MPLCONFIGDIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
         (tmp_path / name.lower()).mkdir()
     monkeypatch.delenv("PJRT_NPROC", raising=False)
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
-    monkeypatch.setenv("JAXDQN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAXDQN_CACHE", jax.config.jax_compilation_cache_dir)
     monkeypatch.setenv("JAXDQN_QUICK", "1")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
