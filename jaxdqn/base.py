@@ -66,7 +66,7 @@ class Environment(NamedTuple):
 class Apply(Protocol):
     """A network's function of a batch of observations [B, *O] and a key, which only stochastic layers use."""
 
-    def __call__(self, params: PyTree, observation: PyTree, key: Key | None = None) -> Any:
+    def __call__(self, params: PyTree, observation: PyTree, key: Key | None = None) -> PyTree:
         """Head outputs; for Q-networks the values [B, A]."""
 
 
@@ -86,7 +86,7 @@ class Step(Protocol):
 
     def __call__(
         self, params: PyTree, carry: PyTree, observation: PyTree, key: Key | None = None
-    ) -> tuple[PyTree, Any]:
+    ) -> tuple[PyTree, PyTree]:
         """(next carry [B, ...], head outputs [B, ...])."""
 
 
@@ -161,14 +161,14 @@ class Progress(NamedTuple):
 class Add(Protocol):
     """How a block enters a replay."""
 
-    def __call__(self, state: PyTree, block: Transition, written: Any, priorities: Array | None = None) -> PyTree:
+    def __call__(self, state: PyTree, block: Transition, written: PyTree, priorities: Array | None = None) -> PyTree:
         """The replay's state with the rows of `block` [T, N], whose `priorities` [T, N] an actor may bring."""
 
 
 class Sample(Protocol):
     """How a batch leaves a replay."""
 
-    def __call__(self, state: PyTree, key: Key, progress: Progress, hparams: HParams) -> Any:
+    def __call__(self, state: PyTree, key: Key, progress: Progress, hparams: HParams) -> PyTree:
         """A `Batch` or a `SequenceBatch`."""
 
 
@@ -233,14 +233,14 @@ class Policy(NamedTuple):
 class Loss(Protocol):
     """What an agent descends."""
 
-    def __call__(self, params: PyTree, target_params: PyTree, batch: Any, key: Key, hparams: HParams) -> LossOutput:
+    def __call__(self, params: PyTree, target_params: PyTree, batch: PyTree, key: Key, hparams: HParams) -> LossOutput:
         """The loss of a `Batch` or a `SequenceBatch`, its priorities and metrics."""
 
 
 class Gradient(Protocol):
     """The gradient of an agent's loss."""
 
-    def __call__(self, learner: LearnerState, batch: Any, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
+    def __call__(self, learner: LearnerState, batch: PyTree, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
         """(gradients like the parameters, LossOutput)."""
 
 
@@ -286,7 +286,7 @@ class Agent(NamedTuple):
     gradient: Gradient
     apply: ApplyGradients
     prepare: Prepare = as_it_is
-    own: Any = ()
+    own: PyTree = ()
 
     def complete(self, hparams: HParams) -> HParams:
         """`hparams` with the agent's own at their defaults, where there are none."""

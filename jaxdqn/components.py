@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxdqn import agents, networks, td, training
 from jaxdqn.agents.declaration import Around, Declaration
@@ -33,7 +33,7 @@ def make_components(config: Config, shards: int = 1) -> Components:
 
 
 @functools.lru_cache(maxsize=32)
-def _records(config: Config, declared: Declaration, kind: Kind, factory: Callable[..., Any] | None) -> Components:
+def _records(config: Config, declared: Declaration, kind: Kind, factory: Callable[..., object] | None) -> Components:
     """`declared`, `kind` and `factory` are what the names in `config` stand for now: they may be given to others."""
     environment = registry.make(config.env, config.env_params, config.env_kwargs, config.sticky_actions)
     agent = make_agent(config, environment.spec)

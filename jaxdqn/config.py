@@ -13,7 +13,7 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, SupportsIndex, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -93,9 +93,9 @@ class Config:
 
     env: str = "CartPole-v1"
     """Environment id; `python experiments/list.py` shows all."""
-    env_params: dict[str, Any] = dataclasses.field(default_factory=dict)
+    env_params: dict[str, object] = dataclasses.field(default_factory=dict)
     """Environment parameters: --env-params.max-steps-in-episode 200."""
-    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    env_kwargs: dict[str, object] = dataclasses.field(default_factory=dict)
     """Environment constructor arguments: --env-kwargs.use-minimal-action-set False."""
     sticky_actions: float = 0.0
     """Probability that the environment repeats the previous action instead (Machado et al., 2018)."""
@@ -183,7 +183,7 @@ def replay_rows(config: Config) -> int:
     return math.ceil(config.replay_capacity / block) * config.rollout_length
 
 
-def check_fields(kind: type, values: Mapping[str, Any], prefix: str = "") -> None:
+def check_fields(kind: type, values: Mapping[str, object], prefix: str = "") -> None:
     """Raises `UserError` for a value that is not of its field's type in `kind`, a dataclass or NamedTuple: a name, a
     number, True or False, or one of the choices of a Literal."""
     for name, hint in get_type_hints(kind).items():
@@ -199,13 +199,13 @@ def check_fields(kind: type, values: Mapping[str, Any], prefix: str = "") -> Non
             raise UserError(f"{name} is {shown(value)}; it must be True or False.")
 
 
-def check_whole(name: str, value: Any, least: int = 1, most: int = MOST) -> None:
+def check_whole(name: str, value: object, least: int = 1, most: int = MOST) -> None:
     """Raises `UserError` for what is no whole number from `least` to `most`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or not least <= operator.index(value) <= most:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or not least <= operator.index(value) <= most:
         raise UserError(f"{name} is {shown(value)}; it must be a whole number from {least} to {most:,}.")
 
 
-def check_number(name: str, value: Any, least: float = -math.inf) -> None:
+def check_number(name: str, value: object, least: float = -math.inf) -> None:
     """Raises `UserError` for what is no number of at least `least`; infinity is one, NaN is none."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) >= least:
         raise UserError(
@@ -213,7 +213,7 @@ def check_number(name: str, value: Any, least: float = -math.inf) -> None:
         )
 
 
-def check_probability(name: str, value: Any) -> None:
+def check_probability(name: str, value: float) -> None:
     """Raises `UserError` for what is no number in [0, 1]."""
     check_number(name, value)
     if not 0.0 <= value <= 1.0:
@@ -227,19 +227,19 @@ COMPLEMENTS = ("gamma",)
 
 
 @functools.cache
-def ranges_of(kind: Any) -> dict[str, Range]:
+def ranges_of(kind: type) -> dict[str, Range]:
     """The ranges in a record of hyperparameters, each of them `name: Annotated[float, RANGE] = default`."""
     hints = get_type_hints(kind, include_extras=True)
     found = {name: [x for x in get_args(hint)[1:] if isinstance(x, Range)] for name, hint in hints.items()}
     return {name: ranges[0] for name, ranges in found.items() if ranges}
 
 
-def values_of(hparams: HParams) -> dict[str, Any]:
+def values_of(hparams: HParams) -> dict[str, float]:
     """All hyperparameters by name, the agent's own after the general ones."""
     return {**{name: getattr(hparams, name) for name in GENERAL}, **own_values(hparams.own)}
 
 
-def with_values(hparams: HParams, values: Mapping[str, Any]) -> HParams:
+def with_values(hparams: HParams, values: Mapping[str, float]) -> HParams:
     """`hparams` with other values by name. Raises `UserError` for a name that neither is a general one nor the
     agent's."""
     own = {name: value for name, value in values.items() if name not in GENERAL}
@@ -285,13 +285,13 @@ def validate_hparams(hparams: HParams, epsilon_schedule: str = "linear") -> None
             raise UserError(f"hparams.{name} is 0; an exponential schedule needs it above 0.")
 
 
-def check_record(hparams: Any) -> None:
+def check_record(hparams: object) -> None:
     """Raises `UserError` for what is no `HParams`."""
     if not isinstance(hparams, HParams):
         raise UserError(f"hparams is {shown(hparams)}; it must be HParams, such as HParams(gamma=0.99).")
 
 
-def check_in(name: str, value: Any, allowed: Range) -> None:
+def check_in(name: str, value: object, allowed: Range) -> None:
     """Raises `UserError` for what is no number in the range, or another number once it is a float32."""
     # NaN fails every comparison.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not allowed.holds(value):
@@ -303,11 +303,11 @@ def check_in(name: str, value: Any, allowed: Range) -> None:
         )
 
 
-Vary = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Vary = Mapping[str, object] | Sequence[Mapping[str, object]]
 """Settings of `HParams`: field -> values, for every combination of them; or a list of settings, field -> value."""
 
 
-def settings_of(vary: Vary | None) -> list[dict[str, Any]]:
+def settings_of(vary: Vary | None) -> list[dict[str, float]]:
     """The settings that `vary` stands for, as plain numbers. Raises `UserError` for what is no list of values, and for
     too many settings."""
     if isinstance(vary, Mapping):
@@ -325,13 +325,13 @@ def settings_of(vary: Vary | None) -> list[dict[str, Any]]:
     return settings
 
 
-def check_seeds(seeds: Iterable[Any]) -> tuple[int, ...]:
+def check_seeds(seeds: Iterable[SupportsIndex]) -> tuple[int, ...]:
     """`seeds` as plain numbers; NumPy's are welcome. Raises `UserError` for none, for too many, and for what is no
     whole number in [0, 2^32): keys are made of 32 bits."""
     return tuple(_seed(seed) for seed in _listed("seeds", seeds, "whole numbers"))
 
 
-def _seed(given: Any) -> int:
+def _seed(given: SupportsIndex) -> int:
     number = None
     if not isinstance(given, bool):
         with contextlib.suppress(TypeError):  # a float, a text
@@ -341,9 +341,9 @@ def _seed(given: Any) -> int:
     return number
 
 
-def _listed(name: str, given: Any, what: str) -> list[Any]:
+def _listed(name: str, given: object, what: str) -> list[Any]:
     """The items of a list, an array or a range."""
-    if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__iter__"):
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes, Mapping)):
         raise UserError(f"{name} is {shown(given)}; it must be a list of {what}.")
     items = list(itertools.islice(map(plain, given), MAX_MEMBERS + 1))
     if not items:
@@ -382,7 +382,7 @@ def varying(vary: Vary | None) -> tuple[str, ...]:
 
 def members(
     hparams: HParams,
-    seeds: Iterable[Any],
+    seeds: Iterable[SupportsIndex],
     vary: Vary | None = None,
     epsilon_schedule: str = "linear",
 ) -> list[tuple[int, HParams]]:
@@ -397,7 +397,7 @@ def members(
 
 def check_replicates(everyone: Sequence[tuple[int, HParams]]) -> None:
     """Raises `UserError` for a (seed, setting) that is there twice: a replicate has a seed of its own."""
-    seen: set[tuple[Any, ...]] = set()
+    seen: set[tuple[float, ...]] = set()
     for seed, setting in everyone:
         member = seed, *map(float, values_of(setting).values())
         if member in seen:
@@ -408,12 +408,12 @@ def check_replicates(everyone: Sequence[tuple[int, HParams]]) -> None:
         seen.add(member)
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Config) -> dict[str, object]:
     """Plain types only, for YAML; the agent's own settings among the general ones."""
     return {**fields_of(config), "hidden_sizes": list(config.hidden_sizes)}
 
 
-def fields_of(config: Config) -> dict[str, Any]:
+def fields_of(config: Config) -> dict[str, object]:
     """All settings by name, the agent's own after the general ones."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     own = own_values(values.pop("own"))

@@ -1,7 +1,7 @@
 """From a loss to an update: gradient, mean over shards, apply. Devices enter here and nowhere else."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +99,7 @@ def sgd_agent(
     policy: Policy,
     optimizer: Optimizer,
     initial_carry: Callable[[int], PyTree] = lambda num_envs: (),
-    own: Any = (),
+    own: PyTree = (),
 ) -> Agent:
     """An agent that descends loss(params, target_params, batch, key, hparams), with a target network; `own` are the
     hyperparameters of its own, at their defaults.

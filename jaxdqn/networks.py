@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 
 from jaxdqn.acting import reset_where
 from jaxdqn.base import Array, Key, Network, PyTree, RecurrentNetwork, Spec, zeros_of
@@ -35,7 +36,7 @@ class Head(NamedTuple):
     apply(dense, features [B, F]) -> outputs; num_layers: how many layers it makes
     """
 
-    apply: Callable[[Dense, Array], Any]
+    apply: Callable[[Dense, Array], PyTree]
     num_layers: int
 
 
@@ -65,7 +66,7 @@ class Conv3x3(nn.Module):
     """
 
     features: int
-    kernel_init: Any
+    kernel_init: Initializer
     method: str
 
     @nn.compact
@@ -93,7 +94,7 @@ class TorsoAndHead(nn.Module):
     convolution: str
 
     @nn.compact
-    def __call__(self, observation: Array) -> Any:
+    def __call__(self, observation: Array) -> PyTree:
         return self.head.apply(self._dense, self._torso(_decode(observation)))
 
     def _torso(self, x: Array) -> Array:
@@ -116,7 +117,7 @@ class TorsoAndHead(nn.Module):
     def _dense(self, features: int, gain: float = 2**0.5) -> nn.Dense:
         return nn.Dense(features, kernel_init=self._kernel_init(gain))
 
-    def _kernel_init(self, gain: float) -> Any:
+    def _kernel_init(self, gain: float) -> Initializer:
         return nn.initializers.lecun_normal() if self.initializer == "default" else nn.initializers.orthogonal(gain)
 
 
@@ -152,7 +153,7 @@ def network(spec: Spec, head: Head, torso: str, hidden_sizes: Sequence[int], *op
     def init(key: Key) -> PyTree:
         return module.init(key, zeros_of(spec, 1))["params"]
 
-    def apply(params: PyTree, observation: PyTree, key: Key | None = None) -> Any:
+    def apply(params: PyTree, observation: PyTree, key: Key | None = None) -> PyTree:
         del key  # no layer draws
         return module.apply({"params": params}, observation)
 
@@ -161,14 +162,14 @@ def network(spec: Spec, head: Head, torso: str, hidden_sizes: Sequence[int], *op
 
 def unroll(
     network: RecurrentNetwork, params: PyTree, carry: PyTree, observation: PyTree, episode_end: Array, key: Key
-) -> tuple[PyTree, Any]:
+) -> tuple[PyTree, PyTree]:
     """A recurrent network over observation [L, B, *O] from `carry` [B, ...]: (the last carry, outputs [L, B, ...]).
 
     After a row where `episode_end` [L, B] the state is that of an episode's start.
     """
     initial = network.initial_carry(episode_end.shape[1])
 
-    def step(carry: PyTree, row: tuple[PyTree, Array, Key]) -> tuple[PyTree, Any]:
+    def step(carry: PyTree, row: tuple[PyTree, Array, Key]) -> tuple[PyTree, PyTree]:
         carry, output = network.step(params, carry, row[0], row[2])
         return reset_where(row[1], initial, carry), output
 

@@ -1,7 +1,6 @@
 """What cannot run, said in words and with the numbers before anything is made or compiled."""
 
 import dataclasses
-from typing import Any
 
 from jaxdqn import agents
 from jaxdqn.config import FLOAT_WHOLE, INT32_MAX, MOST, MOST_EPISODES, MOST_WIDE, Config, check_fields, replay_rows
@@ -85,7 +84,7 @@ def _validate_sizes(config: Config) -> None:
         )
 
 
-def _validate_arguments(name: str, given: Any) -> None:
+def _validate_arguments(name: str, given: object) -> None:
     """What config.yaml can hold, and no more: {name: value} of plain values."""
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
         raise UserError(f"{name} is {shown(given)}; it must be {{name: value}}.")
@@ -94,7 +93,7 @@ def _validate_arguments(name: str, given: Any) -> None:
             raise UserError(f"{name}.{key} is {shown(value)}; it must be a number, a text, or a list or dict of these.")
 
 
-def _is_plain(value: Any, depth: int = 0) -> bool:
+def _is_plain(value: object, depth: int = 0) -> bool:
     if isinstance(value, (list, tuple)):
         return depth < 10 and all(_is_plain(item, depth + 1) for item in value)
     if isinstance(value, dict):

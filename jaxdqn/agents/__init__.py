@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import TypeVar, get_type_hints
 
 from jaxdqn.agents.actor_critic import A2C, actor_critic
 from jaxdqn.agents.declaration import Declaration
@@ -28,6 +28,7 @@ from jaxdqn.replay import REPLAYS, Kind
 
 __all__ = ["AGENTS", "actor_critic", "double_dqn", "dqn", "ensemble_dqn", "partitioned_dqn", "random"]
 
+T = TypeVar("T")
 AGENTS: dict[str, Declaration] = {
     "dqn": DQN,
     "double_dqn": DOUBLE_DQN,
@@ -64,7 +65,7 @@ def replay_of(config: Config) -> Kind:
     return kind
 
 
-def settings_of(config: Config) -> Any:
+def settings_of(config: Config) -> object:
     """The agent's own settings, with its defaults for those that `config` leaves out. Raises `UserError` for others."""
     return _filled("configuration field", of(config.agent).settings, config.own, fields_of(config))
 
@@ -78,7 +79,7 @@ def complete(config: Config, hparams: HParams) -> tuple[Config, HParams]:
     return dataclasses.replace(config, own=settings_of(config)), hparams._replace(own=own)
 
 
-def _filled(kind: str, declared: type, given: Any, known: Mapping[str, Any]) -> Any:
+def _filled(kind: str, declared: type, given: object, known: Mapping[str, object]) -> object:
     values = own_values(given)
     names = _names(declared)
     for name in values:
@@ -87,7 +88,7 @@ def _filled(kind: str, declared: type, given: Any, known: Mapping[str, Any]) -> 
     return declared(**{name: plain(value) for name, value in values.items()})
 
 
-def known_here(agent: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def known_here(agent: str, values: Mapping[str, T]) -> dict[str, T]:
     """`values` by name, without those that other agents declare: a file that was written when all had them."""
     others = set().union(*(names_of(name) for name in AGENTS)) - set(names_of(agent))
     return {name: value for name, value in values.items() if name not in others}
@@ -98,7 +99,7 @@ def names_of(agent: str) -> tuple[str, ...]:
     return (*_names(of(agent).settings), *_names(of(agent).hparams))
 
 
-def _names(declared: Any) -> tuple[str, ...]:
+def _names(declared: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(declared))
 
 
@@ -120,7 +121,7 @@ def ranges() -> dict[str, Range]:
     return found
 
 
-def static_types() -> dict[str, Any]:
+def static_types() -> dict[str, object]:
     """The type of every static setting by name, whichever agent has it."""
     types = {name: kind for name, kind in get_type_hints(Config).items() if name != "own"}
     for declared in AGENTS.values():
@@ -128,9 +129,9 @@ def static_types() -> dict[str, Any]:
     return types
 
 
-def defaults() -> dict[str, Any]:
+def defaults() -> dict[str, object]:
     """The default of everything that an agent has of its own, by name."""
-    kinds: list[Any] = [kind for declared in AGENTS.values() for kind in (declared.settings, declared.hparams)]
+    kinds: list[type] = [kind for declared in AGENTS.values() for kind in (declared.settings, declared.hparams)]
     return {field.name: field.default for kind in kinds for field in dataclasses.fields(kind)}
 
 

@@ -4,7 +4,7 @@ On-policy: it learns from the block just acted (`replay/latest.py`).
 """
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class Weights:
     """Weight of the entropy bonus of actor-critic agents."""
 
 
-def actor_critic(network: Network, optimizer: Optimizer, *_: Any) -> Agent:
+def actor_critic(network: Network, optimizer: Optimizer, *_: object) -> Agent:
     """-log pi(a | s) sg(A) + value_weight (y - V(s))^2 - entropy_weight H(pi(. | s)), A = y - V(s).
 
     y = R_m + gamma^m discount V(s_m): 0 where the MDP terminated, bootstrapped at a time limit and at a block's end.

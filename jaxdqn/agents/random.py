@@ -1,7 +1,5 @@
 """Uniformly random actions: the baseline every curve should be compared with."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -10,7 +8,7 @@ from jaxdqn.base import Agent, Array, Key, LearnerState, LossOutput, Network, Py
 from jaxdqn.config import HParams
 
 
-def random(network: Network, *_: Any) -> Agent:
+def random(network: Network, *_: object) -> Agent:
     """Acts uniformly at random, also when evaluated; its network is only asked how many actions there are."""
 
     def init(key: Key, hparams: HParams) -> LearnerState:
@@ -24,7 +22,7 @@ def random(network: Network, *_: Any) -> Agent:
         q = jax.eval_shape(lambda k: network.apply(network.init(k), observation), key)
         return jax.random.randint(key, q.shape[:1], 0, q.shape[1]), carry, ()
 
-    def gradient(learner: LearnerState, batch: Any, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
+    def gradient(learner: LearnerState, batch: PyTree, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
         del learner, key, hparams
         zeros = jnp.zeros_like(batch.return_m)
         return (), LossOutput(jnp.float32(0), zeros, {})

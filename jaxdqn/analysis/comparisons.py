@@ -1,7 +1,6 @@
 """Agents compared over several environments: performance profiles, and aggregates with stratified intervals."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from jaxdqn.analysis.curves import check_columns, final_score
 from jaxdqn.analysis.figures import draw_interval
 from jaxdqn.errors import UserError
 
-AGGREGATES: dict[str, Callable[[Any], Any]] = {
+AGGREGATES: dict[str, scores.Aggregate] = {
     "median": scores.median,
     "interquartile mean": scores.iqm,
     "mean": scores.mean,

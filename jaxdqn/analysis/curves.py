@@ -4,8 +4,7 @@ A curve is the rows of one `run` and `member` (of one `member`, where the frame 
 not NaN: greedy returns are measured at some logging points only.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ import pandas as pd
 from jaxdqn.errors import UserError, unknown_name
 
 MAX_GRID = 200
+Key = tuple[Hashable, ...]
 
 
 def identity(frame: pd.DataFrame) -> list[str]:
@@ -41,7 +41,7 @@ def keys(frame: pd.DataFrame, by: Sequence[str] | None) -> list[str]:
     return by
 
 
-def each(frame: pd.DataFrame, x: str, column: str, by: Sequence[str]) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+def each(frame: pd.DataFrame, x: str, column: str, by: Sequence[str]) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
     """Every curve: its key (a tuple of `by`), and its points x [P] and values [P], x ascending. Raises `UserError`."""
     check_columns(frame, by, [x, column])
     rows = frame[[*by, x, column]].dropna(subset=[x, column]).sort_values(x, kind="stable")
@@ -120,6 +120,6 @@ def final_score(frame: pd.DataFrame, column: str = "eval_return", by: Sequence[s
     )
 
 
-def _by_key(found: Sequence[tuple[Any, float]], by: Sequence[str], name: str) -> pd.Series:
+def _by_key(found: Sequence[tuple[Key, float]], by: Sequence[str], name: str) -> pd.Series:
     index = pd.MultiIndex.from_tuples([key for key, _ in found], names=list(by)) if found else None
     return pd.Series([value for _, value in found], index=index, name=name, dtype=float)

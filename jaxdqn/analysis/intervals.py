@@ -7,7 +7,7 @@ takes an array and the keyword `axis`, as NumPy's and SciPy's do.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
@@ -15,7 +15,7 @@ from scipy import special
 from jaxdqn.errors import UserError
 
 Interval = list[float]
-Statistic = Callable[..., Any]
+Statistic = Callable[..., np.ndarray]
 
 
 class Band(NamedTuple):

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ LABELS = ("run", "env", "agent", "scheme", "num_envs", "sweep")
 
 class _Run(NamedTuple):
     path: pathlib.Path
-    labels: dict[str, Any]  # without the name
+    labels: documents.Fields  # without the name
     table: pa.Table
 
 
@@ -137,7 +137,7 @@ def _attempt(path: pathlib.Path) -> _Run | str:
         return f"{path} ({shortened(_line(error))})"
 
 
-def _labels(path: pathlib.Path) -> dict[str, Any]:
+def _labels(path: pathlib.Path) -> documents.Fields:
     """The run's own labels, by column. Raises `UserError`."""
     values = documents.read_yaml(path / "config.yaml")
     config, axes = values.get("config"), values.get("axes", {})  # there were no axes once
@@ -218,7 +218,7 @@ def _joined(runs: Sequence[_Run]) -> pd.DataFrame:
     return pd.DataFrame({**added, **own}, copy=False)
 
 
-def _repeated(values: Sequence[Any], lengths: Sequence[int]) -> Any:
+def _repeated(values: Sequence[object], lengths: Sequence[int]) -> np.ndarray | pd.Categorical:
     """Each run's value in all of its rows; strings as a category, which costs a byte or two a row."""
     if all(isinstance(value, int) for value in values):
         return np.repeat(np.asarray(values), lengths)

@@ -6,16 +6,17 @@ failed run counts as the worst score or is run again is not for a statistic to d
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from jaxdqn.analysis.intervals import Band, Interval, percentiles
 from jaxdqn.errors import UserError
 
-Scores = np.ndarray | Mapping[Any, Any] | Sequence[Any]
-Aggregate = Callable[[Scores], Any]
+Scores = np.ndarray | Mapping[str, ArrayLike] | Sequence[ArrayLike]
+Means = np.ndarray | np.float64
+Aggregate = Callable[[Scores], Means]
 
 CHUNK = 1_000  # resamples at a time, which bounds the memory
 
@@ -36,23 +37,23 @@ def by_task(scores: Scores) -> list[np.ndarray]:
     return tasks
 
 
-def iqm(scores: Scores) -> Any:
+def iqm(scores: Scores) -> Means:
     """Interquartile mean: the mean of all runs of all tasks without the lowest and the highest quarter."""
     return stats.trim_mean(np.concatenate(by_task(scores), axis=-1), 0.25, axis=-1)
 
 
-def mean(scores: Scores) -> Any:
+def mean(scores: Scores) -> Means:
     """The mean over tasks of each task's mean."""
     return np.mean(_task_means(scores), axis=0)
 
 
-def median(scores: Scores) -> Any:
+def median(scores: Scores) -> Means:
     """The median over tasks of each task's mean; of one task, the median of its runs."""
     tasks = by_task(scores)
     return np.median(tasks[0], axis=-1) if len(tasks) == 1 else np.median(_task_means(tasks), axis=0)
 
 
-def optimality_gap(scores: Scores, gamma: float = 1.0) -> Any:
+def optimality_gap(scores: Scores, gamma: float = 1.0) -> Means:
     """How far the runs stay below the score `gamma` on average, runs above it counting as at it; lower is better."""
     return gamma - np.mean([np.minimum(task, gamma).mean(axis=-1) for task in by_task(scores)], axis=0)
 

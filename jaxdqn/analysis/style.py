@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from numpy.typing import ArrayLike
 
 from jaxdqn.analysis.curves import check_columns
 
@@ -59,7 +60,7 @@ def groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[str, pd.Dat
         yield ", ".join(_value(column, value) for column, value in zip(by, key, strict=True)), rows
 
 
-def _value(column: str, value: Any) -> str:
+def _value(column: str, value: object) -> str:
     text = f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
     return text if column in PLAIN else f"{column}={text}"
 
@@ -120,7 +121,7 @@ def widen(figure: Figure, labels: Sequence[str]) -> None:
     figure.set_figwidth(figure.get_figwidth() + 0.075 * max(map(len, labels), default=0))
 
 
-def is_logarithmic(values: Any) -> bool:
+def is_logarithmic(values: ArrayLike) -> bool:
     """Whether positive numbers span so much that a linear axis would crowd the small ones."""
     numbers = np.asarray(values)
     if not np.issubdtype(numbers.dtype, np.number):

@@ -68,7 +68,7 @@ def response(frame: pd.DataFrame, name: str, score: str = "score", colour: str |
 RESPONSE = "marker: mean of equal values (or of a bin), bar: its 95 % bootstrap interval"
 
 
-def _thirds(column: pd.Series) -> Any:
+def _thirds(column: pd.Series) -> "pd.Categorical[str]":
     """Which third of the values each belongs to, named by its ends, in order."""
     third = pd.qcut(column.rank(method="first"), 3, labels=False)
     names = [f"{part.min():.3g} to {part.max():.3g}" for _, part in column.groupby(third)]
@@ -213,7 +213,7 @@ def _positions(axis: Axes, which: str, column: pd.Series) -> np.ndarray:
     Anything but numbers gets a place each, and its name as tick; so do a few numbers.
     """
     numeric = is_numeric(column)
-    direction: Any = axis.xaxis if which == "x" else axis.yaxis
+    direction = axis.xaxis if which == "x" else axis.yaxis
     codes, distinct = pd.factorize(column, sort=True)
     if numeric and style.is_logarithmic(column):
         getattr(axis, f"set_{which}scale")("log")

@@ -1,12 +1,12 @@
 """The contract between an environment and the rest, checked on shapes alone before anything is compiled."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from jaxdqn.base import Array, Environment, Key, PyTree, Spec, TimeStep
+from jaxdqn.base import Environment, Key, PyTree, Spec, TimeStep
 from jaxdqn.errors import UserError, shortened, shown
 
 
@@ -46,7 +46,7 @@ def _check_spec(spec: Spec) -> None:
             raise UserError(f"environment {spec.name!r} has observations of {dtype}; they must be numbers or bool.")
 
 
-def one_array(name: str, observation: Any) -> Any:
+def one_array(name: str, observation: PyTree) -> jax.ShapeDtypeStruct:
     """The observation, or its shape and dtype. Raises `UserError` for a dict, a tuple, ..."""
     if not (hasattr(observation, "shape") and hasattr(observation, "dtype")):
         raise UserError(
@@ -56,7 +56,7 @@ def one_array(name: str, observation: Any) -> Any:
     return observation
 
 
-def _traced(name: str, what: str, function: Callable[..., Any], *args: Any) -> Any:
+def _traced(name: str, what: str, function: Callable[..., PyTree], *args: PyTree) -> PyTree:
     try:
         return jax.eval_shape(function, *args)
     except Exception as error:  # of any kind: it is other people's code
@@ -74,7 +74,7 @@ def _expect_observation(spec: Spec, what: str, value: PyTree) -> None:
         _expect(spec.name, f"{what}{where}", given, leaf.shape, jnp.dtype(leaf.dtype))
 
 
-def _expect(name: str, what: str, value: Array, shape: tuple[int, ...], dtype: Any) -> None:
+def _expect(name: str, what: str, value: PyTree, shape: tuple[int, ...], dtype: DTypeLike) -> None:
     value = one_array(name, value)
     if value.shape != shape or value.dtype != dtype:
         raise UserError(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxdqn.base import Array
 from jaxdqn.errors import UserError, shown
@@ -26,7 +27,7 @@ class Bounds(NamedTuple):
         return int(np.sum(self.high - self.low + 1))
 
 
-def encoder(name: str, raw: jax.ShapeDtypeStruct, space: Any) -> Callable[[Any], Array]:
+def encoder(name: str, raw: jax.ShapeDtypeStruct, space: Any) -> Callable[[Array], Array]:
     """What makes the stored observation of a raw one, from the space it is declared to be in.
 
     Integers in at most one dimension are one-hot, each from its lowest value on; a value outside its bounds would be
@@ -50,7 +51,7 @@ def encoder(name: str, raw: jax.ShapeDtypeStruct, space: Any) -> Callable[[Any],
     return lambda observation: jnp.asarray(observation).astype(jnp.int32).reshape(-1)[place] == value
 
 
-def _of_grid(limits: Bounds) -> Any:
+def _of_grid(limits: Bounds) -> DTypeLike:
     """How a grid of uint8 is stored: networks divide bytes by 255, which would all but hide numbers that are small."""
     if np.all(limits.high <= 1):
         return jnp.bool_

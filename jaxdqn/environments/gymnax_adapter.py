@@ -33,7 +33,7 @@ TINIEST, LARGEST = (float(end) for end in (np.finfo(np.float32).tiny, np.finfo(n
 MOST_SIZE = 1_000  # of what a constructor makes arrays of
 
 
-def construct(name: str, factory: Callable[..., Any] | None, env_kwargs: dict[str, Any]) -> Any:
+def construct(name: str, factory: Callable[..., object] | None, env_kwargs: dict[str, object]) -> Any:
     """The registered factory's environment, or gymnax's of that name. Raises `UserError` for a wrong argument."""
     own = factory is None
     factory = factory or gymnax.registration._builtins[name]
@@ -55,18 +55,18 @@ def construct(name: str, factory: Callable[..., Any] | None, env_kwargs: dict[st
         raise UserError(f"environment {name!r} cannot be made with env_kwargs {shown(given)}: {line(error)}") from error
 
 
-def _argument(what: str, value: Any, default: Any) -> Any:
+def _argument(what: str, value: object, default: object) -> object:
     """`value` as the type of `default`, where that is a single value; a size within reason."""
     if not isinstance(default, (bool, int, float)):
         return value
-    value = _like(what, value, default)
+    given = _like(what, value, default)
     least = min(default, 1)
-    if type(default) is int and not least <= value <= MOST_SIZE and "seed" not in what:
-        raise UserError(f"{what} is {value}; it must be a whole number from {least} to {MOST_SIZE:,}.")
-    return value
+    if type(default) is int and not least <= given <= MOST_SIZE and "seed" not in what:
+        raise UserError(f"{what} is {given}; it must be a whole number from {least} to {MOST_SIZE:,}.")
+    return given
 
 
-def adapt(name: str, env: Any, env_params: dict[str, Any]) -> Environment:
+def adapt(name: str, env: Any, env_params: dict[str, object]) -> Environment:
     """A gymnax environment as our record.
 
     Raises `UserError` for an unknown parameter, a value of another type than the default's, continuous actions, what
@@ -106,32 +106,32 @@ def adapt(name: str, env: Any, env_params: dict[str, Any]) -> Environment:
     return Environment(reset, step, spec)
 
 
-def _encoder(name: str, raw: jax.ShapeDtypeStruct, space: Any) -> Callable[[Any], Array]:
+def _encoder(name: str, raw: jax.ShapeDtypeStruct, space: Any) -> Callable[[Array], Array]:
     if name in BINARY:
         return lambda observation: jnp.asarray(observation).astype(jnp.bool_)
     return encoding.encoder(name, raw, space)
 
 
-def _try(name: str, env: Any, params: Any, raw: jax.ShapeDtypeStruct, actions: tuple[int, int]) -> None:
+def _try(name: str, env: Any, params: PyTree, raw: jax.ShapeDtypeStruct, actions: tuple[int, int]) -> None:
     trial.check_values(name, env, params, actions[0])
     trial.check_limit(name, env, params, actions)
     if encoding.categorical(raw):
         trial.check_bounds(name, env, params, actions, encoding.bounds(name, raw, env.observation_space(params)))
 
 
-def _replace_params(name: str, params: Any, changes: dict[str, Any]) -> Any:
+def _replace_params(name: str, params: PyTree, changes: dict[str, object]) -> PyTree:
     known = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
     converted = {}
     for field, value in changes.items():
         if field not in known:
             raise unknown_name(f"env_params field of {name}", field, known)
         converted[field] = _like(f"env_params.{field} of {name}", value, known[field])
-        if field == "max_steps_in_episode" and value < 1:
+        if field == "max_steps_in_episode" and converted[field] < 1:
             raise UserError(f"env_params.{field} of {name} is {value!r}; it must be at least 1.")
     return params.replace(**converted)
 
 
-def _like(what: str, value: Any, default: Any) -> Any:
+def _like(what: str, value: object, default: object) -> Any:
     """`value` as the type of `default`: gymnax selects between values of both, and neither mixes nor converts."""
     for kind, accepted, words in (
         (bool, (bool,), "True or False"),

@@ -1,7 +1,6 @@
 """Which environments exist, by name: the gymnax ids, and those a user registers."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -10,10 +9,10 @@ from jaxdqn.environments.contract import check, line
 from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.errors import UserError, shown, unknown_name
 
-_registered: dict[str, Callable[..., Any]] = {}
+_registered: dict[str, Callable[..., object]] = {}
 
 
-def register(name: str, factory: Callable[..., Any]) -> None:
+def register(name: str, factory: Callable[..., object]) -> None:
     """Makes `factory(**env_kwargs)` available as environment `name`.
 
     The factory returns our `Environment` record, or a gymnax environment, which is adapted. Registering a name again
@@ -24,7 +23,7 @@ def register(name: str, factory: Callable[..., Any]) -> None:
     _registered[name] = factory
 
 
-def factory(name: str) -> Callable[..., Any] | None:
+def factory(name: str) -> Callable[..., object] | None:
     """What a user registered as `name`; None for gymnax's and unknown ones."""
     return _registered.get(name)
 
@@ -36,8 +35,8 @@ def names() -> tuple[str, ...]:
 
 def make(
     name: str,
-    env_params: dict[str, Any] | None = None,
-    env_kwargs: dict[str, Any] | None = None,
+    env_params: dict[str, object] | None = None,
+    env_kwargs: dict[str, object] | None = None,
     sticky_actions: float = 0.0,
 ) -> Environment:
     """The environment called `name`, its contract checked.

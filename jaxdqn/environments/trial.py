@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn.base import Array, Key
+from jaxdqn.base import Array, Key, PyTree
 from jaxdqn.environments.encoding import Bounds
 from jaxdqn.errors import UserError, shown
 
@@ -17,10 +17,10 @@ TRIALS, STEPS = 16, 64
 LIMIT, NO_LIMIT = 2, 2**30
 
 
-def check_values(name: str, env: Any, params: Any, first_action: int) -> None:
+def check_values(name: str, env: Any, params: PyTree, first_action: int) -> None:
     """Raises `UserError` where step does not return gymnax 1.x's six values."""
 
-    def step(key: Key) -> Any:
+    def step(key: Key) -> PyTree:
         return env.step(key, env.reset(key, params)[1], first_action, params)
 
     returned = jax.eval_shape(step, jax.random.key(0))
@@ -35,7 +35,7 @@ def check_values(name: str, env: Any, params: Any, first_action: int) -> None:
         )
 
 
-def check_limit(name: str, env: Any, params: Any, actions: tuple[int, int]) -> None:
+def check_limit(name: str, env: Any, params: PyTree, actions: tuple[int, int]) -> None:
     """Raises `UserError` where the time limit alone sets `terminated`, as gymnax 0.x's is_terminal did.
 
     The same first steps are taken with a limit of LIMIT steps, and without; `actions` are the lowest and their number.
@@ -44,7 +44,7 @@ def check_limit(name: str, env: Any, params: Any, actions: tuple[int, int]) -> N
     if limit is None:
         return
 
-    def ends(params: Any, key: Key) -> tuple[Array, Array]:
+    def ends(params: PyTree, key: Key) -> tuple[Array, Array]:
         """The step of the first end, and whether that was a termination; after LIMIT + 1 steps without one."""
         state, first, died = env.reset(key, params)[1], jnp.int32(LIMIT + 1), jnp.bool_(False)
         for index in range(LIMIT + 1):
@@ -67,13 +67,13 @@ def check_limit(name: str, env: Any, params: Any, actions: tuple[int, int]) -> N
         )
 
 
-def check_bounds(name: str, env: Any, params: Any, actions: tuple[int, int], bounds: Bounds) -> None:
+def check_bounds(name: str, env: Any, params: PyTree, actions: tuple[int, int], bounds: Bounds) -> None:
     """Raises `UserError` where an integer observation leaves its bounds within some random steps."""
 
-    def run(key: Key) -> Any:
+    def run(key: Key) -> PyTree:
         observation, state = env.reset(key, params)
 
-        def step(state: Any, key: Key) -> tuple[Any, tuple[Array, Array]]:
+        def step(state: PyTree, key: Key) -> tuple[PyTree, tuple[Array, Array]]:
             action = actions[0] + jax.random.randint(key, (), 0, actions[1])
             seen, after, _, _, _, info = env.step(key, state, action, params)
             after = jax.tree.map(lambda new, old: jnp.asarray(new, jnp.asarray(old).dtype), after, state)

@@ -25,17 +25,17 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast,
 
 
 class _Loader(_Base):
-    yaml_implicit_resolvers: ClassVar[Any] = {
+    yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in pairs if tag in _KEPT]
         for first, pairs in _Base.yaml_implicit_resolvers.items()
     }
-    yaml_constructors: ClassVar[Any] = {
+    yaml_constructors: ClassVar = {
         tag: make for tag, make in _Base.yaml_constructors.items() if tag in _KEPT or tag is None
     }
 
 
-def _bounded(make: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    def number(loader: Any, node: Any) -> Any:
+def _bounded(make: Callable[[yaml.SafeLoader, yaml.ScalarNode], object]) -> Callable[..., object]:
+    def number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> object:
         text = loader.construct_scalar(node)
         if len(text) > MOST_DIGITS:
             raise ValueError(f"a number of {len(text):,} digits; {MOST_DIGITS} is the most")
@@ -48,17 +48,21 @@ for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
     _Loader.add_constructor(_tag, _bounded(_Base.yaml_constructors[_tag]))
 
 
-def read_yaml(path: pathlib.Path) -> dict[str, Any]:
+Fields = dict[str, Any]
+"""Values by name, as a file, a table or a label has them: what each is, its reader has to know or to check."""
+
+
+def read_yaml(path: pathlib.Path) -> Fields:
     """The mapping in a YAML file. Raises `UserError`, one line that names the file, for whatever is wrong with it."""
     return _read(path, parse_yaml)
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> Fields:
     """The object in a JSON file. Raises `UserError` as `read_yaml` does."""
     return _read(path, parse_json)
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> object:
     """Plain values of YAML text. Raises ValueError."""
     try:
         _check_events(text)
@@ -67,7 +71,7 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str) -> object:
     """Plain values of JSON text. Raises ValueError."""
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
@@ -75,21 +79,21 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def json_text(values: Any, indent: int | None = None) -> str:
+def json_text(values: object, indent: int | None = None) -> str:
     """`values` as JSON, which has no number for infinity (here the text "inf" or "-inf") nor for NaN (null)."""
     return json.dumps(_finite(values), indent=indent, allow_nan=False)
 
 
-def with_infinities(values: Any) -> Any:
+def with_infinities(values: object) -> Any:
     """What `json_text` was given, NaN aside, from what JSON made of it."""
     if isinstance(values, dict):
         return {name: with_infinities(value) for name, value in values.items()}
     if isinstance(values, list):
         return [with_infinities(value) for value in values]
-    return float(values) if values in ("inf", "-inf") else values
+    return float(values) if isinstance(values, str) and values in ("inf", "-inf") else values
 
 
-def _finite(values: Any) -> Any:
+def _finite(values: object) -> object:
     if isinstance(values, dict):
         return {name: _finite(value) for name, value in values.items()}
     if isinstance(values, list | tuple):
@@ -99,7 +103,7 @@ def _finite(values: Any) -> Any:
     return values
 
 
-def _read(path: pathlib.Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+def _read(path: pathlib.Path, parse: Callable[[str], object]) -> Fields:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise ValueError("it is no file but a device or a pipe")  # which may never end, or never begin
@@ -119,12 +123,12 @@ def _read(path: pathlib.Path, parse: Callable[[str], Any]) -> dict[str, Any]:
 class _Collection:
     """A list or mapping that has begun: its anchor, its nodes so far, and the keys of a mapping (None: a list)."""
 
-    def __init__(self, event: Any):
+    def __init__(self, event: yaml.CollectionStartEvent):
         self.anchor, self.size = event.anchor, 1
         self.keys: set[str] | None = set() if isinstance(event, yaml.MappingStartEvent) else None
         self.key_is_next = True
 
-    def add(self, event: Any, size: int) -> None:
+    def add(self, event: yaml.Event, size: int) -> None:
         """Counts an item, whose last event is `event`."""
         self.size += size
         if self.keys is not None and self.key_is_next and isinstance(event, yaml.ScalarEvent):
@@ -163,7 +167,7 @@ def _check_events(text: str) -> None:
                 raise ValueError(f"it has more than {MOST_NODES:,} values, those that aliases stand for counted")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> Fields:
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -5,7 +5,6 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from jaxdqn.errors import UserError
 
@@ -85,7 +84,7 @@ def check_file(path: pathlib.Path) -> None:
         raise UserError(f"cannot write {path}: no permission to write in {path.parent}.")
 
 
-def write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+def write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
     """Calls write(temporary path) and moves the result to `path`: readers see the old file or the new one.
 
     Only a regular file is replaced, or a link itself: where it leads to is for its owner to say, see `followed`. Raises

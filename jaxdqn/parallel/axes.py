@@ -22,12 +22,12 @@ class Axes:
     own: Own = ()
     """The scheme's own axes: see its file."""
 
-    def __init__(self, scheme: str = "fused", own: Any = None, **axes: Any) -> None:
+    def __init__(self, scheme: str = "fused", own: object = None, **axes: object) -> None:
         """`axes` are the scheme's own by name, over those of `own`; `schemes.complete` has defaults for the rest."""
         object.__setattr__(self, "scheme", scheme)
         object.__setattr__(self, "own", {**own_values(own or ()), **axes} if axes or own is None else own)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values by name, the scheme's own among them."""
         return {"scheme": self.scheme, **own_values(self.own)}
 
@@ -38,7 +38,7 @@ class Parallel(NamedTuple):
     summary: str
     axes: Axes
     config: Mapping[str, Any] = MappingProxyType({})
-    hparams: Mapping[str, Any] = MappingProxyType({})
+    hparams: Mapping[str, float] = MappingProxyType({})
 
 
 DIVISIBLE = {"num_envs": 8}

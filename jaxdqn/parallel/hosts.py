@@ -18,13 +18,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from jaxdqn.errors import UserError, shown
 
 RETRY = 0.2  # seconds between two attempts to reach process 0
 SAME = "start every process with the same command, apart from --process-id."
 
+T = TypeVar("T")
 Message = dict[str, Any]
 
 
@@ -37,7 +38,7 @@ class Link:
         self._connection = connection
         self._lines = connection.makefile("r", encoding="utf-8")
 
-    def send(self, **message: Any) -> None:
+    def send(self, **message: object) -> None:
         self._connection.sendall((json.dumps(message) + "\n").encode())
 
     def read(self) -> Message:
@@ -76,7 +77,7 @@ class _Star:
             link.expect(None)
             threading.Thread(target=self._listen, args=(link,), daemon=True).start()
 
-    def exchange(self, value: Any) -> list[Any]:
+    def exchange(self, value: T) -> list[T]:
         if self.process != 0:
             self._send(self.links[0], value=value)
             return list(self._receive(self.links[0])["values"])
@@ -91,7 +92,7 @@ class _Star:
             with contextlib.suppress(OSError):
                 link.send(lost=reason)
 
-    def _send(self, link: Link, **message: Any) -> None:
+    def _send(self, link: Link, **message: object) -> None:
         with contextlib.suppress(OSError):  # who listens knows better why
             link.send(**message)
 
@@ -126,7 +127,7 @@ class _Star:
 _star: _Star | None = None
 
 
-def join(address: str, num_processes: int, process_id: int, settings: Mapping[str, Any], timeout: float) -> None:
+def join(address: str, num_processes: int, process_id: int, settings: Mapping[str, object], timeout: float) -> None:
     """Meets the other processes at process 0's `address` (HOST:PORT) and starts `jax.distributed`, before the backend.
 
     `settings` (by name) must be equal in all of them. Raises `UserError` where they are not, where two have one
@@ -159,7 +160,7 @@ def name() -> str:
     return "process 0 of 1" if _star is None else f"process {_star.process} of {_star.count}"
 
 
-def exchange(value: Any) -> list[Any]:
+def exchange(value: T) -> list[T]:
     """Every process's value (JSON types), in their order; all must call it at the same points.
 
     Raises `UserError` where another process has ended.
@@ -167,7 +168,7 @@ def exchange(value: Any) -> list[Any]:
     return [value] if _star is None else _star.exchange(value)
 
 
-def gather(tree: Any) -> Any:
+def gather(tree: T) -> T:
     """NumPy arrays [d, ...] of every process as [processes * d, ...], in their order, in every process."""
     if _star is None:
         return tree
@@ -315,7 +316,7 @@ def _refuse(links: Iterable[Link], reason: str) -> None:
         link.close()
 
 
-def _difference(process: int, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+def _difference(process: int, ours: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:
     """What process 0 and `process` were told differently, as a sentence."""
     for name in [*ours, *theirs]:
         mine, other = ours.get(name), theirs.get(name)

@@ -1,10 +1,11 @@
 """What a parallel scheme is: a record that its file declares, by which all others reach it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 
+from jaxdqn.base import PyTree
 from jaxdqn.components import Components
 from jaxdqn.config import Config, HParams
 from jaxdqn.parallel.asynchronous.ray_engine import Engine
@@ -12,13 +13,14 @@ from jaxdqn.parallel.compiled import devices as _devices
 from jaxdqn.parallel.compiled.population import Assignment
 from jaxdqn.parallel.compiled.runner import Runner
 
-Built = tuple[Runner, list[Any]]
+A = TypeVar("A")
+Built = tuple[Runner, list[PyTree]]
 
 
-class Job(NamedTuple):
+class Job(NamedTuple, Generic[A]):
     """What a scheme is to train: members with `seeds` and `settings`, laid out by `assignment` where it has several."""
 
-    axes: Any
+    axes: A
     components: Components
     devices: Sequence[jax.Device]
     devices_per_agent: int
@@ -38,7 +40,7 @@ class Devices(NamedTuple):
     exact: bool = False
 
 
-class Scheme(NamedTuple):
+class Scheme(NamedTuple, Generic[A]):
     """One way to take states from an iteration to a later one. `axes` below are its own, a NamedTuple with defaults.
 
     axes: the NamedTuple's type, each axis with a line of help
@@ -56,15 +58,15 @@ class Scheme(NamedTuple):
     divides_iterations: whether it can stop within an iteration
     """
 
-    axes: type
-    build: Callable[[Job], Built]
-    state_bytes: Callable[[Any, Components], tuple[int, int]]
-    devices: Callable[[Any], Devices]
-    check: Callable[[Any, Config], None] = lambda axes, config: None
-    check_components: Callable[[Any, Components], None] = lambda axes, components: None
-    shards: Callable[[Any], int] = lambda axes: 1
-    replays: Callable[[Any], int] = lambda axes: 1
-    remote: Callable[[Any], bool] = lambda axes: False
+    axes: type[A]
+    build: Callable[[Job[A]], Built]
+    state_bytes: Callable[[A, Components], tuple[int, int]]
+    devices: Callable[[A], Devices]
+    check: Callable[[A, Config], None] = lambda axes, config: None
+    check_components: Callable[[A, Components], None] = lambda axes, components: None
+    shards: Callable[[A], int] = lambda axes: 1
+    replays: Callable[[A], int] = lambda axes: 1
+    remote: Callable[[A], bool] = lambda axes: False
     population: bool = False
     threaded: bool = False
     divides_iterations: bool = False

@@ -42,7 +42,7 @@ def of(axes: Axes) -> Scheme:
 
 def complete(axes: Axes) -> Axes:
     """`axes` with the defaults of those that are left out. Raises `UserError` for an axis that the scheme has not."""
-    declared: Any = of(axes).axes
+    declared = of(axes).axes
     given = axes.to_dict()
     del given["scheme"]
     for name in given:
@@ -55,7 +55,7 @@ def complete(axes: Axes) -> Axes:
 def of_saved(values: Mapping[str, Any]) -> Axes:
     """The axes that a file has, which may name those of other schemes too. Raises `UserError` for unknown names."""
     axes = Axes(values.get("scheme", "fused"))
-    own: Any = of(axes).axes
+    own = of(axes).axes
     known = {name for scheme in SCHEMES.values() for name in getattr(scheme.axes, "_fields")}  # noqa: B009
     for name in values:
         if name not in known | {"scheme"}:

@@ -6,7 +6,7 @@ sampling.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def layout(example: Transition, rows: int, num_envs: int) -> Layout:
     return Layout(rows, num_envs, jax.tree.map(codec, example))
 
 
-def map_codecs(function: Callable[..., Any], ring: Layout, *trees: PyTree) -> PyTree:
+def map_codecs(function: Callable[..., PyTree], ring: Layout, *trees: PyTree) -> PyTree:
     """function(codec, *leaves) for every field of a transition."""
     return jax.tree.map(function, ring.codecs, *trees, is_leaf=lambda x: isinstance(x, Codec))
 

@@ -28,7 +28,7 @@ from jaxdqn.parallel.compiled import devices as _devices
 from jaxdqn.parallel.compiled.runner import Runner, push
 from jaxdqn.runs.driver import Progressed
 
-_META = {
+_META: dict[str, type | tuple[type, ...]] = {
     "batch": int,
     "iteration": int,
     "seconds": (int, float),
@@ -43,10 +43,10 @@ class Checkpoint(NamedTuple):
     """What a checkpoint holds: arrays by path, and meta (batch, iteration, update, seconds, versions, device)."""
 
     arrays: dict[str, np.ndarray]
-    meta: dict[str, Any]
+    meta: documents.Fields
 
 
-def save(root: pathlib.Path, tree: PyTree, meta: dict[str, Any], keep: int) -> pathlib.Path:
+def save(root: pathlib.Path, tree: PyTree, meta: dict[str, object], keep: int) -> pathlib.Path:
     """Writes a tree of NumPy arrays and keeps the newest `keep` checkpoints of its batch.
 
     Raises OSError where the disk is full.
@@ -99,7 +99,7 @@ def newest(root: pathlib.Path, batch: int | None = None) -> tuple[Checkpoint | N
     return None, warnings
 
 
-def ends(root: pathlib.Path) -> dict[int, dict[str, Any]]:
+def ends(root: pathlib.Path) -> dict[int, dict[str, object]]:
     """The meta of the newest undamaged checkpoint of every batch that has one."""
     good = {int(path.name[:4]): path for path in listing(root) if _damage(path) is None}
     return {batch: documents.read_json(path / "meta.json") for batch, path in good.items()}
@@ -121,7 +121,7 @@ def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "") -> P
     Raises `UserError` where one is missing or has another shape: the checkpoint is of another version or configuration.
     """
 
-    def pick(path: Any, leaf: Any) -> np.ndarray:
+    def pick(path: jax.tree_util.KeyPath, leaf: np.ndarray) -> np.ndarray:
         name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
         if name not in arrays and leaf.size == 0:
             return np.zeros(leaf.shape, leaf.dtype)
@@ -140,13 +140,13 @@ def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "") -> P
     return jax.tree_util.tree_map_with_path(pick, template)
 
 
-def named(tree: PyTree) -> dict[str, Any]:
+def named(tree: PyTree) -> dict[str, PyTree]:
     """The leaves of a tree by their paths."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def values_of(runner: Runner, at: Progressed) -> dict[str, Any]:
+def values_of(runner: Runner, at: Progressed) -> dict[str, PyTree]:
     """What a checkpoint holds, [M, shards, ...]."""
     values = _as_saved(runner, at)
     if runner.policy is not None:
@@ -170,10 +170,10 @@ def restored(runner: Runner, at: Progressed, found: Checkpoint, devices: Sequenc
     return Progressed(states, sums, found.meta["iteration"], found.meta.get("update", 0))
 
 
-def with_params(states: list[PyTree], source: dict[str, np.ndarray]) -> list[Any]:
+def with_params(states: list[PyTree], source: dict[str, np.ndarray]) -> list[PyTree]:
     """`states` with every member's parameters and target replaced by `source`, arrays by their paths."""
 
-    def replaced(state: PyTree) -> Any:
+    def replaced(state: PyTree) -> PyTree:
         learner = state.learner
         leading = learner.updates.shape
         arrays = {name: np.broadcast_to(x, (*leading, *x.shape)) for name, x in source.items()}
@@ -184,7 +184,7 @@ def with_params(states: list[PyTree], source: dict[str, np.ndarray]) -> list[Any
     return [replaced(state) for state in states]
 
 
-def _as_saved(runner: Runner, at: Progressed) -> dict[str, Any]:
+def _as_saved(runner: Runner, at: Progressed) -> dict[str, PyTree]:
     stacks = {"state": runner.gather(at.states), "metrics": runner.gather(at.metrics)}
     return jax.tree.map(runner.assignment.collect, stacks)
 
@@ -196,8 +196,8 @@ def _assert_replicas_equal(learner: PyTree) -> None:
             raise AssertionError(f"replicas differ in {jax.tree_util.keystr(key)}.")
 
 
-def _nested(tree: PyTree) -> dict[str, Any]:
-    root: dict[str, Any] = {}
+def _nested(tree: PyTree) -> PyTree:
+    root: dict[str, PyTree] = {}
     for name, leaf in named(tree).items():
         if leaf.size == 0:  # orbax cannot save it; `fill` knows it from the template
             continue
@@ -270,5 +270,5 @@ def _damage(path: pathlib.Path) -> str | None:
     return next((f"meta.json has no {name}" for name, kind in _META.items() if not _is(meta.get(name), kind)), None)
 
 
-def _is(value: Any, kind: Any) -> bool:
+def _is(value: object, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)

@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TextIO, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -81,7 +81,7 @@ def _prepare_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _send_nowhere(stream: Any) -> None:
+def _send_nowhere(stream: TextIO) -> None:
     """What a broken stream holds, and will get, goes to the null device, or the exit would fail on it."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
@@ -89,7 +89,7 @@ def _send_nowhere(stream: Any) -> None:
         os.close(null)
 
 
-def _interrupted(number: int, frame: Any) -> NoReturn:
+def _interrupted(number: int, frame: object) -> NoReturn:
     """Ctrl-C where nothing waits for it: no KeyboardInterrupt, which in the midst of a save makes orbax's threads print
     tracebacks of their own."""
     del number, frame
@@ -143,12 +143,12 @@ def flag_value(arguments: Sequence[str], flag: str) -> str | None:
     return value
 
 
-def take_dotted(arguments: Sequence[str], prefix: str) -> tuple[dict[str, list[Any]], list[str]]:
+def take_dotted(arguments: Sequence[str], prefix: str) -> tuple[dict[str, list[object]], list[str]]:
     """Takes `--prefix.some-name VALUE...` out of the arguments: ({some_name: values}, the rest).
 
     Values are read as YAML, so that 200, 0.1 and False have their types. Raises `UserError` for a flag without one.
     """
-    taken: dict[str, list[Any]] = {}
+    taken: dict[str, list[object]] = {}
     rest: list[str] = []
     name = None
     for argument in arguments:
@@ -167,7 +167,7 @@ def take_dotted(arguments: Sequence[str], prefix: str) -> tuple[dict[str, list[A
     return taken, rest
 
 
-def single(values: dict[str, list[Any]], prefix: str) -> dict[str, Any]:
+def single(values: dict[str, list[object]], prefix: str) -> dict[str, object]:
     """Dotted flags that take one value each."""
     for name, given in values.items():
         if len(given) != 1:
@@ -215,7 +215,7 @@ def prepare_backend(
     devices.prepare_cache()
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text: str) -> object:
     try:
         value = documents.parse_yaml(text)
     except ValueError as error:
@@ -226,7 +226,7 @@ def _yaml(text: str) -> Any:
     return value
 
 
-def _as_meant(arguments: Sequence[str], types: Mapping[str, Any]) -> list[str]:
+def _as_meant(arguments: Sequence[str], types: Mapping[str, object]) -> list[str]:
     """Values as people mean them, by the types of their flags: 5e5 of something that is counted is 500000; a path that
     is called None is one."""
     meant, flag = [], ""
@@ -241,14 +241,14 @@ def _as_meant(arguments: Sequence[str], types: Mapping[str, Any]) -> list[str]:
     return meant
 
 
-def _value(text: str, kind: Any) -> str:
+def _value(text: str, kind: object) -> str:
     kinds = (kind, *get_args(kind))
     if int in kinds and re.fullmatch(r"[0-9]+(\.[0-9]+)?[eE]\+?[0-9]+", text) and float(text).is_integer():
         return str(int(float(text)))
     return f"./{text}" if text == "None" and pathlib.Path in kinds else text
 
 
-def _expanded(value: Any) -> Any:
+def _expanded(value: object) -> object:
     """A path, or each of several, with ~ for the home directory."""
     if type(value) is tuple:
         return tuple(map(_expanded, value))
@@ -266,9 +266,9 @@ def _one_line(text: str, arguments: Sequence[str], known: Sequence[str]) -> str:
     return " ".join(words.split()) or "the flags could not be read; see --help."
 
 
-def _types(default: Any, prefix: str = "--") -> dict[str, Any]:
+def _types(default: object, prefix: str = "--") -> dict[str, object]:
     """Every flag of a record that holds its defaults, and the type of its value."""
-    types: dict[str, Any] = {}
+    types: dict[str, object] = {}
     for name, hint in get_type_hints(type(default)).items():
         value = getattr(default, name)
         if name in ("config", "own"):  # without a prefix of their own

@@ -54,7 +54,7 @@ class RunSpec:
     devices_per_agent: int
     members_per_batch: int
     axes: Axes = dataclasses.field(default_factory=Axes)
-    labels: tuple[dict[str, Any], ...] = ()
+    labels: tuple[documents.Fields, ...] = ()
     continues: Continuation | None = None
     least_lanes: int = 1
 
@@ -64,7 +64,7 @@ class RunSpec:
         count, size = len(self.vary) * len(self.seeds), self.members_per_batch
         return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> documents.Fields:
         """Plain types, for YAML."""
         return {
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
@@ -79,7 +79,7 @@ class RunSpec:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "RunSpec":
+    def from_dict(cls, values: documents.Fields) -> "RunSpec":
         """The inverse of `to_dict`. Raises `UserError` for unknown or missing fields."""
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in values]
@@ -129,7 +129,7 @@ class RunSpec:
 
 
 # What the fields of a spec are in YAML: a type, [the type of the items], or {name: type}.
-_PLAIN: dict[str, Any] = {
+_PLAIN: dict[str, object] = {
     "config": dict,
     "hparams": dict,
     "seeds": [int],
@@ -144,7 +144,7 @@ _PLAIN: dict[str, Any] = {
 }
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def _fits(value: object, kind: Any) -> bool:
     if isinstance(kind, list):
         return isinstance(value, list) and all(_fits(item, kind[0]) for item in value)
     if isinstance(kind, dict):
@@ -193,20 +193,18 @@ class RunDirectory:
         if foreign:
             raise UserError(f"{self.path} is not empty ({foreign[0]}, ...) and holds no run; choose another --out.")
 
-    def write_config(self, spec: RunSpec, provenance: dict[str, Any]) -> None:
+    def write_config(self, spec: RunSpec, provenance: documents.Fields) -> None:
         """Writes config.yaml: the spec, and where it ran."""
         values = {**spec.to_dict(), **provenance}
         if spec.continues is not None:
             values["continues"]["run"] = os.path.relpath(
                 pathlib.Path(spec.continues.run).resolve(), self.path.resolve()
             )
-        text = yaml.safe_dump(values, sort_keys=False)
-        write_text(self.path / "config.yaml", text)
+        write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: documents.Fields) -> None:
         """Writes summary.json."""
-        text = documents.json_text(summary, indent=2) + "\n"
-        write_text(self.path / "summary.json", text)
+        write_text(self.path / "summary.json", documents.json_text(summary, indent=2) + "\n")
 
     def remove_summary(self) -> None:
         """Removes summary.json: the run is no longer as it says."""
@@ -224,7 +222,7 @@ def create(path: pathlib.Path) -> RunDirectory:
         raise UserError(f"cannot make the run directory {path}: {error.strerror or error}.") from error
 
 
-def load(path: pathlib.Path) -> tuple[RunSpec, dict[str, Any]]:
+def load(path: pathlib.Path) -> tuple[RunSpec, documents.Fields]:
     """The spec of the run in `path`, and all of config.yaml. Raises `UserError` where there is none."""
     file = path / "config.yaml"
     if not file.is_file():
@@ -256,7 +254,7 @@ def check_same(path: pathlib.Path, config: Config, hparams: HParams, seeds: Sequ
             )
 
 
-def summary(path: pathlib.Path) -> dict[str, Any]:
+def summary(path: pathlib.Path) -> documents.Fields:
     """What summary.json says of the run. Without one it is being trained, or was killed: its status is "unfinished"."""
     try:
         found = documents.with_infinities(documents.read_json(path / "summary.json"))

@@ -5,12 +5,12 @@ The next chunk is dispatched before the last one's metrics are read. Its state i
 """
 
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 
-from jaxdqn.base import PyTree
+from jaxdqn.base import PyTree, Scalar
 from jaxdqn.config import Config
 from jaxdqn.parallel import hosts
 from jaxdqn.parallel.compiled.runner import Runner
@@ -24,8 +24,8 @@ class Point(NamedTuple):
 
     iteration: int
     metrics: list[PyTree]
-    episodes: list[Any] | None  # of the greedy evaluation, where one was due
-    telemetry: dict[str, Any]  # of the parallel scheme, scalars by column
+    episodes: list[PyTree] | None  # of the greedy evaluation, where one was due
+    telemetry: Mapping[str, Scalar]  # of the parallel scheme, scalars by column
 
 
 class Progressed(NamedTuple):
@@ -115,10 +115,10 @@ class _Pace:
         # steps and few updates: a slow environment or network is not known yet.
         updates = 1 if by_updates else config.updates_per_iteration
         self.length = {False: max(1, 64 // config.rollout_length), True: max(1, 16 // updates)}
-        self._flying: list[tuple[Any, int, bool]] = []
+        self._flying: list[tuple[PyTree, int, bool]] = []
         self._last = 0.0
 
-    def dispatched(self, results: Any, length: int, learning: bool) -> None:
+    def dispatched(self, results: PyTree, length: int, learning: bool) -> None:
         """Notes a chunk whose `results` are ready when it is, and waits for the one before it."""
         if not self._flying:
             self._last = time.perf_counter()

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 
@@ -100,8 +99,8 @@ def train(
     devices_per_agent: int = 1,
     axes: Axes | None = None,
     settings: Settings | None = None,
-    on_chunk: Callable[[list[dict[str, Any]]], None] | None = None,
-    labels: Sequence[Mapping[str, Any]] = (),
+    on_chunk: Callable[[list[dict[str, object]]], None] | None = None,
+    labels: Sequence[Mapping[str, object]] = (),
     continues: Continuation | None = None,
     least_lanes: int = 1,
 ) -> Result:

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO, cast
 
 PLAIN_EVERY = 5.0  # seconds between plain lines
 
@@ -13,7 +13,7 @@ class Dropping:
     """A stream that drops what cannot be written: its terminal or reader has gone, its disk is full. No reason to end
     what is being done."""
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -31,13 +31,13 @@ class Dropping:
         except ValueError:  # closed
             return False
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
 
-def stderr() -> Any:
+def stderr() -> TextIO:
     """The present stderr, which drops what cannot be written."""
-    return Dropping(sys.stderr)
+    return cast(TextIO, Dropping(sys.stderr))
 
 
 def tell(line: str) -> None:
@@ -66,7 +66,7 @@ class Progress:
         self._part, self._latest = first, 0
         self._quantity, self._digits = quantity, digits
         self._bar: Any = None
-        self._task: Any = None
+        self._task = 0
         self._last_line = 0.0
         self._start: tuple[float, int] | None = None
 

@@ -4,14 +4,15 @@ import importlib.metadata
 import pathlib
 import platform
 import subprocess
-from typing import Any
 
 import jax
+
+from jaxdqn.files.documents import Fields
 
 PACKAGES = ("jaxdqn", "jax", "jaxlib", "flax", "optax", "gymnax", "chex", "orbax-checkpoint", "numpy")
 
 
-def provenance(devices: list[jax.Device]) -> dict[str, Any]:
+def provenance(devices: list[jax.Device]) -> Fields:
     """Package versions, commit and device, for config.yaml and summary.json."""
     return {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

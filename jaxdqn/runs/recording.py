@@ -9,12 +9,13 @@ import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 from jaxdqn.base import PyTree
 from jaxdqn.config import HParams, members, values_of, varying
@@ -38,9 +39,9 @@ class Population(NamedTuple):
 
     everyone: list[tuple[int, HParams]]
     varying: tuple[str, ...]
-    labels: Sequence[Mapping[str, Any]]
+    labels: Sequence[Mapping[str, object]]
 
-    def settings(self) -> list[dict[str, Any]]:
+    def settings(self) -> list[dict[str, object]]:
         """Each member's setting, its seed apart: replicates have equal ones."""
         own = [{name: values_of(setting)[name] for name in self.varying} for _, setting in self.everyone]
         apart = [{name: value for name, value in label.items() if name != "seed"} for label in self.labels]
@@ -72,7 +73,7 @@ class Batch(NamedTuple):
 
 
 def identity(
-    everyone: Sequence[tuple[int, HParams]], varying: Sequence[str], labels: Sequence[Mapping[str, Any]]
+    everyone: Sequence[tuple[int, HParams]], varying: Sequence[str], labels: Sequence[Mapping[str, object]]
 ) -> pa.Table:
     """The columns that stay: a row for each of a run's members, with its seed, varying settings and labels."""
     rows = [
@@ -83,7 +84,7 @@ def identity(
 
 
 def measured(
-    sums: PyTree, evaluated: Any, counted: Mapping[str, np.ndarray] = MappingProxyType({})
+    sums: PyTree, evaluated: PyTree, counted: Mapping[str, np.ndarray] = MappingProxyType({})
 ) -> dict[str, np.ndarray]:
     """The columns [M] of a logging point's `training.Metrics` [M, shards]: means over episodes, and over updates.
 
@@ -97,7 +98,7 @@ def measured(
     def mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
         return np.divide(total, count, out=np.full(len(count), np.nan, np.float32), where=count > 0)
 
-    columns: dict[str, Any] = {
+    columns: dict[str, np.ndarray] = {
         "episodes": episodes.astype(int),
         "episode_return": mean(sums.episodes.returns.sum(axis=1), episodes),
         "episode_length": mean(sums.episodes.lengths.sum(axis=1), episodes),
@@ -109,7 +110,7 @@ def measured(
     return {name: x.astype(float) if x.dtype.kind == "f" else x for name, x in columns.items()}
 
 
-def point(members: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
+def point(members: pa.Table, columns: Mapping[str, ArrayLike]) -> pa.Table:
     """`members` with further columns: arrays [M], or numbers that are the same for all.
 
     A label of the name of a measured column, such as the field `loss`, goes by `loss_setting`: neither is lost.
@@ -120,7 +121,7 @@ def point(members: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
     return pa.table({**dict(zip(names, members.columns, strict=True)), **arrays})
 
 
-def rows(table: pa.Table) -> list[dict[str, Any]]:
+def rows(table: pa.Table) -> list[dict[str, object]]:
     """A table as dictionaries, for those who want them."""
     return list(table.to_pandas().to_dict("records"))
 
@@ -138,7 +139,7 @@ def scalars(point: pa.Table) -> dict[str, np.ndarray]:
     return {name: point.column(name).to_numpy() for name in numbers if name not in IDENTITY}
 
 
-def first_bad_updates(runner: Runner, batch: range, states: Sequence[Any]) -> dict[int, int]:
+def first_bad_updates(runner: Runner, batch: range, states: Sequence[PyTree]) -> dict[int, int]:
     """The members of `batch` that diverged, and their first bad updates, of the states of its runner."""
     found = runner.gather([state.learner.first_bad_update for state in states])
     return first_of_shards(batch, runner.assignment.collect(found))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from jaxdqn.base import Spec
@@ -51,7 +52,7 @@ def painter(spec: Spec, env_kwargs: Mapping[str, Any] | None = None) -> Callable
     raise UserError(f"cannot draw {spec.name!r} from observations {dtype}{list(shape)}; supported: {SUPPORTED}.")
 
 
-def frames(spec: Spec, observations: Any, env_kwargs: Mapping[str, Any] | None = None) -> np.ndarray:
+def frames(spec: Spec, observations: ArrayLike, env_kwargs: Mapping[str, Any] | None = None) -> np.ndarray:
     """A picture of each observation: [L, *O] -> [L, H, W, 3] uint8, about 0.2 MB each (`thin` a long episode first).
 
     Raises `UserError` for an environment that cannot be drawn.

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -30,6 +30,6 @@ def plot(metrics: pd.DataFrame, title: str, varying: Sequence[str] = ()) -> "Fig
     return figure
 
 
-def save_figure(figure: Any, path: pathlib.Path) -> None:
+def save_figure(figure: "Figure", path: pathlib.Path) -> None:
     """Writes a PNG atomically."""
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))

@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from jaxdqn import acting, evaluation
-from jaxdqn.base import Agent, Environment, PyTree
+from jaxdqn.base import Agent, Environment, Key, PyTree
 from jaxdqn.components import Components, make_components
 from jaxdqn.config import MOST_EPISODES, UINT32_MAX, Config, HParams, check_probability, check_whole, members, varying
 from jaxdqn.errors import UserError
 from jaxdqn.files import paths
+from jaxdqn.files.documents import Fields
 from jaxdqn.runs import checkpoints, directory, metrics, reporting
 from jaxdqn.runs.directory import RunDirectory
 
@@ -33,7 +34,7 @@ class Result:
 
     read_metrics: Callable[[], pd.DataFrame]
     params: PyTree
-    summary: dict[str, Any]
+    summary: Fields
     config: Config
     members: list[tuple[int, HParams]]
     components: Components
@@ -99,7 +100,7 @@ def watch(result: Result, member: int, seed: int) -> np.ndarray:
     bound = min(environment.spec.max_episode_steps or MAX_WATCHED, MAX_WATCHED)
 
     @jax.jit
-    def run(key: Any) -> Any:
+    def run(key: Key) -> PyTree:
         start_key, step_key = jax.random.split(key)
         actor, agent = acting.start(environment, components.agent, 1, start_key), acting.greedily(components.agent)
         block = acting.rollout(environment, agent, params, actor, step_key, jnp.zeros(1), bound)[1]

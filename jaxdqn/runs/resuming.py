@@ -7,11 +7,11 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from jaxdqn.errors import UserError
+from jaxdqn.files.documents import Fields
 from jaxdqn.parallel import hosts
 from jaxdqn.runs import checkpoints, directory, metrics
 from jaxdqn.runs.checkpoints import Checkpoint
@@ -32,7 +32,7 @@ class Start:
     spec: RunSpec
     source: pathlib.Path | None = None
     checkpoint: Checkpoint | None = None
-    ends: Mapping[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    ends: Mapping[int, Fields] = dataclasses.field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -68,7 +68,7 @@ class Start:
         return found
 
 
-def find(spec: RunSpec, source: pathlib.Path | None, provenance: Mapping[str, Any]) -> Start:
+def find(spec: RunSpec, source: pathlib.Path | None, provenance: Mapping[str, object]) -> Start:
     """Where a session of `spec` begins that continues the run in `source`, if any: the same in every process.
 
     Warns of checkpoints that are damaged or of another `provenance`. Raises `UserError` where none is left.

@@ -5,7 +5,6 @@ import math
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -199,7 +198,7 @@ class Session:
         checkpoints.save(self.directory.path / "checkpoints", values, meta, keep=2)
         self.last_save = time.perf_counter()
 
-    def _profiled(self) -> Any:
+    def _profiled(self) -> contextlib.AbstractContextManager[None]:
         if not self.settings.profile or self.directory is None:
             return contextlib.nullcontext()
         return jax.profiler.trace(str(self.directory.path / "profile"))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxdqn.config import check_number, check_whole
 from jaxdqn.errors import UserError, shown
@@ -32,7 +32,7 @@ class Settings(NamedTuple):
     profile: bool = False
     init_from: str | None = None
     init_member: int = 0
-    on_chunk: Callable[[list[dict[str, Any]]], None] | None = None
+    on_chunk: Callable[[list[dict[str, object]]], None] | None = None
     engine: str = "local"
     ray_address: str | None = None
 

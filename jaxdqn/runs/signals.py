@@ -13,7 +13,7 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
     caught: list[int] = []
     previous: dict[int, Any] = {}
 
-    def handler(number: int, frame: Any) -> None:
+    def handler(number: int, frame: object) -> None:
         del frame
         caught.append(number)
         signal.signal(number, previous[number])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,8 +10,10 @@ import pandas as pd
 
 from jaxdqn import fingerprints
 from jaxdqn.analysis import curves, intervals
+from jaxdqn.base import PyTree
 from jaxdqn.config import Config
 from jaxdqn.evaluation import Episodes
+from jaxdqn.files.documents import Fields
 from jaxdqn.runs.directory import RunSpec
 
 EVALUATED = ("eval_return", "eval_length", "eval_distinct", "eval_unfinished")
@@ -43,13 +45,13 @@ def finals(evaluations: Sequence[Episodes], number: int) -> list[Final]:
     return [Final(*member) for member in zip(earned, distinct.tolist(), unfinished.tolist(), strict=True)]
 
 
-def _by_member(episodes: Episodes) -> Any:
+def _by_member(episodes: Episodes) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1), episodes)
 
 
 def returns(
-    frame: pd.DataFrame, settings: Sequence[Mapping[str, Any]], found: Mapping[int, Final], config: Config
-) -> dict[str, Any]:
+    frame: pd.DataFrame, settings: Sequence[Mapping[str, object]], found: Mapping[int, Final], config: Config
+) -> Fields:
     """The summary's final returns. `settings` has each member's setting, its seed apart: members with equal ones are
     replicates, and an interval is over these. A member is judged by what is `found` of it after training or, where
     that is missing for any, each by the evaluations in the last fifth of the steps that it reached in the metrics.
@@ -68,14 +70,14 @@ def returns(
     entries = []
     for members in groups.values():
         values = [scores[member] for member in members]
-        entry: dict[str, Any] = {"setting": dict(settings[members[0]]), "mean": _number(float(np.mean(values)))}
+        entry: Fields = {"setting": dict(settings[members[0]]), "mean": _number(float(np.mean(values)))}
         entry |= {"ci95": intervals.mean_interval(values), "interval": "student", "n": len(members)}
         entry["per_member"] = [_number(value) for value in values]
         if judged:
             rates = not config.common_evaluation and _within_rates(frame[frame.member.isin(members)])
             entry |= _of_episodes([found[member] for member in members], rates)
         entries.append(entry)
-    alone: dict[str, Any] = entries[0] if len(entries) == 1 else {"mean": None, "ci95": None}
+    alone: Fields = entries[0] if len(entries) == 1 else {"mean": None, "ci95": None}
     return {
         "final_return_of": _meaning(frame, reached, judged, config),
         "final_return_mean": alone["mean"],
@@ -95,12 +97,10 @@ class Outcome(NamedTuple):
     finals: Mapping[int, Final]
     diverged: Mapping[int, int]
     replay_bytes: int
-    provenance: Mapping[str, Any]
+    provenance: Mapping[str, object]
 
 
-def whole(
-    spec: RunSpec, settings: Sequence[Mapping[str, Any]], frame: pd.DataFrame, outcome: Outcome
-) -> dict[str, Any]:
+def whole(spec: RunSpec, settings: Sequence[Mapping[str, object]], frame: pd.DataFrame, outcome: Outcome) -> Fields:
     """summary.json, of each member's setting, its seed apart, and the metrics of a run."""
     ends = frame.groupby("member")[["env_steps", "updates"]].max().sum() if len(frame) else (0, 0)
     steps, updates = map(int, ends)
@@ -126,7 +126,7 @@ def whole(
     }
 
 
-def is_complete(summary: dict[str, Any]) -> bool:
+def is_complete(summary: Fields) -> bool:
     """Whether a summary, which somebody may have edited, has what is said of a run at its end."""
     numbers = "env_steps run_seconds env_steps_per_second compile_seconds num_members dead_workers".split()
     return all(isinstance(summary.get(name), int | float) for name in numbers) and "final_returns" in summary
@@ -138,11 +138,11 @@ def _within_rates(rows: pd.DataFrame) -> bool:
     return bool(((seen >= 0) & (seen <= 1) | np.isnan(seen)).all())
 
 
-def _of_episodes(finals: Sequence[Final], rates: bool) -> dict[str, Any]:
+def _of_episodes(finals: Sequence[Final], rates: bool) -> Fields:
     """What the episodes of replicates add; `rates` is False where returns are none, and for common episodes: these are
     no independent trials, and only their means count."""
     returns, distinct = np.stack([final.returns for final in finals]), [final.distinct for final in finals]
-    found: dict[str, Any] = {"episodes_per_member": returns.shape[1], "distinct_per_member": distinct}
+    found: Fields = {"episodes_per_member": returns.shape[1], "distinct_per_member": distinct}
     found["unfinished_per_member"] = [final.unfinished for final in finals]
     if rates and intervals.is_rate(returns):
         found |= {"ci95": intervals.return_interval(returns, distinct), "interval": "wilson"}
@@ -159,7 +159,7 @@ def _meaning(frame: pd.DataFrame, reached: Sequence[int], judged: bool, config: 
     return f"greedy evaluations in the last fifth of the {span} steps that each member reached{random}{common}"
 
 
-def lines(summary: Mapping[str, Any]) -> list[str]:
+def lines(summary: Fields) -> list[str]:
     """The final returns for people: a line for each setting, and what they are."""
     found = [_line(entry) for entry in summary["final_returns"]]
     notes = [f"final return: {summary['final_return_of']}; interval: 95 %, over seeds"]
@@ -174,7 +174,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     return found + notes
 
 
-def _line(entry: Mapping[str, Any]) -> str:
+def _line(entry: Fields) -> str:
     setting = ", ".join(
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in entry["setting"].items()

@@ -11,7 +11,7 @@ import pathlib
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
@@ -61,7 +61,7 @@ def _interval(side: int) -> Callable[[np.ndarray], float]:
     return end
 
 
-_MEANS: Mapping[str, Callable[[np.ndarray], Any]] = {"mean": np.mean, "low": _interval(-1), "high": _interval(1)}
+_MEANS: Mapping[str, Callable[[np.ndarray], float]] = {"mean": np.mean, "low": _interval(-1), "high": _interval(1)}
 
 
 class Events:
@@ -95,9 +95,10 @@ class Events:
                 if math.isfinite(value):
                     values[name] = value
             summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-            self._append(curve.name, batch, Event(wall_time=time.time(), step=env_steps, summary=summary))
+            event = Event(wall_time=time.time(), step=env_steps, summary=summary)
+            self._append(curve.name, batch, event.SerializeToString())
 
-    def _append(self, name: str, batch: int, event: Any) -> None:
+    def _append(self, name: str, batch: int, event: bytes) -> None:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         file = self._path / name / self._file
@@ -106,17 +107,17 @@ class Events:
             file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab") as stream:
             if new:
-                stream.write(_record(Event(wall_time=time.time(), file_version="brain.Event:2")))
+                stream.write(_record(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()))
                 # A TensorBoard that is running forgets what was cut off.
                 start = SessionLog(status=SessionLog.START)
-                stream.write(_record(Event(wall_time=time.time(), step=self._last[batch] + 1, session_log=start)))
+                first = Event(wall_time=time.time(), step=self._last[batch] + 1, session_log=start)
+                stream.write(_record(first.SerializeToString()))
             stream.write(_record(event))
 
 
-def _record(event: Any) -> bytes:
+def _record(data: bytes) -> bytes:
     from tensorboardX.record_writer import masked_crc32c
 
-    data = event.SerializeToString()
     length = struct.pack("<Q", len(data))
     return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
 

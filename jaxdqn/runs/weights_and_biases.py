@@ -5,7 +5,6 @@ import math
 import pathlib
 import uuid
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ class Log:
     written.
     """
 
-    def __init__(self, project: str, config: Mapping[str, Any], file: pathlib.Path | None):
+    def __init__(self, project: str, config: Mapping[str, object], file: pathlib.Path | None):
         import wandb
 
         if file is not None:
@@ -55,7 +54,7 @@ class Log:
         self._run.finish()
 
 
-def _read(file: pathlib.Path | None, project: str) -> dict[str, Any]:
+def _read(file: pathlib.Path | None, project: str) -> documents.Fields:
     new = {"project": project, "id": uuid.uuid4().hex, "env_steps": {}}
     if file is None or not file.exists():
         return new

@@ -6,8 +6,7 @@ killed at any moment goes on from them.
 
 import functools
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import pyarrow as pa
@@ -33,8 +32,7 @@ def create(folder: pathlib.Path, sweep: Sweep) -> RunDirectory:
     locked = _create(folder)
     with locked:
         locked.check_unused()
-        text = yaml.safe_dump(reading.to_plain(sweep), sort_keys=False)
-        write_text(folder / SPACE, text)
+        write_text(folder / SPACE, yaml.safe_dump(reading.to_plain(sweep), sort_keys=False))
         (folder / RUNS).mkdir()
     return locked
 
@@ -46,7 +44,7 @@ def load(folder: pathlib.Path) -> Sweep:
     return reading.load(folder / SPACE)
 
 
-def write_table(folder: pathlib.Path, name: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def write_table(folder: pathlib.Path, name: str, rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     """Writes `rows` as the table `name`.parquet; returns it."""
     frame = pd.DataFrame(list(rows))
     write_atomically(folder / f"{name}.parquet", lambda path: frame.to_parquet(path, index=False))

@@ -17,14 +17,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import pandas as pd
 
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.files.documents import Fields
 from jaxdqn.sweeps import stage as _stage
 from jaxdqn.sweeps.stage import Stage
 
+T = TypeVar("T")
 ENGINES = ("local", "processes", "ray")
 ATTEMPTS = 5
 PROBE_SECONDS = 120.0
@@ -43,7 +45,7 @@ class Run(NamedTuple):
 
     folder: pathlib.Path
     checkpoint_seconds: float
-    on_rows: Callable[[list[dict[str, Any]]], None]
+    on_rows: Callable[[list[Fields]], None]
     say: Callable[[str], None]
     stopping: Callable[[], bool]
 
@@ -87,7 +89,7 @@ class Lost(Exception):
     """A task ended without an answer: its process was killed, or its machine went."""
 
 
-class Tasks(NamedTuple):
+class Tasks(NamedTuple, Generic[T]):
     """How an engine runs stages elsewhere; a task is whatever `start` returns.
 
     start(stage, run, num_devices, slot) -> task;  wait(tasks, seconds) -> those that have ended
@@ -95,13 +97,13 @@ class Tasks(NamedTuple):
     """
 
     num_devices: int
-    start: Callable[[Stage, Run, int, int], Any]
-    wait: Callable[[list[Any], float], list[Any]]
-    result: Callable[[Any], str]
-    stop: Callable[[Any], None]
+    start: Callable[[Stage, Run, int, int], T]
+    wait: Callable[[list[T], float], list[T]]
+    result: Callable[[T], str]
+    stop: Callable[[T], None]
 
 
-def side_by_side(stages: Sequence[Stage], run: Run, tasks: Tasks) -> None:
+def side_by_side(stages: Sequence[Stage], run: Run, tasks: Tasks[T]) -> None:
     """Each stage as a task with its share of the devices; lost ones are started again.
 
     Raises `Stopped`, and `UserError` for a stage that cannot run or is lost again and again.
@@ -112,7 +114,7 @@ def side_by_side(stages: Sequence[Stage], run: Run, tasks: Tasks) -> None:
     share = max(1, tasks.num_devices // max(len(waiting), 1))
     free = list(range(tasks.num_devices // share))[::-1]
     attempts = {stage.name: 0 for stage in waiting}
-    flying: list[tuple[Any, Stage, int]] = []
+    flying: list[tuple[T, Stage, int]] = []
     follow = _Follower(run)
     try:
         while waiting or flying:
@@ -144,7 +146,7 @@ def side_by_side(stages: Sequence[Stage], run: Run, tasks: Tasks) -> None:
         _stop(tasks, [task for task, _, _ in flying])
 
 
-def _stop(tasks: Tasks, flying: list[Any]) -> None:
+def _stop(tasks: Tasks[T], flying: list[T]) -> None:
     """Asks the tasks to save and end, and gives them time for it."""
     for task in flying:
         tasks.stop(task)
@@ -199,9 +201,9 @@ def _prepare(num_devices: int) -> None:
 class _Process(NamedTuple):
     """A process, where its answer comes from, and what it holds of ours: closed when this process ends, however."""
 
-    process: Any
-    answer: Any
-    life: Any
+    process: multiprocessing.process.BaseProcess
+    answer: multiprocessing.connection.Connection
+    life: multiprocessing.connection.Connection
 
 
 def in_processes(num_devices: int | None) -> Engine:
@@ -276,8 +278,8 @@ def _child(
     num_devices: int,
     checkpoint_seconds: float,
     visible: str | None,
-    answer: Any,
-    parent: Any,
+    answer: multiprocessing.connection.Connection,
+    parent: multiprocessing.connection.Connection,
 ) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's go to all; the parent tells us by SIGTERM
         signal.signal(number, signal.SIG_IGN)
@@ -292,7 +294,7 @@ def _child(
             answer.send(("error", str(error)))
 
 
-def _end_with(parent: Any) -> None:
+def _end_with(parent: multiprocessing.connection.Connection) -> None:
     """Asks this process to save and end once its parent has gone, be it killed."""
     with contextlib.suppress(EOFError, OSError):
         parent.recv()
@@ -312,17 +314,29 @@ def on_ray(address: str | None, num_devices: int | None) -> Iterator[Engine]:
         available = int(resources[kind])
         used = _limited(num_devices, available, f"Ray has {available} {kind}s")
 
-        def start(stage: Stage, run: Run, share: int, slot: int) -> Any:
+        def start(stage: Stage, run: Run, share: int, slot: int) -> "ray.ObjectRef[tuple[str, str]]":
             del slot
             # One task a process: the next one may get other devices, and memory is given back.
-            options: dict[str, Any] = {"max_calls": 1, "max_retries": 0, "num_cpus": share}
+            options: Fields = {"max_calls": 1, "max_retries": 0, "num_cpus": share}
             if kind == "GPU":
                 on_gpu = {"env_vars": {"JAX_PLATFORMS": ""}}
                 options = {**options, "num_gpus": share, "num_cpus": 1, "runtime_env": on_gpu}
             task: Any = ray.remote(**options)(_task)
             return task.remote(stage, str(run.folder.resolve()), share, run.checkpoint_seconds)
 
-        tasks = Tasks(used, start, _ray_ended, _ray_result, ray.cancel)
+        def ended(tasks: list[ray.ObjectRef], seconds: float) -> list[ray.ObjectRef]:
+            return list(ray.wait(tasks, num_returns=1, timeout=seconds)[0])
+
+        def result(task: ray.ObjectRef) -> str:
+            try:
+                answer = ray.get(task)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError as error:
+                raise Lost(type(error).__name__) from None
+            return _status(answer)
+
+        tasks = Tasks(used, start, ended, result, ray.cancel)
         yield lambda stages, run: side_by_side(stages, run, tasks)
 
 
@@ -332,21 +346,3 @@ def _task(stage: Stage, folder: str, num_devices: int, checkpoint_seconds: float
         return "status", _stage.execute(stage, pathlib.Path(folder), num_devices, checkpoint_seconds)
     except UserError as error:
         return "error", str(error)
-
-
-def _ray_ended(tasks: list[Any], seconds: float) -> list[Any]:
-    import ray
-
-    return list(ray.wait(tasks, num_returns=1, timeout=seconds)[0])
-
-
-def _ray_result(task: Any) -> str:
-    import ray
-
-    try:
-        answer = ray.get(task)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
-    except ray.exceptions.RayError as error:
-        raise Lost(type(error).__name__) from None
-    return _status(answer)

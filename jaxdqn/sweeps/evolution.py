@@ -7,7 +7,7 @@ population that is resumed has the same lineage.
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def evolve(record: Record) -> None:
     members = tuple(range(len(values)))
     population = Population("generation", TUNING, members, sweep.seeds.all * len(settings_of_trials))
     generations, ends = [first(values)], generation_ends(sweep)
-    history: list[dict[str, Any]] = []
+    history: list[Values] = []
     for index, end in enumerate(ends):
         stage = _stage_of(sweep, population, generations[-1], index, end)
         record.train([stage])
@@ -121,7 +121,7 @@ def explored(values: Values, space: Space, factors: Sequence[float], random: np.
 
     Where a choice that has moved makes a condition hold, the value under it is drawn anew.
     """
-    changed: dict[str, Any] = {}
+    changed: dict[str, object] = {}
     for parameter in space.parameters:
         name, domain = parameter.name, parameter.domain
         if name not in values:
@@ -163,7 +163,7 @@ def _stage_of(sweep: Sweep, population: Population, generation: Generation, inde
 
 def _lineage_rows(
     sweep: Sweep, population: Population, generation: Generation, index: int, end: int, scores: dict[int, float]
-) -> list[dict[str, Any]]:
+) -> list[Values]:
     return [
         {
             "generation": index,
@@ -201,7 +201,7 @@ def _replay_winners(record: Record, generations: Sequence[Generation], ends: Seq
     record.add_fresh(stage, table, table)
 
 
-def _neighbour(domain: Choices, value: Any, random: np.random.Generator) -> Any:
+def _neighbour(domain: Choices, value: object, random: np.random.Generator) -> object:
     place = domain.values.index(value) + int(random.integers(-1, 2))
     return domain.values[min(max(place, 0), len(domain.values) - 1)]
 

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from jaxdqn import agents, presets
 from jaxdqn.config import (
@@ -26,6 +26,7 @@ from jaxdqn.sweeps.space import Choices, Space
 from jaxdqn.sweeps.sweep import OBJECTIVES, SAMPLERS, Halving, PopulationBased, Sampler, Seeds, Sweep, Winners
 from jaxdqn.validation import validate
 
+N = TypeVar("N", bound=NamedTuple)
 FIRST_RUNG, LEAST_SEEDS = 0.2, 3
 MAX_TRIALS, MAX_SEED = 100_000, 2_000_000_000
 
@@ -65,17 +66,17 @@ def parse(values: Mapping[str, Any]) -> Sweep:
     return sweep
 
 
-def to_plain(sweep: Sweep) -> dict[str, Any]:
+def to_plain(sweep: Sweep) -> dict[str, object]:
     """Plain values that `parse` reads as the same sweep, whatever the presets become."""
 
-    def domain(parameter: _space.Parameter) -> dict[str, Any]:
+    def domain(parameter: _space.Parameter) -> dict[str, object]:
         options = {key: value for key, value in parameter.domain._asdict().items() if value is not None}
         if "values" in options:
             options = {"choices": [list(value) if isinstance(value, tuple) else value for value in options["values"]]}
         when = {"when": {name: list(allowed) for name, allowed in parameter.when.items()}} if parameter.when else {}
         return {**options, **when}
 
-    def part(value: Any) -> dict[str, Any]:
+    def part(value: NamedTuple) -> dict[str, object]:
         return {key: list(item) if isinstance(item, tuple) else item for key, item in value._asdict().items()}
 
     # What is searched under a condition has a fixed value, too: that of trials where the condition does not hold.
@@ -151,15 +152,15 @@ def _check_first_trial(sweep: Sweep) -> None:
     validate_hparams(hparams, config.epsilon_schedule)
 
 
-def _text(name: str, given: Any) -> str | None:
+def _text(name: str, given: object) -> str | None:
     if given is not None and (not isinstance(given, str) or not given):
         raise UserError(f"{name} is {given!r}; it must be a name.")
     return given
 
 
-def _sampler(given: Any) -> Sampler:
+def _sampler(given: object) -> Sampler:
     given = given if isinstance(given, Mapping) else {"name": given}
-    sampler = _named(Sampler, "sampler", given, required=("name",), defaults={"trials": None})
+    sampler = _named(Sampler, "sampler", {"trials": None, **given}, required=("name",))
     if sampler.name not in SAMPLERS:
         raise unknown_name("sampler", sampler.name, SAMPLERS)
     if sampler.name == "grid" and sampler.trials is not None:
@@ -171,20 +172,16 @@ def _sampler(given: Any) -> Sampler:
     return sampler
 
 
-def _seeds(given: Any) -> Seeds:
+def _seeds(given: object) -> Seeds:
     given = given if isinstance(given, Mapping) else {"number": given}
     return _named(Seeds, "seeds", given, required=("number",))
 
 
-def _part(kind: Any, name: str, values: Mapping[str, Any]) -> Any:
-    if name not in values or values[name] is None:
-        return None
-    return _named(kind, name, values[name])
+def _part(kind: type[N], name: str, values: Mapping[str, object]) -> N | None:
+    return None if values.get(name) is None else _named(kind, name, values[name])
 
 
-def _named(
-    kind: Any, name: str, given: Any, required: tuple[str, ...] = (), defaults: Mapping[str, Any] | None = None
-) -> Any:
+def _named(kind: type[N], name: str, given: object, required: tuple[str, ...] = ()) -> N:
     """`kind`, a NamedTuple, from plain values. Raises `UserError` for anything else."""
     if not isinstance(given, Mapping):
         raise UserError(f"{name} is {given!r}; it must be {{field: value}}, with {', '.join(kind._fields)}.")
@@ -199,10 +196,10 @@ def _named(
         if not isinstance(given[field], list):
             raise UserError(f"{name}.{field} is {given[field]!r}; it must be a list.")
     values = {field: tuple(value) if field in lists else value for field, value in given.items()}
-    return kind(**{**(defaults or {}), **values})
+    return kind(**values)  # type: ignore[call-overload]
 
 
-def _numbers(value: Any) -> Any:
+def _numbers(value: object) -> Any:
     """1e-3 and 5e5 as people mean them: YAML 1.1 reads them as text."""
     if isinstance(value, dict):
         return {key: _numbers(item) for key, item in value.items()}
@@ -301,5 +298,5 @@ def _check_population_based(sweep: Sweep, pbt: PopulationBased) -> None:
         raise UserError(f"population_based.factors is {list(pbt.factors)}; it must be numbers above 0.")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST

@@ -6,12 +6,12 @@ over, so that starting again is resuming.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from jaxdqn.analysis import curves, intervals
+from jaxdqn.files.documents import Fields
 from jaxdqn.sweeps import directory
 from jaxdqn.sweeps import stage as _stage
 from jaxdqn.sweeps.engines import Engine, Run
@@ -31,7 +31,7 @@ class Record:
 
     def __init__(self, sweep: Sweep, engine: Engine, run: Run):
         self.sweep, self.engine, self.run, self.folder = sweep, engine, run, run.folder
-        self.rows: dict[int, dict[str, Any]] = {}
+        self.rows: dict[int, Fields] = {}
         self.trained = 0
 
     def train(self, stages: Sequence[Stage]) -> None:
@@ -82,7 +82,7 @@ def per_seed(frame: pd.DataFrame, objective: str, env_steps: Mapping[int, int]) 
     return pd.concat(tables, ignore_index=True)
 
 
-def summary(name: str, values: pd.Series) -> dict[str, Any]:
+def summary(name: str, values: pd.Series) -> dict[str, float]:
     """The mean and its 95 % interval (Student's) as columns name, name_low, name_high.
 
     All are NaN where a value is; the interval also where there is only one.

@@ -6,9 +6,10 @@ import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
+from matplotlib.figure import Figure as Drawing
 
 from jaxdqn.analysis import figures as _figures
 from jaxdqn.analysis import importance, loading, style, tuning
@@ -203,7 +204,7 @@ def _figure_blocks(folder: pathlib.Path, sweep: Sweep, trials: pd.DataFrame, fra
         yield _saved(folder, _lineage.lineage(lineage, _varied(sweep, compared) or None), figure)
 
 
-def _tuning_figures(sweep: Sweep, compared: pd.DataFrame) -> Iterator[tuple[Figure, Callable[[], Any]]]:
+def _tuning_figures(sweep: Sweep, compared: pd.DataFrame) -> Iterator[tuple[Figure, Callable[[], Drawing]]]:
     """Each figure of the search, and what draws it."""
     names = _varied(sweep, compared)
     for name in names:
@@ -217,7 +218,7 @@ def _tuning_figures(sweep: Sweep, compared: pd.DataFrame) -> Iterator[tuple[Figu
         yield Figure("importance", caption), partial(tuning.importance, compared, often)
 
 
-def _saved(folder: pathlib.Path, drawn: Any, figure: Figure) -> Figure:
+def _saved(folder: pathlib.Path, drawn: Drawing, figure: Figure) -> Figure:
     save_figure(drawn, folder / "figures" / f"{figure.name}.png")
     return figure
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from jaxdqn.files import paths
+from jaxdqn.files.documents import Fields
 from jaxdqn.runs.directory import RunDirectory
 from jaxdqn.runs.progress import stderr, tell
 from jaxdqn.runs.signals import catch_signals
@@ -50,7 +51,7 @@ def resume(out: str | pathlib.Path, **options: Any) -> pd.DataFrame:
     return train(directory.load(folder), folder, Options(**options), RunDirectory)
 
 
-def as_sweep(given: Sweep | Mapping[str, Any] | str | pathlib.Path) -> Sweep:
+def as_sweep(given: Sweep | Mapping[str, object] | str | pathlib.Path) -> Sweep:
     """The records of a sweep. Raises `UserError`."""
     if isinstance(given, Sweep):
         return given
@@ -95,7 +96,7 @@ class Board:
 
     def __init__(self, sweep: Sweep, enabled: bool = True):
         self._names, self._enabled = sweep.space.names, enabled
-        self._latest: dict[tuple[int, int], dict[str, Any]] = {}  # by trial and seed
+        self._latest: dict[tuple[int, int], Fields] = {}  # by trial and seed
         self._began = self._drawn = time.perf_counter()
         self._live: Any = None
 
@@ -115,7 +116,7 @@ class Board:
             self._live.update(self._table(), refresh=True)
             self._live.stop()
 
-    def update(self, rows: list[dict[str, Any]]) -> None:
+    def update(self, rows: list[Fields]) -> None:
         """New rows of metrics."""
         for row in rows:
             if row["eval_return"] == row["eval_return"]:
@@ -136,21 +137,21 @@ class Board:
         elif self._enabled or line.startswith("warning"):
             tell(line)
 
-    def line(self, row: dict[str, Any]) -> str:
+    def line(self, row: Fields) -> str:
         """Where the sweep stands, in one line."""
         best = self.best()
         leader = f"; best so far: trial {best[0][0]}, return {best[0][1]:.1f}" if best else ""
         return f"{row['stage']}  {row['env_steps']:,} steps  {time.perf_counter() - self._began:.0f} s{leader}"
 
-    def best(self) -> list[tuple[int, float, dict[str, Any]]]:
+    def best(self) -> list[tuple[int, float, Fields]]:
         """Trials by their latest mean greedy return, the best first: number, return, a row."""
-        by_trial: dict[int, list[dict[str, Any]]] = {}
+        by_trial: dict[int, list[Fields]] = {}
         for (trial, _), row in self._latest.items():
             by_trial.setdefault(trial, []).append(row)
         means = [(trial, sum(r["eval_return"] for r in rows) / len(rows), rows[-1]) for trial, rows in by_trial.items()]
         return sorted(means, key=lambda entry: (-entry[1], entry[0]))
 
-    def _table(self) -> Any:
+    def _table(self) -> object:
         from rich.table import Table
 
         best = self.best()

@@ -13,13 +13,22 @@ import re
 import sqlite3
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxdqn.errors import UserError
 from jaxdqn.sweeps.space import Choices, Parameter, Space, Values
 from jaxdqn.sweeps.sweep import Sampler
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
+
+    Distributions = dict[str, BaseDistribution]
 
 Scored = tuple[Values, float]
 
@@ -86,7 +95,7 @@ def store(space: Space, sampler: Sampler, study_name: str, history: Sequence[Sco
         raise UserError(f"sampler.storage {sampler.storage!r} cannot be used: {' '.join(str(error).split())}") from None
 
 
-def check_storage(text: Any) -> None:
+def check_storage(text: object) -> None:
     """Raises `UserError` for a storage of another form."""
     if not isinstance(text, str) or not re.fullmatch(r"(sqlite:///|journal:).*[^/]", text):
         raise UserError(f"sampler.storage is {text!r}; it must be sqlite:///FILE or journal:FILE.")
@@ -104,7 +113,7 @@ def _ask(space: Space, sampler: Sampler, index: int, history: Sequence[Scored], 
     return [_values(space, trial) for trial in _asked(study, space, sampler, index, count)]
 
 
-def _optuna() -> Any:
+def _optuna() -> ModuleType:
     try:
         import optuna
     except ImportError:
@@ -113,14 +122,14 @@ def _optuna() -> Any:
     return optuna
 
 
-def _asked(study: Any, space: Space, sampler: Sampler, index: int, count: int) -> list[Any]:
+def _asked(study: "Study", space: Space, sampler: Sampler, index: int, count: int) -> list["Trial"]:
     """Optuna's trials of round `index`."""
     study.sampler = _sampler(sampler, index)
     distributions = _distributions(space)
     return [study.ask(distributions) for _ in range(count)]
 
 
-def _replay(study: Any, space: Space, sampler: Sampler, history: Sequence[Scored]) -> None:
+def _replay(study: "Study", space: Space, sampler: Sampler, history: Sequence[Scored]) -> None:
     """Asks for the rounds of `history` again, and tells their scores."""
     failed = _optuna().trial.TrialState.FAIL
     for index, start in enumerate(range(0, len(history), sampler.batch)):
@@ -145,17 +154,17 @@ def _check_package(name: str) -> None:
             ) from None
 
 
-def _options(sampler: Sampler) -> dict[str, Any]:
+def _options(sampler: Sampler) -> dict[str, object]:
     """Of Optuna's sampler: TPE models fields together, and keeps away from trials still running; a generation of
     NSGA-II is a round."""
-    options: dict[str, dict[str, Any]] = {
+    options: dict[str, dict[str, object]] = {
         "tpe": {"multivariate": True, "constant_liar": True},
         "nsga2": {"population_size": max(2, sampler.batch)},
     }
     return options.get(sampler.name, {})
 
 
-def _sampler(sampler: Sampler, index: int) -> Any:
+def _sampler(sampler: Sampler, index: int) -> "BaseSampler":
     optuna = _optuna()
     seed = int(np.random.SeedSequence([sampler.seed, index]).generate_state(1)[0])
     with warnings.catch_warnings():
@@ -163,7 +172,7 @@ def _sampler(sampler: Sampler, index: int) -> Any:
         return getattr(optuna.samplers, CLASSES[sampler.name])(seed=seed, **_options(sampler))
 
 
-def _storage(text: str, directory: str) -> Any:
+def _storage(text: str, directory: str) -> object:
     optuna = _optuna()
     if text.startswith("journal:"):
         path = os.path.join(directory, text.removeprefix("journal:"))
@@ -173,11 +182,11 @@ def _storage(text: str, directory: str) -> Any:
     return optuna.storages.RDBStorage("sqlite://", {"creator": lambda: sqlite3.connect(path)})
 
 
-def _distributions(space: Space) -> dict[str, Any]:
+def _distributions(space: Space) -> "Distributions":
     return {parameter.name: _distribution(parameter) for parameter in space.parameters}
 
 
-def _distribution(parameter: Parameter) -> Any:
+def _distribution(parameter: Parameter) -> "BaseDistribution":
     optuna = _optuna()
     domain = parameter.domain
     if isinstance(domain, Choices):
@@ -187,11 +196,11 @@ def _distribution(parameter: Parameter) -> Any:
     return optuna.distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
-def _category(value: Any) -> Any:
+def _category(value: object) -> object:
     return str(value) if isinstance(value, tuple) else value
 
 
-def _values(space: Space, trial: Any) -> Values:
+def _values(space: Space, trial: "Trial") -> Values:
     """The values that an Optuna trial stands for."""
     given = dict(trial.params)
     for parameter in space.parameters:
@@ -201,7 +210,7 @@ def _values(space: Space, trial: Any) -> Values:
     return space.active(given)
 
 
-def _told(values: Values, score: float, distributions: dict[str, Any], number: int | None = None) -> Any:
+def _told(values: Values, score: float, distributions: "Distributions", number: int | None = None) -> "FrozenTrial":
     """A finished trial; without a score (its members diverged) it has failed."""
     optuna = _optuna()
     kept = {name: _category(value) for name, value in values.items()}

@@ -14,8 +14,9 @@ import numpy as np
 from jaxdqn import agents
 from jaxdqn.config import COUNTS, LARGEST, check_in
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.files.documents import Fields
 
-Values = dict[str, Any]
+Values = Fields
 NOT_SEARCHED = ("env_params", "env_kwargs", "final_episodes")
 MAX_GRID = 100_000
 
@@ -23,13 +24,13 @@ MAX_GRID = 100_000
 class Choices(NamedTuple):
     """A finite set of values."""
 
-    values: tuple[Any, ...]
+    values: tuple[object, ...]
 
-    def at(self, u: float) -> Any:
+    def at(self, u: float) -> object:
         """The value at u in [0, 1), all equally wide."""
         return self.values[int(u * len(self.values))]
 
-    def grid(self) -> tuple[Any, ...]:
+    def grid(self) -> tuple[object, ...]:
         """All values."""
         return self.values
 
@@ -73,13 +74,13 @@ class Parameter(NamedTuple):
 
     name: str
     domain: Choices | Range
-    when: dict[str, tuple[Any, ...]]
+    when: dict[str, tuple[object, ...]]
 
     @property
     def traced(self) -> bool:
         return self.name in agents.ranges()
 
-    def cell(self, value: Any) -> Any:
+    def cell(self, value: Any) -> object:
         """`value` as a cell of a table: a number where it is traced, text where it is a tuple."""
         if self.traced:
             return float(value)
@@ -100,7 +101,7 @@ class Space(NamedTuple):
         values = {p.name: p.domain.at(u) for p, u in zip(self.parameters, point, strict=True)}
         return self.active(values)
 
-    def active(self, values: Mapping[str, Any]) -> Values:
+    def active(self, values: Mapping[str, object]) -> Values:
         """`values` without those whose condition does not hold; so are those that depend on them."""
         kept: Values = {}
         for parameter in self.parameters:
@@ -121,7 +122,7 @@ class Space(NamedTuple):
         return list({tuple(values.items()): values for values in combinations}.values())
 
 
-def parse(given: Any) -> Space:
+def parse(given: object) -> Space:
     """The space in a sweep file: field -> [choices], or {low, high, log, integer, points, choices, when}.
 
     Raises `UserError`.
@@ -137,7 +138,7 @@ def parse(given: Any) -> Space:
     return Space(tuple(_in_order(parameters)))
 
 
-def _parameter(name: str, given: Any) -> Parameter:
+def _parameter(name: str, given: object) -> Parameter:
     if name not in agents.ranges() and name not in agents.static_types():
         raise unknown_name("field of the space", name, [*agents.ranges(), *agents.static_types()])
     if name in NOT_SEARCHED:
@@ -156,7 +157,7 @@ def _parameter(name: str, given: Any) -> Parameter:
     return Parameter(name, domain, _conditions(name, options.get("when", {})))
 
 
-def _conditions(name: str, given: Any) -> dict[str, tuple[Any, ...]]:
+def _conditions(name: str, given: object) -> dict[str, tuple[object, ...]]:
     """field -> the values with which the parameter is searched."""
     if not isinstance(given, Mapping):
         raise UserError(f"space.{name}.when is {given!r}; it must be {{other_field: value or list of values}}.")
@@ -169,11 +170,11 @@ def _conditions(name: str, given: Any) -> dict[str, tuple[Any, ...]]:
     return conditions
 
 
-def _hashable(value: Any) -> Any:
+def _hashable(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _choices(name: str, given: Any) -> Choices:
+def _choices(name: str, given: object) -> Choices:
     if not isinstance(given, list) or not given:
         raise UserError(f"space.{name} is {given!r}; it must be a list of at least one value, or have low and high.")
     values = tuple(map(_hashable, given))
@@ -218,7 +219,7 @@ def _type(name: str) -> Any:
     return int if int in get_args(kind) else kind
 
 
-def _check_value(name: str, value: Any) -> None:
+def _check_value(name: str, value: object) -> None:
     kind = _type(name)
     if name in agents.ranges():
         if isinstance(value, tuple):
@@ -236,7 +237,7 @@ def _check_value(name: str, value: Any) -> None:
         raise UserError(f"space.{name} has the value {value!r}; it must be of type {kind.__name__}.")
 
 
-def _check_condition(name: str, other: str, allowed: tuple[Any, ...], parameters: Mapping[str, Parameter]) -> None:
+def _check_condition(name: str, other: str, allowed: tuple[object, ...], parameters: Mapping[str, Parameter]) -> None:
     if other not in parameters:
         raise unknown_name(f"field in space.{name}.when", other, parameters, "A condition names a field of the space.")
     domain = parameters[other].domain

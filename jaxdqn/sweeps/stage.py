@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -36,7 +36,7 @@ class Stage(NamedTuple):
     hparams: HParams
     settings: tuple[dict[str, float], ...]
     seeds: tuple[int, ...]
-    labels: tuple[dict[str, Any], ...]
+    labels: tuple[documents.Fields, ...]
     continues: Origin | None = None
     exact: bool = False
 
@@ -51,7 +51,7 @@ def execute(
     folder: pathlib.Path,
     num_devices: int | None = None,
     checkpoint_seconds: float = 20.0,
-    on_chunk: Callable[[list[dict[str, Any]]], None] | None = None,
+    on_chunk: Callable[[list[documents.Fields]], None] | None = None,
 ) -> str:
     """Trains the stage, or goes on with it where it was stopped; its status. Raises `UserError`."""
     from jaxdqn.runs import experiment

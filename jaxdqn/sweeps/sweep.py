@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxdqn import agents
 from jaxdqn.config import Config, HParams, fields_of, validate_hparams, values_of, with_fields, with_values
@@ -141,13 +141,13 @@ def grouped(sweep: Sweep, trials: Sequence[Trial]) -> list[Group]:
     return [Group(config, tuple(members)) for config, members in groups.values()]
 
 
-def columns(sweep: Sweep, values: Values) -> dict[str, Any]:
+def columns(sweep: Sweep, values: Values) -> Values:
     """A trial's values as columns of a table: every field of the space; those that are not active as the sweep has
     them."""
     given = {**agents.defaults(), **fields_of(sweep.config), **values_of(sweep.hparams), **values}
     return {parameter.name: parameter.cell(given[parameter.name]) for parameter in sweep.space.parameters}
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A value of a trial for people."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

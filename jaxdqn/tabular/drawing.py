@@ -1,9 +1,11 @@
 """The picture of a tabular run: its error curve, and its values where the states are cells of a grid."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
 
 def picture(
@@ -14,13 +16,11 @@ def picture(
     terminal: np.ndarray,
     cells: np.ndarray | None = None,
     owner: np.ndarray | None = None,
-) -> Any:
+) -> Figure:
     """A matplotlib figure: error against updates; values [S] on their cells [S, 2]; borders between owners [S].
 
     Walls are grey, terminal [S] cells too, and marked with a T.
     """
-    from matplotlib.figure import Figure  # not pyplot: no global state, no display
-
     figure = Figure(figsize=(9 if cells is not None else 4.8, 3.8), layout="constrained")
     axes = figure.subplots(1, 1 if cells is None else 2, squeeze=False)[0]
     axes[0].plot(updates, errors, linewidth=1.8)
@@ -58,9 +58,7 @@ def borders(grid: np.ndarray) -> list[tuple[tuple[float, float], tuple[float, fl
     return edges
 
 
-def _draw_borders(axis: Any, grid: np.ndarray) -> None:
-    from matplotlib.collections import LineCollection
-
+def _draw_borders(axis: Axes, grid: np.ndarray) -> None:
     axis.add_collection(LineCollection(borders(grid), colors="red", linewidths=2.0))
     for number in np.unique(grid[~np.isnan(grid)]):
         own = np.argwhere(grid == number)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn.base import Array
+from jaxdqn.base import Array, PyTree
 from jaxdqn.environments.gymnax_adapter import construct
 from jaxdqn.errors import UserError, shown
 
@@ -96,10 +96,10 @@ def deep_sea(size: int = 8) -> Dynamics:
 
 def _enumerate(
     env: Any,
-    params: Any,
+    params: PyTree,
     cells: np.ndarray,
-    place: Callable[[Any, Array], Any],
-    locate: Callable[[Any], Array],
+    place: Callable[[PyTree, Array], PyTree],
+    locate: Callable[[PyTree], Array],
     noise: np.ndarray,
 ) -> Dynamics:
     """Asks a deterministic `env` for the outcome of every action in every cell [S, 2], and mixes them by `noise`.

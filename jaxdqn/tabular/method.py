@@ -7,7 +7,7 @@ Ray cluster) changes nothing of what is learned.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,8 @@ from jaxdqn.base import Array, Key, PyTree
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import devices as _devices
 from jaxdqn.tabular.mdp import MDP
+
+Function = Callable[..., PyTree]
 
 
 class Table(NamedTuple):
@@ -44,14 +46,14 @@ class Method(NamedTuple):
     load: np.ndarray
 
 
-def _returned(share: Callable[..., Any], work: Callable[..., Any], learners: Array, state: PyTree, *at: Any) -> PyTree:
+def _returned(share: Function, work: Function, learners: Array, state: PyTree, *at: PyTree) -> PyTree:
     """What the given learners return from a round, [len(learners), ...]; `at` is (key, number, mdp)."""
     return jax.vmap(lambda k: work(share(state, k), k, *at))(learners)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run(
-    functions: tuple[Any, Any, Any], learners: Array, state: PyTree, key: Key, first: Array, num: Array, mdp: MDP
+    functions: tuple[Function, ...], learners: Array, state: PyTree, key: Key, first: Array, num: Array, mdp: MDP
 ) -> PyTree:
     share, work, join = functions
 
@@ -88,7 +90,7 @@ def over_devices(method: Method, devices: Sequence[jax.Device], key: Key, mdp: M
     learners = np.arange(count).reshape(len(devices), -1)
 
     def on_all(state: PyTree, first: int, num_rounds: int) -> PyTree:
-        everywhere: Any = program(learners, state, key, np.int32(first), np.int32(num_rounds), mdp)
+        everywhere = program(learners, state, key, np.int32(first), np.int32(num_rounds), mdp)
         return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], everywhere)
 
     return on_all

@@ -2,12 +2,11 @@
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxdqn.base import Array
+from jaxdqn.base import Array, PyTree
 from jaxdqn.errors import UserError
 from jaxdqn.tabular.mdp import MDP
 
@@ -45,11 +44,11 @@ def backup(mdp: MDP, q: Array, gamma: float | Array) -> Array:
 def _iterate(mdp: MDP, gamma: Array, tolerance: Array, max_sweeps: int) -> Array:
     largest = jnp.max(jnp.abs(mdp.reward)) / (1 - gamma)
 
-    def goes_on(carry: Any) -> Array:
+    def goes_on(carry: PyTree) -> Array:
         sweep, _, change = carry
         return (sweep == 0) | ((sweep < max_sweeps) & (change * gamma > tolerance * largest * (1 - gamma)))
 
-    def sweep(carry: Any) -> Any:
+    def sweep(carry: PyTree) -> PyTree:
         number, q, _ = carry
         new = backup(mdp, q, gamma)
         return number + 1, new, jnp.max(jnp.abs(new - q))

@@ -8,7 +8,6 @@ Owners bootstrap from the owner of the next state, since the target is a merge t
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +70,7 @@ def partitioned_dqn(
 def with_loads(agent: Agent, owner: Owner, num_owners: int) -> Agent:
     """`agent`, with the fraction of the batch that each owner learned from as metrics load_0, load_1, ..."""
 
-    def gradient(learner: LearnerState, batch: Any, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
+    def gradient(learner: LearnerState, batch: PyTree, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
         gradients, output = agent.gradient(learner, batch, key, hparams)
         load = loads(owner, num_owners, batch.observation)
         metrics = {f"load_{k}": load[k] for k in range(num_owners)}

@@ -6,7 +6,7 @@ An `ActorNode` or `WorkerNode` is one of them where it lives.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +160,7 @@ class Pushed(Protocol):
     def pull(self) -> tuple[LearnerState, int]:
         """The learner now, and its version."""
 
-    def push(self, gradients: PyTree, loss: Array, version: int, opt_state: PyTree) -> tuple[Any, PyTree]:
+    def push(self, gradients: PyTree, loss: Array, version: int, opt_state: PyTree) -> tuple[Array | None, PyTree]:
         """(gradient norm, or None where the push was too old; the worker's own optimizer state)."""
 
 

@@ -11,17 +11,18 @@ An iteration is one rollout of all actors and U updates in both, so that schedul
 
 import functools
 import queue
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdqn import agents, replay, training
-from jaxdqn.base import Array, Key, LearnerState, PyTree, Replay, Transition
+from jaxdqn.base import Array, Key, LearnerState, PyTree, Replay, Scalar, Transition
 from jaxdqn.components import Components, make_regions
 from jaxdqn.config import INT32_MAX, Config, HParams, replay_rows
 from jaxdqn.environments import registry
@@ -46,7 +47,6 @@ from jaxdqn.parallel.compiled.runner import (
     PARAMS_STREAM,
     Program,
     Runner,
-    evaluator,
     of_host_loop,
     traced_hparams,
 )
@@ -270,8 +270,6 @@ class ActorLearner:
         )
         self.acting = compile_actor(components, axes.workers, axes.merge_every)
         self.programs = _compile_learner(components, axes)
-        self.program = self.programs.learn
-        self.judge = evaluator(components)
         seen = zeros(self.seen.take()) if axes.coupling == "async" else {}
         self.zero_metrics = self.programs.zeros(self.hparams.gamma)._replace(seen=seen)
         self.apart = engine is not None
@@ -289,8 +287,7 @@ class ActorLearner:
 
     def init(self, seed: int) -> ActorLearnerState:
         """The run's first state."""
-        state: ActorLearnerState = self.programs.first(np.uint32(seed), self.hparams)
-        return state
+        return self.programs.first(np.uint32(seed), self.hparams)
 
     def warm_up(self, state: ActorLearnerState) -> None:
         """Compiles every program, on copies; in all processes at once."""
@@ -314,7 +311,7 @@ class ActorLearner:
         self.programs.learn(state.learner, data, metrics.learning, merged, state.key, self.hparams, np.int32(0))
         jax.block_until_ready(self.programs.copy(state.broadcast[0]))
 
-    def telemetry(self, states: list[ActorLearnerState]) -> dict[str, Any]:
+    def telemetry(self, states: list[ActorLearnerState]) -> Mapping[str, Scalar]:
         """`bytes_per_update` counts broadcasts to every actor and the experience that moves to the learner."""
         params, local = tree_bytes(states[0].broadcast[0]), tree_bytes(states[0].actors[0].local)
         per_iteration = self.axes.workers * local / self.axes.merge_every
@@ -458,7 +455,7 @@ class Chunk:
         """The actors and their sums, from where they were."""
         home = self.scheme.devices[0]
         for index in sorted(self.begun, key=lambda index: self.latest.get(index, -1)):
-            if end := ended(self.scheme.nodes[index], index in self.scheme.pool.alive):
+            if end := ended(self.scheme.nodes[index].end, index in self.scheme.pool.alive):
                 self.actors[index], episodes, epsilon = jax.device_put(end, home)
                 self.episodes = jax.tree.map(jnp.add, self.episodes, episodes)
                 if self.learning and index in self.latest:
@@ -501,7 +498,7 @@ class Chunk:
                     work.condition.notify_all()
                 return
 
-    def _learner(self, work: Work, threads: Any, start: int, total: int) -> None:
+    def _learner(self, work: Work, threads: Sequence[threading.Thread], start: int, total: int) -> None:
         count, seen = self.axes.workers, self.scheme.seen
 
         def ended() -> bool:
@@ -544,7 +541,7 @@ class Chunk:
                 self.insert(delivery.actor, delivery.local)
 
 
-def _build(job: Job) -> Built:
+def _build(job: Job[Axes]) -> Built:
     return build(job.components, job.devices, job.seeds, job.settings, job.axes, job.report, engine=job.engine)
 
 

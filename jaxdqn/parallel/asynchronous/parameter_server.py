@@ -20,7 +20,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdqn import training
-from jaxdqn.base import Array, LearnerState, PyTree
+from jaxdqn.base import Array, LearnerState, PyTree, Scalar
 from jaxdqn.components import Components
 from jaxdqn.config import Config, HParams, traced
 from jaxdqn.environments import registry
@@ -37,7 +37,7 @@ from jaxdqn.parallel.asynchronous.actor import Worker, WorkerNode, compile_worke
 from jaxdqn.parallel.asynchronous.ray_engine import Engine, remake
 from jaxdqn.parallel.asynchronous.workers import LAGS, Seen, Work, WorkerPool, added, ended, mended, rollouts_of, zeros
 from jaxdqn.parallel.compiled.memory import once_each, tree_bytes
-from jaxdqn.parallel.compiled.runner import Runner, evaluator, of_host_loop, traced_hparams
+from jaxdqn.parallel.compiled.runner import Program, Runner, of_host_loop, traced_hparams
 from jaxdqn.parallel.scheme import Built, Devices, Job, Scheme
 
 
@@ -81,8 +81,7 @@ def take(learner: LearnerState, part: int) -> list[Array]:
 def put(learner: LearnerState, part: int, arrays: list[Array]) -> LearnerState:
     """`learner` with other arrays, as `take` gives them, for one part."""
     new = iter(arrays)
-    both: LearnerState = jax.tree.map(lambda p, x: next(new) if p == part else x, part_of(learner), learner)
-    return both
+    return jax.tree.map(lambda p, x: next(new) if p == part else x, part_of(learner), learner)
 
 
 def replaced(old: LearnerState, new: LearnerState, part: int) -> LearnerState:
@@ -122,7 +121,7 @@ class Server:
         with self._lock:
             return self.learner, self.version
 
-    def push(self, gradients: PyTree, loss: Array, version: int, opt_state: PyTree = ()) -> tuple[Any, PyTree]:
+    def push(self, gradients: PyTree, loss: Array, version: int, opt_state: PyTree = ()) -> tuple[Array | None, PyTree]:
         """Applies gradients that were computed at `version`; (None, opt_state) where they were too old."""
         return getattr(self, f"_push_{self._axes.lock}")(gradients, loss, version, opt_state)
 
@@ -153,7 +152,7 @@ class Server:
     def _own(self, stepped: LearnerState) -> PyTree:
         return stepped.opt_state if self._axes.own_statistics else ()
 
-    def _push_global(self, gradients: PyTree, loss: Array, version: int, own: PyTree) -> tuple[Any, PyTree]:
+    def _push_global(self, gradients: PyTree, loss: Array, version: int, own: PyTree) -> tuple[Array | None, PyTree]:
         with self._waiting_for(self._pushing):
             if (scale := self._admitted(version)) is None:
                 return None, own
@@ -162,7 +161,7 @@ class Server:
                 self.learner, self.version = self._shared(stepped), self.version + 1
         return norm, self._own(stepped)
 
-    def _push_none(self, gradients: PyTree, loss: Array, version: int, own: PyTree) -> tuple[Any, PyTree]:
+    def _push_none(self, gradients: PyTree, loss: Array, version: int, own: PyTree) -> tuple[Array | None, PyTree]:
         with self._lock:
             if (scale := self._admitted(version)) is None:
                 return None, own
@@ -174,7 +173,7 @@ class Server:
             self.version += 1
         return norm, self._own(stepped)
 
-    def _push_leaf(self, gradients: PyTree, loss: Array, version: int, own: PyTree) -> tuple[Any, PyTree]:
+    def _push_leaf(self, gradients: PyTree, loss: Array, version: int, own: PyTree) -> tuple[Array | None, PyTree]:
         with self._waiting_for(self._part_locks[COUNTED]):
             if (scale := self._admitted(version)) is None:
                 return None, own
@@ -191,7 +190,7 @@ class Server:
             self.version += 1
         return norm, self._own(kept)
 
-    def _step_part(self, part: int, learner: LearnerState, *push: Any) -> tuple[LearnerState, Array]:
+    def _step_part(self, part: int, learner: LearnerState, *push: PyTree) -> tuple[LearnerState, Array]:
         stepped, norm = jax.block_until_ready(self._apply(learner, *push, part))
         with self._lock:  # of all parts: they lie in one tree
             self.learner = replaced(self.learner, self._shared(stepped), part)
@@ -248,12 +247,12 @@ def make_server(config: Config, factory: Callable[..., PyTree] | None, hparams: 
 
 
 @once_each
-def _step_program(components: Components, part: int | None) -> Any:
+def _step_program(components: Components, part: int | None) -> Program:
     """step(learner, gradients, loss, scale [], hparams) -> (learner or the part of it, gradient norm)."""
 
     def step(
         learner: LearnerState, gradients: PyTree, loss: Array, scale: Array, hparams: HParams
-    ) -> tuple[Any, Array]:
+    ) -> tuple[PyTree, Array]:
         scaled = traced(hparams, learning_rate=hparams.learning_rate * scale)
         stepped, norm = components.agent.apply(learner, gradients, loss, scaled)
         # What is not returned is not computed.
@@ -278,7 +277,7 @@ def compile_apply(components: Components, hparams: HParams) -> Callable[..., PyT
 
 
 @once_each
-def _first_program(components: Components, axes: Axes) -> Any:
+def _first_program(components: Components, axes: Axes) -> Program:
     return jax.jit(functools.partial(first_state, components, axes))
 
 
@@ -300,8 +299,6 @@ class ParameterServer:
         self.seen = Seen((*rollouts_of(axes.workers), "extra_rollouts"), ["running"])
         self.rollouts = [0] * axes.workers
         self.programs = compile_worker(components)
-        self.program = self.programs.gradient
-        self.judge = evaluator(components)
         workers = range(axes.workers)
         self.apart = engine is not None
         if engine is None:
@@ -319,9 +316,7 @@ class ParameterServer:
 
     def init(self, seed: int) -> ServerState:
         """The run's first state."""
-        make = _first_program(self.components, self.axes)
-        state: ServerState = make(np.uint32(seed), self.hparams)
-        return state
+        return _first_program(self.components, self.axes)(np.uint32(seed), self.hparams)
 
     def warm_up(self, state: ServerState) -> None:
         """Compiles every program, on copies; in all processes at once."""
@@ -337,7 +332,7 @@ class ParameterServer:
             list(pool.map(warm, self.nodes if self.apart else self.nodes[:1]))
         self._counted()
 
-    def telemetry(self, states: list[ServerState]) -> dict[str, Any]:
+    def telemetry(self, states: list[ServerState]) -> Mapping[str, Scalar]:
         """`bytes_per_update`: a pull of parameters and target, and a push of a gradient."""
         learner = states[0].learner
         moved = 2 * tree_bytes(learner.params) + tree_bytes(learner.target_params)
@@ -373,7 +368,7 @@ class ParameterServer:
         self.pool.join(work, threads)
         total = metrics[0]
         for index in sorted(begun, key=lambda index: latest.get(index, -1)):
-            if end := ended(self.nodes[index], index in self.pool.alive):
+            if end := ended(self.nodes[index].end, index in self.pool.alive):
                 workers[index], total = end[0], _add(total, end[1])
                 if index in latest:
                     total = total._replace(epsilon=end[1].epsilon)
@@ -394,7 +389,7 @@ def _add(total: training.Metrics, sums: training.Metrics) -> training.Metrics:
     )
 
 
-def _build(job: Job) -> Built:
+def _build(job: Job[Axes]) -> Built:
     return build(job.components, job.devices, job.seeds, job.settings, job.axes, job.report, engine=job.engine)
 
 

@@ -44,7 +44,7 @@ class KeyData(NamedTuple):
 def pack(tree: PyTree) -> PyTree:
     """A tree whose JAX arrays are NumPy's, and keys their data; other leaves stay."""
 
-    def leaf(x: Any) -> Any:
+    def leaf(x: object) -> object:
         if not isinstance(x, jax.Array):
             return x
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -57,7 +57,7 @@ def pack(tree: PyTree) -> PyTree:
 def unpack(tree: PyTree) -> PyTree:
     """The inverse of `pack`: NumPy arrays become JAX's."""
 
-    def leaf(x: Any) -> Any:
+    def leaf(x: object) -> object:
         if isinstance(x, KeyData):
             return jax.random.wrap_key_data(jnp.array(x.data))
         # A copy: what came is memory shared between processes, and these may be donated.
@@ -69,10 +69,10 @@ def unpack(tree: PyTree) -> PyTree:
 class _Host:
     """Holds a node in its process."""
 
-    def __init__(self, make: Callable[..., PyTree], *args: Any) -> None:
+    def __init__(self, make: Callable[..., PyTree], *args: object) -> None:
         self._node = make(*args)
 
-    def call(self, name: str, *args: Any) -> Any:
+    def call(self, name: str, *args: PyTree) -> PyTree:
         return pack(getattr(self._node, name)(*unpack(args)))
 
     def pid(self) -> int:
@@ -90,7 +90,7 @@ class Remote:
             raise AttributeError(name)
         return lambda *args: wait(self.submit(name, *args))
 
-    def submit(self, name: str, *args: Any) -> Any:
+    def submit(self, name: str, *args: PyTree) -> Any:
         """Starts a call; `wait` has its result."""
         return self._handle.call.remote(name, *pack(args))
 
@@ -98,11 +98,10 @@ class Remote:
         """The process number on its machine."""
         import ray
 
-        number: int = ray.get(self._handle.pid.remote())
-        return number
+        return ray.get(self._handle.pid.remote())
 
 
-def wait(call: Any) -> Any:
+def wait(call: Any) -> PyTree:
     """The result of a submitted call. Raises `NodeDied`, and what the call itself raised."""
     import ray
 
@@ -119,7 +118,7 @@ def wait(call: Any) -> Any:
 class Cluster:
     """A running Ray that nodes are spawned on."""
 
-    def spawn(self, make: Callable[..., PyTree], *args: Any, threads: int = 1) -> Remote:
+    def spawn(self, make: Callable[..., PyTree], *args: object, threads: int = 1) -> Remote:
         """make(*args) in a process of its own; up to `threads` calls run in it at once.
 
         `make` and `args` are pickled. What they raise comes with the first call.
@@ -218,15 +217,15 @@ class Pool:
         self._alive = dict(enumerate(nodes))
         self._report = report
 
-    def map(self, name: str, tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def map(self, name: str, tasks: Sequence[tuple[object, ...]]) -> list[PyTree]:
         """node.name(*task) for every task, results in the tasks' order.
 
         A node that dies is reported, and its task goes to another. Raises `UserError` when none is left.
         """
         import ray
 
-        waiting, running = list(enumerate(tasks))[::-1], dict[Any, tuple[int, int, tuple[Any, ...]]]()
-        results: dict[int, Any] = {}
+        waiting, running = list(enumerate(tasks))[::-1], dict[Any, tuple[int, int, tuple[object, ...]]]()
+        results: dict[int, PyTree] = {}
         free = list(self._alive)[::-1]
         while waiting or running:
             while waiting and free:
@@ -256,7 +255,7 @@ ENGINES = ("local", "ray")
 class Engine(Protocol):
     """Makes nodes elsewhere: `ray_engine.Cluster` is one."""
 
-    def spawn(self, make: Callable[..., PyTree], *args: Any, threads: int = 1) -> Any:
+    def spawn(self, make: Callable[..., PyTree], *args: object, threads: int = 1) -> PyTree:
         """make(*args) in a process of its own: something with the methods of what it makes, up to `threads` of which
         may run at once."""
 

@@ -9,7 +9,7 @@ other sum there, over whatever chunks and sessions it had.
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,7 @@ class WorkerPool:
             raise UserError(f"every worker died; the last cause: {list(work.dead.values())[-1]}")
 
 
-W = TypeVar("W", bound=Any)
+W = TypeVar("W", bound=PyTree)
 
 
 def intact(tree: PyTree) -> bool:
@@ -140,15 +140,15 @@ def intact(tree: PyTree) -> bool:
     return not any(leaf.is_deleted() for leaf in jax.tree.leaves(tree))
 
 
-def ended(node: Any, alive: bool) -> Any:
-    """node.end(), what it made of a chunk; None where a dead one took that with it."""
+def ended(end: Callable[[], PyTree], alive: bool) -> PyTree:
+    """What a node made of a chunk, its `end()`; None where a dead one took that with it."""
     try:
-        end = node.end()
+        made = end()
     except Exception:
         if alive:
             raise
         return None
-    return end if intact(end) else None
+    return made if intact(made) else None
 
 
 def mended(workers: Sequence[W], dead: Collection[int]) -> list[W]:
@@ -165,8 +165,7 @@ def mended(workers: Sequence[W], dead: Collection[int]) -> list[W]:
 
 def _twin(worker: W, index: int) -> W:
     key = jax.random.fold_in(worker.key, index)
-    twin: W = jax.tree.map(jnp.copy, worker)._replace(key=key)
-    return twin
+    return jax.tree.map(jnp.copy, worker)._replace(key=key)
 
 
 LAG_BINS = (0, 1, 2, 4, 8, 16, 32)  # lower edges, in versions

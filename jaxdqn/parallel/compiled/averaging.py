@@ -11,8 +11,8 @@ of gradients for plain SGD with one update per iteration; not for Adam, whose mo
 
 import functools
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import optax
 
 from jaxdqn import training
 from jaxdqn.acting import ActorState
-from jaxdqn.base import Array, Key, LearnerState, PyTree
+from jaxdqn.base import Array, Key, LearnerState, PyTree, Scalar
 from jaxdqn.components import Components, in_programs
 from jaxdqn.config import INT32_MAX, Config, HParams, traced
 from jaxdqn.errors import UserError, unknown_name
@@ -250,8 +250,8 @@ def build(
     built, states = _runner.build(
         components, devices, num_replicas, assignment, seeds, settings, width=1, lane=lane, kind=kind
     )
-    judged = _devices.over_devices(population.over_lanes(lane.policy), devices, num_mapped=1)
-    judged = judged.lower(states[0]).compile()
+    judge = _devices.over_devices(population.over_lanes(lane.policy), devices, num_mapped=1)
+    judged = judge.lower(states[0]).compile()
 
     set_out = _devices.over_devices(population.over_lanes(rule.init), devices, num_mapped=1)
 
@@ -270,7 +270,7 @@ def build(
     return runner, states
 
 
-def _telemetry(schedule: Schedule, bytes_per_iteration: float) -> Callable[[list[AveragedState]], dict[str, Any]]:
+def _telemetry(schedule: Schedule, bytes_per_iteration: float) -> Callable[[list[AveragedState]], Mapping[str, Scalar]]:
     """drift, and bytes_per_update: those each device sends per gradient update, `bytes_per_iteration` (per update, if
     combined every iteration) over the length of a round."""
 
@@ -279,7 +279,7 @@ def _telemetry(schedule: Schedule, bytes_per_iteration: float) -> Callable[[list
         length = jnp.where(updates[0, 0] < schedule.dense_updates, 1, schedule.period)
         return {"drift": drift[0, 0], "bytes_per_update": bytes_per_iteration / length}
 
-    def telemetry(states: list[AveragedState]) -> dict[str, Any]:
+    def telemetry(states: list[AveragedState]) -> Mapping[str, Scalar]:
         # On the first device and not waited for: new arrays, as the next chunk takes the states away.
         return figures(*(x.addressable_data(0) for x in (states[0].learner.updates, states[0].drift)))
 
@@ -305,7 +305,7 @@ def check(axes: Axes, config: Config) -> None:
     validate(axes.average_every, axes.average_each_until)
 
 
-def _build(job: Job) -> Built:
+def _build(job: Job[Axes]) -> Built:
     axes = job.axes
     rule = make_rule(axes.combine)
     return build(

@@ -9,7 +9,6 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 
@@ -99,7 +98,7 @@ def over_devices(
     num_mapped: int,
     num_shared: int = 0,
     donate: Sequence[int] = (),
-) -> Any:
+) -> jax.stages.Wrapped:
     """function(*mapped, *shared) on each device, compiled; shared arguments are the same on all of them.
 
     The result has `.lower(...)` as jitted functions have. Arguments numbered in `donate` are donated.
@@ -108,14 +107,14 @@ def over_devices(
         in_axes = (0,) * num_mapped + (None,) * num_shared
         return jax.pmap(function, AXIS, in_axes=in_axes, devices=devices, donate_argnums=tuple(donate))
 
-    def on_one(*args: Any) -> PyTree:
+    def on_one(*args: object) -> PyTree:
         mapped = jax.tree.map(lambda x: x[0], args[:num_mapped])
         return jax.tree.map(lambda x: x[None], function(*mapped, *args[num_mapped:]))
 
     return jax.jit(on_one, donate_argnums=tuple(donate))
 
 
-def compiled(program: Any, *args: Any) -> Any:
+def compiled(program: jax.stages.Wrapped, *args: PyTree) -> Callable[..., PyTree]:
     """A result of `over_devices`, compiled for arguments like these."""
     executable = program.lower(*args).compile()
     # Over several hosts the executable wants global arrays; `pmap` makes them of slices, and does not compile again.

@@ -10,7 +10,7 @@ class Axes(NamedTuple):
     """It has none: members and devices are asked for by --num-seeds, --vary, --num-devices and --devices-per-agent."""
 
 
-def build(job: Job) -> Built:
+def build(job: Job[Axes]) -> Built:
     """The runner of a batch of members."""
     return runner.build(job.components, job.devices, job.devices_per_agent, job.assignment, job.seeds, job.settings)
 

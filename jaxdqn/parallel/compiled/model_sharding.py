@@ -9,15 +9,16 @@ XLA partitions the one trainer by these placements; nothing here computes.
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import KeyPath
 
 from jaxdqn import agents, training
-from jaxdqn.base import Key, Progress, PyTree, Replay
+from jaxdqn.base import Array, Key, Progress, PyTree, Replay
 from jaxdqn.components import Components, in_programs
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
@@ -48,7 +49,7 @@ def _nearest_divisor(number: int, wanted: int) -> int:
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
 
 
-def _path(path: Any) -> str:
+def _path(path: KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -124,7 +125,7 @@ def state_spec(path: str, shape: tuple[int, ...], num_hidden: int, num_envs: int
 def _over_mesh(mesh: Mesh, num_hidden: int, num_envs: int) -> Callable[..., PyTree]:
     """`devices.over_devices` for one member on the whole mesh: its arrays [1, 1, ...] are spread over all devices."""
 
-    def place(path: Any, leaf: Any) -> Any:
+    def place(path: KeyPath, leaf: Array) -> Array:
         spec = state_spec(_path(path), leaf.shape[2:], num_hidden, num_envs)
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(None, None, *spec)))
 
@@ -134,10 +135,10 @@ def _over_mesh(mesh: Mesh, num_hidden: int, num_envs: int) -> Callable[..., PyTr
         num_mapped: int,
         num_shared: int = 0,
         donate: Sequence[int] = (),
-    ) -> Any:
+    ) -> jax.stages.Wrapped:
         del devices, num_shared
 
-        def on_mesh(*args: Any) -> PyTree:
+        def on_mesh(*args: object) -> PyTree:
             mapped = jax.tree.map(lambda x: x[0], args[:num_mapped])
             results = jax.tree.map(lambda x: x[None], function(*mapped, *args[num_mapped:]))
             return jax.tree_util.tree_map_with_path(place, results)
@@ -151,7 +152,7 @@ def _split_batches(replay: Replay, mesh: Mesh) -> Replay:
     """The same replay, whose batches are split over `data`."""
     split = NamedSharding(mesh, P(DATA))
 
-    def sample(state: PyTree, key: Key, progress: Progress, hparams: HParams) -> Any:
+    def sample(state: PyTree, key: Key, progress: Progress, hparams: HParams) -> PyTree:
         batch = replay.sample(state, key, progress, hparams)
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, split), batch)
 
@@ -160,7 +161,7 @@ def _split_batches(replay: Replay, mesh: Mesh) -> Replay:
 
 def bytes_per_device(tree: PyTree) -> int:
     """The bytes of a tree of arrays that lie on the device that holds most of them."""
-    held: dict[Any, int] = {}
+    held: dict[jax.Device, int] = {}
     for leaf in jax.tree.leaves(tree):
         for piece in leaf.addressable_shards:
             held[piece.device] = held.get(piece.device, 0) + piece.data.nbytes
@@ -173,7 +174,7 @@ def state_bytes(components: Components, data: int, model: int) -> tuple[int, int
     trainer = training.make_trainer(components.environment, components.agent, components.replay, components.config)
     state = jax.eval_shape(lambda key: trainer.init(key, key, components.agent.defaults), jax.random.key(0))
 
-    def held(path: Any, leaf: Any) -> int:
+    def held(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> int:
         spec = state_spec(_path(path), leaf.shape, num_hidden, components.config.num_envs)
         return tree_bytes(leaf) // math.prod(sizes[axis] for axis in spec if axis is not None)
 

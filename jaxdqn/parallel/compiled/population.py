@@ -6,12 +6,13 @@ CPU core is fastest with one member at a time, its arrays in cache); W = L vmaps
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jaxdqn.base import PyTree
+from jaxdqn.config import HParams
 
 
 def fastest_width(platform: str, num_lanes: int) -> int:
@@ -22,7 +23,7 @@ def fastest_width(platform: str, num_lanes: int) -> int:
 def over_lanes(function: Callable[..., PyTree], num_shared: int = 0) -> Callable[..., PyTree]:
     """function(*mapped, *shared) over the leading axis [W] of the mapped arguments: vmapped, or for W = 1 as it is."""
 
-    def run(*args: Any) -> PyTree:
+    def run(*args: object) -> PyTree:
         split = len(args) - num_shared
         mapped, shared = args[:split], args[split:]
         if jax.tree.leaves(mapped)[0].shape[0] > 1:
@@ -77,6 +78,6 @@ def assign(num_members: int, num_groups: int, least_lanes: int = 1) -> Assignmen
     return Assignment(padded.reshape(lanes, num_groups).T.copy())
 
 
-def stack_hparams(settings: list[Any]) -> Any:
+def stack_hparams(settings: list[HParams]) -> HParams:
     """A list of `HParams` as one `HParams` of float32 arrays [M]."""
     return jax.tree.map(lambda *values: np.asarray(values, np.float32), *settings)

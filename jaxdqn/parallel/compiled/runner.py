@@ -6,14 +6,14 @@ device of its group. On several hosts D counts the devices of this process alone
 
 import functools
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from jaxdqn import acting, evaluation, training
-from jaxdqn.base import Array, PyTree
+from jaxdqn.base import Array, PyTree, Scalar
 from jaxdqn.components import Components, in_programs
 from jaxdqn.config import HParams
 from jaxdqn.learning import Shards, shard_index
@@ -29,12 +29,16 @@ Program = Callable[..., PyTree]
 MOST_UNSPLIT = 128  # updates of an iteration that Ctrl-C may have to wait for
 
 
+def _bare(leaf: Array) -> Array:
+    """An array, or the data of a key."""
+    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
 def gather(stacks: list[PyTree]) -> PyTree:
     """Stacks of lanes [D, W, ...] as one tree of NumPy arrays [D, L, ...], D over all hosts, keys as their data."""
 
-    def pull(leaf: Any) -> np.ndarray:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
+    def pull(leaf: Array) -> np.ndarray:
+        leaf = _bare(leaf)
         # Shard by shard, where it lies in slices of its first axis: converting a sharded array as a whole is slow.
         order = layouts.get(layout := (leaf.sharding, leaf.shape))
         if order is None:
@@ -42,7 +46,7 @@ def gather(stacks: list[PyTree]) -> PyTree:
         pieces = [np.asarray(leaf.addressable_data(index)) for index in order]
         return np.concatenate(pieces) if pieces else np.asarray(leaf)
 
-    layouts: dict[Any, list[int]] = {}  # a population has thousands of leaves of few layouts, which are slow to read
+    layouts: dict[Hashable, list[int]] = {}  # a population has thousands of leaves and few of these, slow to read
     pulled = [jax.tree.map(pull, stack) for stack in stacks]
     whole = pulled[0] if len(pulled) == 1 else jax.tree.map(lambda *x: np.concatenate(x, axis=1), *pulled)
     return hosts.gather(whole)
@@ -56,7 +60,7 @@ def _slices(leaf: jax.Array) -> list[int]:
     return sorted(range(len(shards)), key=lambda i: shards[i].index[0].start or 0)
 
 
-def push(like: PyTree, value: np.ndarray) -> Any:
+def push(like: Array, value: np.ndarray) -> Array:
     """An array or, of its data, a key with the placement of `like`."""
     if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jax.device_put(value, jax.random.key_data(like).sharding))
@@ -78,12 +82,7 @@ def scatter(templates: list[PyTree], values: PyTree) -> list[PyTree]:
 def gather_one(only: list[PyTree]) -> PyTree:
     """`gather` of one member on one device, whose arrays have no leading axes: [1, 1, ...]."""
 
-    def pull(leaf: Any) -> np.ndarray:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        return np.asarray(leaf)[None, None]
-
-    return jax.tree.map(pull, only[0])
+    return jax.tree.map(lambda leaf: np.asarray(_bare(leaf))[None, None], only[0])
 
 
 def scatter_one(template: list[PyTree], values: PyTree) -> list[PyTree]:
@@ -119,10 +118,10 @@ class Runner(NamedTuple):
     evaluate: Program
     zero_metrics: list[training.Metrics]
     compile_seconds: float
-    program: Any  # the compiled step of one stack, for its memory analysis
-    telemetry: Callable[[list[PyTree]], dict[str, Any]] = lambda states: {}
+    program: Any = None  # the compiled step of one stack, for its memory analysis, where there is one
+    telemetry: Callable[[list[PyTree]], Mapping[str, Scalar]] = lambda states: {}
     policy: Callable[[list[PyTree]], list[PyTree]] | None = None
-    adopted: Callable[[list[PyTree]], list[Any]] = lambda states: states
+    adopted: Callable[[list[PyTree]], list[PyTree]] = lambda states: states
     part: Program | None = None
     gather: Callable[[list[PyTree]], PyTree] = gather
     scatter: Callable[[list[PyTree], PyTree], list[PyTree]] = scatter
@@ -204,17 +203,12 @@ def evaluator(components: Components) -> Callable[..., evaluation.Episodes]:
 
 
 class HostLoop(Protocol):
-    """One member that Python code takes through a chunk of iterations, program by program, maybe in threads.
-
-    judge(params, seed, iteration [], part []) -> Episodes
-    """
+    """One member that Python code takes through a chunk of iterations, program by program, maybe in threads."""
 
     components: Components
     zero_metrics: training.Metrics
-    program: Any
-    judge: Any
 
-    def init(self, seed: int) -> Any:
+    def init(self, seed: int) -> PyTree:
         """The run's first state."""
 
     def warm_up(self, state: PyTree) -> None:
@@ -222,10 +216,10 @@ class HostLoop(Protocol):
 
     def run(
         self, states: list[PyTree], metrics: list[training.Metrics], start: int, stop: int, learning: bool
-    ) -> tuple[list[Any], list[training.Metrics]]:
+    ) -> tuple[list[PyTree], list[training.Metrics]]:
         """Iterations start <= i < stop."""
 
-    def telemetry(self, states: list[PyTree]) -> dict[str, Any]:
+    def telemetry(self, states: list[PyTree]) -> Mapping[str, Scalar]:
         """Its figures at a logging point."""
 
 
@@ -233,10 +227,10 @@ def of_host_loop(make: Callable[[], HostLoop], seed: int) -> tuple[Runner, list[
     """The runner of a loop's one member, and its first states."""
     began = time.perf_counter()
     loop = make()
-    state = loop.init(seed)
+    judge, state = evaluator(loop.components), loop.init(seed)
 
     def evaluate(states: list[PyTree], iteration: int, part: int = 0) -> list[evaluation.Episodes]:
-        return [loop.judge(states[0].learner.params, np.uint32(seed), np.int32(iteration), np.int32(part))]
+        return [judge(states[0].learner.params, np.uint32(seed), np.int32(iteration), np.int32(part))]
 
     loop.warm_up(state)
     jax.block_until_ready(evaluate([state], 0))
@@ -249,7 +243,6 @@ def of_host_loop(make: Callable[[], HostLoop], seed: int) -> tuple[Runner, list[
         evaluate=evaluate,
         zero_metrics=[loop.zero_metrics],
         compile_seconds=time.perf_counter() - began,
-        program=loop.program,
         telemetry=loop.telemetry,
         gather=gather_one,
         scatter=scatter_one,
