@@ -64,7 +64,8 @@ class Environment(NamedTuple):
 
 
 class Apply(Protocol):
-    """A network's function of a batch of observations [B, *O] and a key, which only stochastic layers use."""
+    """A network's function of a batch of observations [B, *O] and a key, which only stochastic layers use: without one
+    they draw nothing, and are what they are on average (weights without noise, evenly spread quantiles)."""
 
     def __call__(self, params: PyTree, observation: PyTree, key: Key | None = None) -> PyTree:
         """Head outputs; for Q-networks the values [B, A]."""

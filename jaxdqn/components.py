@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jaxdqn import agents, networks, td, training
 from jaxdqn.agents.declaration import Around, Declaration
-from jaxdqn.base import Agent, Environment, Replay, Spec
+from jaxdqn.base import Agent, Environment, Network, Replay, Spec
 from jaxdqn.config import Config
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
@@ -50,9 +50,12 @@ def in_programs(config: Config) -> Config:
 def make_agent(config: Config, spec: Spec) -> Agent:
     """The agent that `config` describes, for an environment's spec. Raises `UserError`."""
     declared, settings = agents.of(config.agent), agents.settings_of(config)
-    head = declared.head(spec.num_actions, config.dueling, settings)
-    network = networks.configured(spec, head, config)
-    return declared.make(Around(spec, network, OPTIMIZERS[config.optimizer], td.PENALTIES[config.loss], settings))
+    optimizer, penalty = OPTIMIZERS[config.optimizer], td.PENALTIES[config.loss]
+
+    def network_of(settings: Any) -> Network:
+        return networks.configured(spec, declared.head(spec.num_actions, config.dueling, settings), config)
+
+    return declared.make(Around(spec, network_of(settings), optimizer, penalty, settings, network_of))
 
 
 def make_regions(components: Components, num_actors: int, block: int) -> Replay:

@@ -41,6 +41,7 @@ POSITIVE = Range("above 0 and finite", lambda x: 0 < x < math.inf)
 ABOVE_ZERO = Range("above 0", lambda x: x > 0)
 FRACTION = Range("in [0, 1]", lambda x: 0 <= x <= 1)
 FINITE = Range("finite", lambda x: abs(x) < math.inf)
+NOT_POSITIVE = Range("at most 0 and finite", lambda x: -math.inf < x <= 0)
 _PERIOD = Range(f"from 1 to {FLOAT_WHOLE:,}, a whole one", lambda x: 1 <= x <= FLOAT_WHOLE and x % 1 == 0)
 _TAU = Range("in (0, 1]", lambda x: 0 < x <= 1)
 
@@ -283,6 +284,12 @@ def validate_hparams(hparams: HParams, epsilon_schedule: str = "linear") -> None
         check_in(f"hparams.{name}", value, ranges[name])
         if epsilon_schedule == "exponential" and name in ("epsilon_begin", "epsilon_end") and value == 0:
             raise UserError(f"hparams.{name} is 0; an exponential schedule needs it above 0.")
+    check_together(hparams.own)
+
+
+def check_together(own: Any) -> None:
+    """Raises `UserError` where an agent's own values do not go together, if their record has a `check()`."""
+    getattr(own, "check", lambda: None)()
 
 
 def check_record(hparams: object) -> None:

@@ -15,6 +15,7 @@ from jaxdqn.acting import reset_where
 from jaxdqn.base import Array, Key, Network, PyTree, RecurrentNetwork, Spec, zeros_of
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
+from jaxdqn.td import quantile_midpoints
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
@@ -23,6 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": nn.gelu,
     "elu": nn.elu,
 }
+NOISE = "noise"  # flax's name of the key that layers draw from; each folds its own name into it
 NATURE_MIN_SIDE = 36  # the smallest image on which its three convolutions leave at least one pixel
 
 
@@ -51,6 +53,50 @@ def action_values(num_actions: int, dueling: bool = False) -> Head:
         return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
 
     return Head(duel, 2) if dueling else Head(plain, 1)
+
+
+def action_atoms(num_actions: int, num_atoms: int, dueling: bool = False) -> Head:
+    """K numbers for each action [B, A, K], the logits or the quantiles of its return; `dueling` for each of the K
+    alone."""
+
+    def plain(dense: Dense, x: Array) -> Array:
+        return dense(num_actions * num_atoms, 1.0)(x).reshape(-1, num_actions, num_atoms)
+
+    def duel(dense: Dense, x: Array) -> Array:
+        value, advantage = dense(num_atoms, 1.0)(x)[:, None], plain(dense, x)
+        return value + advantage - jnp.mean(advantage, axis=1, keepdims=True)
+
+    return Head(duel, 2) if dueling else Head(plain, 1)
+
+
+def sampled_quantiles(num_actions: int, num_taus: int, embedding_size: int, dueling: bool = False) -> Head:
+    """(quantiles [B, A, N], their fractions tau [B, N]), the latter drawn; Dabney et al. (2018b), equation 4.
+
+    The embedding of tau multiplies the features of the torso, whose last layer is dense: after the convolution alone,
+    as published, every tau would need a dense layer of its own. The layers do not depend on N.
+    """
+    values = action_values(num_actions, dueling)
+
+    def apply(dense: Dense, x: Array) -> tuple[Array, Array]:
+        taus = Taus(num_taus)(x)
+        cosines = jnp.cos(jnp.pi * jnp.arange(embedding_size) * taus[..., None])
+        embedding = nn.relu(dense(x.shape[-1], 2**0.5)(cosines))  # [B, N, F]
+        return values.apply(dense, x[:, None] * embedding).swapaxes(1, 2), taus
+
+    return Head(apply, 1 + values.num_layers)
+
+
+class Taus(nn.Module):
+    """N fractions in [0, 1) for each of B rows, [B, N]: uniform ones, or without noise the midpoints of N intervals."""
+
+    num: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[0], self.num)
+        if self.has_rng(NOISE):
+            return jax.random.uniform(self.make_rng(NOISE), shape)
+        return jnp.broadcast_to(quantile_midpoints(self.num), shape)
 
 
 def policy_and_value(num_actions: int) -> Head:
@@ -154,8 +200,7 @@ def network(spec: Spec, head: Head, torso: str, hidden_sizes: Sequence[int], *op
         return module.init(key, zeros_of(spec, 1))["params"]
 
     def apply(params: PyTree, observation: PyTree, key: Key | None = None) -> PyTree:
-        del key  # no layer draws
-        return module.apply({"params": params}, observation)
+        return module.apply({"params": params}, observation, rngs=None if key is None else {NOISE: key})
 
     return Network(init, apply)
 

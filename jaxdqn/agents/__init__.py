@@ -5,10 +5,15 @@ from collections.abc import Mapping
 from typing import TypeVar, get_type_hints
 
 from jaxdqn.agents.actor_critic import A2C, actor_critic
+from jaxdqn.agents.c51 import C51
 from jaxdqn.agents.declaration import Declaration
 from jaxdqn.agents.dqn import DOUBLE_DQN, DQN, double_dqn, dqn
+from jaxdqn.agents.hl_gauss import HL_GAUSS
+from jaxdqn.agents.iqn import IQN
 from jaxdqn.agents.multi.ensemble import ENSEMBLE_DQN, ensemble_dqn
 from jaxdqn.agents.multi.partitioned import PARTITIONED_DQN, partitioned_dqn
+from jaxdqn.agents.munchausen import MUNCHAUSEN
+from jaxdqn.agents.qr_dqn import QR_DQN
 from jaxdqn.agents.random import RANDOM, random
 from jaxdqn.config import (
     MOST_WIDE,
@@ -17,6 +22,7 @@ from jaxdqn.config import (
     Range,
     check_fields,
     check_record,
+    check_together,
     fields_of,
     own_values,
     plain,
@@ -32,6 +38,11 @@ T = TypeVar("T")
 AGENTS: dict[str, Declaration] = {
     "dqn": DQN,
     "double_dqn": DOUBLE_DQN,
+    "munchausen": MUNCHAUSEN,
+    "c51": C51,
+    "hl_gauss": HL_GAUSS,
+    "qr_dqn": QR_DQN,
+    "iqn": IQN,
     "ensemble_dqn": ENSEMBLE_DQN,
     "partitioned_dqn": PARTITIONED_DQN,
     "a2c": A2C,
@@ -139,7 +150,8 @@ def check(config: Config) -> None:
     """Raises `UserError` for an unknown agent or replay, a replay that is wrong for the agent, and values that its own
     settings cannot have: whole numbers are at least 1."""
     replay_of(config)
-    declared, settings = of(config.agent).settings, own_values(settings_of(config))
+    declared, record = of(config.agent).settings, settings_of(config)
+    settings = own_values(record)
     check_fields(declared, settings)
     for name, value in settings.items():
         if declared.__annotations__[name] is not int:
@@ -148,3 +160,4 @@ def check(config: Config) -> None:
             raise UserError(f"{name} is {shown(value)}; it must be a whole number of at least 1.")
         if value > MOST_WIDE:
             raise UserError(f"{name} is {shown(value)}; it must be at most {MOST_WIDE:,}.")
+    check_together(record)

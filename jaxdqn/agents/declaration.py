@@ -20,13 +20,24 @@ class Nothing:
 
 
 class Around(NamedTuple):
-    """What is there when an agent is made. `settings` are its own, as its declaration has them."""
+    """What is there when an agent is made. `settings` are its own, as its declaration has them, and
+    `network_of` makes the network of other ones."""
 
     spec: Spec
     network: Network
     optimizer: Optimizer
     penalty: Penalty
     settings: Any
+    network_of: Callable[[Any], Network]
+
+
+class Alarm(NamedTuple):
+    """A metric that warns once in a run where it is above `most`: in `words`, a format of it as `value` and of the
+    hyperparameters by name."""
+
+    metric: str
+    most: float
+    words: str
 
 
 class Declaration(NamedTuple):
@@ -37,9 +48,10 @@ class Declaration(NamedTuple):
     replay: what it learns from where the configuration says "auto": a name in `replay.REPLAYS`, or a kind of its own
     settings: a frozen dataclass of static settings with defaults, each with a line of help; types as in `Config`
     hparams: the same of traced hyperparameters, each `name: Annotated[float, RANGE] = default` with a line of help,
-    registered as a pytree
+    registered as a pytree; it may have a `check()`, as settings may, that refuses values that do not go together
     batch: what its loss takes, `Batch` or `SequenceBatch`
     on_policy: whether its loss holds only for actions of the policy it learns
+    alarms: metrics of its loss about which people are warned
     stacked: whether its parameters are those of several networks, with a leading axis
     """
 
@@ -51,3 +63,4 @@ class Declaration(NamedTuple):
     batch: type = Batch
     on_policy: bool = False
     stacked: bool = False
+    alarms: tuple[Alarm, ...] = ()

@@ -74,7 +74,8 @@ def value_loss(errors: Array, q_tm1: Array, batch: Batch, penalty: Penalty, hpar
 
 
 def epsilon_greedy_policy(q_values: QValues) -> Policy:
-    """Epsilon-greedy over the values of a network, without recurrent state or extras."""
+    """Epsilon-greedy over the values of a network, without recurrent state or extras. The greedy policy draws nothing:
+    without a key the values are those of the mean network."""
 
     def act(
         params: PyTree, carry: PyTree, observation: PyTree, key: Key, exploration: Array
@@ -84,7 +85,8 @@ def epsilon_greedy_policy(q_values: QValues) -> Policy:
         return epsilon_greedy(key, q, exploration), carry, ()
 
     def greedy(params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
-        return greedy_action(q_values(params, observation, key)), carry, ()
+        del key
+        return greedy_action(q_values(params, observation)), carry, ()
 
     return Policy(act, greedy)
 

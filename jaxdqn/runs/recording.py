@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
+from jaxdqn import agents
 from jaxdqn.base import PyTree
 from jaxdqn.config import HParams, members, values_of, varying
 from jaxdqn.parallel import hosts
@@ -214,6 +215,7 @@ class Recorder:
         self.bar = Progress(steps, label, settings.progress, parts=len(spec.batches), first=first)
         self.diverged: dict[int, int] = {}
         self._warned_unfinished = False
+        self._alarms = list(agents.of(spec.config.agent).alarms)
         self._last_flush = 0.0
 
     def say(self, text: str) -> None:
@@ -287,6 +289,7 @@ class Recorder:
             **measured(sums, evaluated, counted),
             **{name: x if isinstance(x, int) else float(x) for name, x in at.telemetry.items()},
         }
+        self._note_alarms(batch.members, columns)
         return point(self._identity.slice(batch.members.start, len(batch.members)), columns)
 
     def _note_diverged(self, first_bad: Mapping[int, int]) -> None:
@@ -302,6 +305,15 @@ class Recorder:
             f"{first_bad[new[0]]}; the last finite parameters are kept. Lower hparams.learning_rate or use "
             "--loss huber."
         )
+
+    def _note_alarms(self, members: range, columns: Mapping[str, Any]) -> None:
+        """Says once of each of the agent's alarms which member is furthest above it."""
+        for alarm in [x for x in self._alarms if np.any(columns[x.metric] > x.most)]:
+            self._alarms.remove(alarm)
+            worst = int(np.nanargmax(columns[alarm.metric]))
+            seed, setting = self._population.everyone[members[worst]]
+            said = alarm.words.format(value=columns[alarm.metric][worst], **values_of(setting))
+            self.say(f"warning: member {members[worst]} (seed {seed}): {said}")
 
     def _note_unfinished(self, number: int, env_steps: int) -> None:
         if number and not self._warned_unfinished:
