@@ -1,4 +1,4 @@
-"""Temporal-difference errors, for one transition; the caller vmaps.
+"""Temporal-difference errors for one transition, and returns of one sequence; the caller vmaps.
 
 Names follow time: q_tm1 [A] and a_tm1 [] at the step that was taken, r_t [] and discount_t [] after it, q_t [A] at the
 observation it produced. `discount_t` contains gamma (gamma^m for m steps) and is 0 where the MDP terminated.
@@ -7,6 +7,7 @@ observation it produced. `discount_t` contains gamma (gamma^m for m steps) and i
 from collections.abc import Callable
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from jaxdqn.base import Array, Scalar
@@ -29,6 +30,23 @@ def double_q_learning(
     chex.assert_rank([q_tm1, a_tm1, r_t, discount_t, q_t_value, q_t_selector], [1, 0, 0, 0, 1, 1])
     chex.assert_type([q_tm1, a_tm1, r_t, discount_t, q_t_value, q_t_selector], [float, int, float, float, float, float])
     return r_t + discount_t * q_t_value[jnp.argmax(q_t_selector)] - q_tm1[a_tm1]
+
+
+def lambda_returns(r_t: Array, discount_t: Array, v_t: Array, lambda_t: Array) -> Array:
+    """Returns [T] of G_t = r_t + discount_t ((1 - lambda_t) v_t + lambda_t G_{t+1}); the last bootstraps on v_t alone.
+
+    All [T]; v_t is the value of what step t produced. Where the next step is another episode's, lambda_t is 0. Sutton
+    and Barto (2018), equation 12.18.
+    """
+    chex.assert_rank([r_t, discount_t, v_t, lambda_t], 1)
+    chex.assert_type([r_t, discount_t, v_t, lambda_t], float)
+
+    def back(following: Array, step: tuple[Array, ...]) -> tuple[Array, Array]:
+        reward, discount, value, decay = step
+        returned = reward + discount * ((1.0 - decay) * value + decay * following)
+        return returned, returned
+
+    return jax.lax.scan(back, v_t[-1], (r_t, discount_t, v_t, lambda_t), reverse=True)[1]
 
 
 Penalty = Callable[[Array, Scalar], Array]

@@ -9,6 +9,7 @@ from jaxdqn.agents.declaration import Declaration
 from jaxdqn.agents.dqn import DOUBLE_DQN, DQN, double_dqn, dqn
 from jaxdqn.agents.multi.ensemble import ENSEMBLE_DQN, ensemble_dqn
 from jaxdqn.agents.multi.partitioned import PARTITIONED_DQN, partitioned_dqn
+from jaxdqn.agents.pqn import PQN
 from jaxdqn.agents.random import RANDOM, random
 from jaxdqn.config import (
     MOST_WIDE,
@@ -34,6 +35,7 @@ AGENTS: dict[str, Declaration] = {
     "ensemble_dqn": ENSEMBLE_DQN,
     "partitioned_dqn": PARTITIONED_DQN,
     "a2c": A2C,
+    "pqn": PQN,
     "random": RANDOM,
 }
 
