@@ -122,7 +122,7 @@ class Transition(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """m-step transitions, [B, ...], m the realised length. The only place where gamma enters is the replay.
+    """m-step transitions, [B, ...], m the realised length. Gamma enters in the replay, or in an agent's `prepare`.
 
     return_m = sum_{k<m} gamma^k r_k; bootstrap_discount = gamma^m * discount; bootstrap_observation is the one the
     m-th step produced. `weights` are importance weights, `indices` what `update_priorities` needs.
@@ -150,6 +150,19 @@ class SequenceBatch(NamedTuple):
     indices: PyTree = ()
 
 
+class TargetBatch(NamedTuple):
+    """Transitions [B, ...] whose targets [B] were computed before the updates (`Agent.prepare`), as constants.
+
+    `weights` are importance weights, `indices` what `update_priorities` needs.
+    """
+
+    observation: PyTree
+    action: Array
+    target: Array
+    weights: Array
+    indices: PyTree = ()
+
+
 class Progress(NamedTuple):
     """Where training stands when a batch is sampled, each int32: `written` rows of experience ([], or [actors] where
     each has a region of its own), gradient `updates` [] done, and the `turn` [] of this update in its iteration."""
@@ -170,7 +183,7 @@ class Sample(Protocol):
     """How a batch leaves a replay."""
 
     def __call__(self, state: PyTree, key: Key, progress: Progress, hparams: HParams) -> PyTree:
-        """A `Batch` or a `SequenceBatch`."""
+        """A `Batch`, or the kind of batch that the agent takes."""
 
 
 class Replay(NamedTuple):
@@ -179,7 +192,7 @@ class Replay(NamedTuple):
 
     init() -> state
     add(state, block [T, N], written, priorities=None) -> state     writes T rows, from row written % rows on
-    sample(state, key, progress, hparams) -> Batch or SequenceBatch
+    sample(state, key, progress, hparams) -> Batch, SequenceBatch or TargetBatch
     update_priorities(state, indices, priorities [B]) -> state
     """
 
@@ -235,7 +248,7 @@ class Loss(Protocol):
     """What an agent descends."""
 
     def __call__(self, params: PyTree, target_params: PyTree, batch: PyTree, key: Key, hparams: HParams) -> LossOutput:
-        """The loss of a `Batch` or a `SequenceBatch`, its priorities and metrics."""
+        """The loss of the kind of batch that the agent takes, its priorities and metrics."""
 
 
 class Gradient(Protocol):

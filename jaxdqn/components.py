@@ -52,7 +52,7 @@ def make_agent(config: Config, spec: Spec) -> Agent:
     declared, settings = agents.of(config.agent), agents.settings_of(config)
     optimizer, penalty = OPTIMIZERS[config.optimizer], td.PENALTIES[config.loss]
 
-    def network_of(settings: Any) -> Network:
+    def network_of(settings: object) -> Network:
         return networks.configured(spec, declared.head(spec.num_actions, config.dueling, settings), config)
 
     return declared.make(Around(spec, network_of(settings), optimizer, penalty, settings, network_of))

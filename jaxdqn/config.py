@@ -132,7 +132,8 @@ class Config:
     """Transitions the replay holds; rounded up to whole blocks of T * N."""
     replay: str = "auto"
     """What is learned from: the ring (uniform), or only the block just acted (latest: on-policy, all T * N of it at
-    once, whatever batch_size says); auto takes what the agent declares."""
+    once, whatever batch_size says; minibatches: in shuffled parts of batch_size, for agents that compute targets once
+    a block); auto takes what the agent declares."""
     n_step: int = 1
     """Length of the returns; with the latest block at most rollout_length, and what is left of the block."""
     learning_starts: int = 1_000

@@ -66,6 +66,28 @@ PRESETS: dict[str, Preset] = {
         # Returns are near 100: with the usual weight the baseline's errors leave nothing of the clipped gradient.
         HParams(learning_rate=3e-3, learning_rate_end=0.05, learning_rate_updates=480, own={"value_weight": 0.01}),
     ),
+    "cartpole-pqn": Preset(
+        "CartPole-v1 by PQN, without replay and target network: 32 environments, 64 steps, 4 epochs of 16 minibatches",
+        Config(
+            agent="pqn",
+            num_envs=32,
+            rollout_length=64,
+            batch_size=128,
+            updates_per_iteration=64,
+            layer_norm=True,
+            optimizer="radam",
+            learning_starts=0,
+        ),
+        HParams(
+            learning_rate=1e-4,
+            learning_rate_end=0.0,
+            learning_rate_updates=15_680,
+            epsilon_end=0.2,
+            epsilon_steps=250_000,
+            reward_scale=0.1,
+            own={"td_lambda": 0.95},
+        ),
+    ),
     "acrobot": Preset(
         "Acrobot-v1",
         Config(env="Acrobot-v1", num_envs=16, replay_capacity=100_000),
@@ -117,7 +139,46 @@ for _game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"):
         MINATAR_HPARAMS,
     )
 
+MINATAR_PQN = Config(
+    agent="pqn",
+    num_envs=128,
+    rollout_length=32,
+    batch_size=128,
+    updates_per_iteration=64,
+    layer_norm=True,
+    optimizer="radam",
+    learning_starts=0,
+    total_steps=1_000_000,
+    eval_epsilon=0.05,
+)
+MINATAR_PQN_HPARAMS = HParams(
+    learning_rate=5e-4,
+    learning_rate_end=0.0,
+    learning_rate_updates=15_680,
+    epsilon_steps=100_000,
+    own={"td_lambda": 0.65},
+)
+
+for _game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"):
+    PRESETS[f"minatar-{_game.lower()}-pqn"] = Preset(
+        f"{_game}-MinAtar by PQN: 128 environments, 32 steps, 2 epochs of 32 minibatches",
+        dataclasses.replace(MINATAR_PQN, env=f"{_game}-MinAtar"),
+        MINATAR_PQN_HPARAMS,
+    )
+
+PRESETS["cartpole-pqn-paper"] = Preset(
+    "CartPole-v1 as Gallici et al. (2025) train PQN",
+    dataclasses.replace(PRESETS["cartpole-pqn"].config, hidden_sizes=(256, 256)),
+    PRESETS["cartpole-pqn"].hparams._replace(epsilon_steps=100_000),
+)
+PRESETS["minatar-breakout-pqn-paper"] = Preset(
+    "Breakout-MinAtar as Gallici et al. (2025) train PQN: ten million steps",
+    dataclasses.replace(PRESETS["minatar-breakout-pqn"].config, total_steps=10_000_000),
+    MINATAR_PQN_HPARAMS._replace(learning_rate_updates=156_288, epsilon_steps=1_000_000),
+)
+
 BY_ENVIRONMENT = {value.config.env: name for name, value in reversed(PRESETS.items())}
+BY_AGENT = {value.config.agent: name for name, value in reversed(PRESETS.items())}
 BY_PAIR = {(value.config.env, value.config.agent): name for name, value in reversed(PRESETS.items())}
 OF_ENVIRONMENT = ("env", "env_params", "env_kwargs", "sticky_actions", "total_steps", "eval_epsilon", "eval_max_steps")
 """Fields of a preset that belong to its environment, whichever agent is trained."""
@@ -133,7 +194,7 @@ def preset(name: str) -> Preset:
 def for_environment(env: str, agent: str | None = None) -> Preset:
     """The preset of an environment, or of an environment and an agent; general settings where there is none.
 
-    An agent that learns from replay has the environment's preset; an on-policy one has those of A2C on CartPole. Raises
+    An agent that learns from replay has the environment's preset; an on-policy one the first of its own. Raises
     `UserError` for an unknown agent.
     """
     if env in BY_ENVIRONMENT:
@@ -145,7 +206,10 @@ def for_environment(env: str, agent: str | None = None) -> Preset:
     if (env, agent) in BY_PAIR:
         return PRESETS[BY_PAIR[env, agent]]
     if agents.of(agent).on_policy:
-        general, kept = PRESETS["cartpole-a2c"], {name: getattr(chosen.config, name) for name in OF_ENVIRONMENT}
+        general, kept = (
+            PRESETS[BY_AGENT.get(agent, "cartpole-a2c")],
+            {name: getattr(chosen.config, name) for name in OF_ENVIRONMENT},
+        )
         return Preset(
             f"{agent} on {env}", agents.config_for(agent, dataclasses.replace(general.config, **kept)), general.hparams
         )

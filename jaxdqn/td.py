@@ -1,4 +1,4 @@
-"""Temporal-difference errors, for one transition; the caller vmaps.
+"""Temporal-difference errors for one transition, and returns of one sequence; the caller vmaps.
 
 Names follow time: q_tm1 [A] and a_tm1 [] at the step that was taken, r_t [] and discount_t [] after it, q_t [A] at the
 observation it produced. `discount_t` contains gamma (gamma^m for m steps) and is 0 where the MDP terminated.
@@ -103,6 +103,23 @@ def quantile_huber(z_tm1: Array, tau_tm1: Array, z_t: Array, kappa: Scalar) -> A
     error = z_t - z_tm1[:, None]
     penalty = jnp.where(kappa > 0, huber(error, kappa), jnp.abs(error))
     return jnp.sum(jnp.mean(jnp.abs(tau_tm1[:, None] - (error < 0)) * penalty, axis=1))
+
+
+def lambda_returns(r_t: Array, discount_t: Array, v_t: Array, lambda_t: Array) -> Array:
+    """Returns [T] of G_t = r_t + discount_t ((1 - lambda_t) v_t + lambda_t G_{t+1}); the last bootstraps on v_t alone.
+
+    All [T]; v_t is the value of what step t produced. Where the next step is another episode's, lambda_t is 0. Sutton
+    and Barto (2018), equation 12.18.
+    """
+    chex.assert_rank([r_t, discount_t, v_t, lambda_t], 1)
+    chex.assert_type([r_t, discount_t, v_t, lambda_t], float)
+
+    def back(following: Array, step: tuple[Array, ...]) -> tuple[Array, Array]:
+        reward, discount, value, decay = step
+        returned = reward + discount * ((1.0 - decay) * value + decay * following)
+        return returned, returned
+
+    return jax.lax.scan(back, v_t[-1], (r_t, discount_t, v_t, lambda_t), reverse=True)[1]
 
 
 Penalty = Callable[[Array, Scalar], Array]

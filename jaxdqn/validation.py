@@ -41,7 +41,12 @@ def validate(config: Config, num_shards: int = 1) -> None:
             f"the replay needs {needed} rows before it can be sampled, and holds {replay_rows(config)} of "
             f"{config.num_envs} transitions; raise replay_capacity."
         )
-    _validate_latest(config)
+    agents.replay_of(config).check(config)
+    if agents.of(config.agent).on_policy and config.learning_starts:
+        raise UserError(
+            f"learning_starts is {config.learning_starts}, but agent {config.agent!r} is on-policy and would throw "
+            "these steps away; use learning_starts 0."
+        )
     line = timeline(config)
     if line.prefill >= line.total:
         raise UserError(
@@ -123,19 +128,6 @@ def _validate_counters(config: Config, line: Timeline) -> None:
         raise UserError(
             f"{window:,} updates and {steps:,} environment steps lie between two logging points; a mean over more "
             f"than {FLOAT_WHOLE:,} and {INT32_MAX // 2:,} of them is not exact. Lower log_interval."
-        )
-
-
-def _validate_latest(config: Config) -> None:
-    if agents.replay_of(config).newest_only and config.n_step > config.rollout_length:
-        raise UserError(
-            f"n_step {config.n_step} is longer than the block of rollout_length {config.rollout_length} that agent "
-            f"{config.agent!r} learns from; raise rollout_length or lower n_step to {config.rollout_length}."
-        )
-    if agents.of(config.agent).on_policy and config.learning_starts:
-        raise UserError(
-            f"learning_starts is {config.learning_starts}, but agent {config.agent!r} is on-policy and would throw "
-            "these steps away; use learning_starts 0."
         )
 
 

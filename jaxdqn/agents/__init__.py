@@ -13,6 +13,7 @@ from jaxdqn.agents.iqn import IQN
 from jaxdqn.agents.multi.ensemble import ENSEMBLE_DQN, ensemble_dqn
 from jaxdqn.agents.multi.partitioned import PARTITIONED_DQN, partitioned_dqn
 from jaxdqn.agents.munchausen import MUNCHAUSEN
+from jaxdqn.agents.pqn import PQN
 from jaxdqn.agents.qr_dqn import QR_DQN
 from jaxdqn.agents.random import RANDOM, random
 from jaxdqn.config import (
@@ -46,6 +47,7 @@ AGENTS: dict[str, Declaration] = {
     "ensemble_dqn": ENSEMBLE_DQN,
     "partitioned_dqn": PARTITIONED_DQN,
     "a2c": A2C,
+    "pqn": PQN,
     "random": RANDOM,
 }
 

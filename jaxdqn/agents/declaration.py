@@ -49,7 +49,7 @@ class Declaration(NamedTuple):
     settings: a frozen dataclass of static settings with defaults, each with a line of help; types as in `Config`
     hparams: the same of traced hyperparameters, each `name: Annotated[float, RANGE] = default` with a line of help,
     registered as a pytree; it may have a `check()`, as settings may, that refuses values that do not go together
-    batch: what its loss takes, `Batch` or `SequenceBatch`
+    batch: what its loss takes, `Batch`, `SequenceBatch` or `TargetBatch`
     on_policy: whether its loss holds only for actions of the policy it learns
     alarms: metrics of its loss about which people are warned
     stacked: whether its parameters are those of several networks, with a leading axis

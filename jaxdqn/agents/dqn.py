@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxdqn import td
 from jaxdqn.agents.declaration import Declaration
-from jaxdqn.base import Agent, Array, Batch, Key, Loss, LossOutput, Network, Policy, PyTree
+from jaxdqn.base import Agent, Array, Batch, Key, Loss, LossOutput, Network, Policy, PyTree, TargetBatch
 from jaxdqn.config import HParams
 from jaxdqn.exploration import epsilon_greedy
 from jaxdqn.exploration import greedy as greedy_action
@@ -66,7 +66,9 @@ def double_dqn_loss(network: Network, penalty: Penalty) -> Loss:
     return loss
 
 
-def value_loss(errors: Array, q_tm1: Array, batch: Batch, penalty: Penalty, hparams: HParams) -> LossOutput:
+def value_loss(
+    errors: Array, q_tm1: Array, batch: Batch | TargetBatch, penalty: Penalty, hparams: HParams
+) -> LossOutput:
     """The weighted mean of the penalised TD errors [B]; |error| as priority."""
     loss = jnp.mean(batch.weights * penalty(errors, hparams.huber_delta))
     absolute = jnp.abs(errors)

@@ -1,13 +1,14 @@
 """Replay: the experience of one shard, as arrays on its device."""
 
+from jaxdqn.base import TargetBatch
 from jaxdqn.config import replay_rows
 from jaxdqn.replay.kind import Kind
-from jaxdqn.replay.latest import latest
+from jaxdqn.replay.latest import check_epochs, check_returns, latest, minibatches
 from jaxdqn.replay.regions import regions
 from jaxdqn.replay.ring import cut, uniform
 from jaxdqn.replay.sequence import sequences
 
-__all__ = ["REPLAYS", "Kind", "cut", "latest", "regions", "sequences", "uniform"]
+__all__ = ["REPLAYS", "Kind", "cut", "latest", "minibatches", "regions", "sequences", "uniform"]
 
 REPLAYS: dict[str, Kind] = {
     "uniform": Kind(
@@ -21,6 +22,14 @@ REPLAYS: dict[str, Kind] = {
         lambda example, c: latest(example, c.rollout_length, c.num_envs, c.n_step),
         rows_needed=lambda c: 0,  # the block just acted is there at once
         newest_only=True,
+        check=check_returns,
+    ),
+    "minibatches": Kind(
+        lambda example, c: minibatches(example, c.rollout_length, c.num_envs, c.batch_size),
+        rows_needed=lambda c: 0,
+        batch=TargetBatch,
+        newest_only=True,
+        check=check_epochs,
     ),
 }
 """Replays by the names that `Config.replay` has for them."""

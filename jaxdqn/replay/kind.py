@@ -14,8 +14,9 @@ class Kind(NamedTuple):
     rows_needed(config) -> rows that must be written before the first `sample`
     regions(example, config, num_actors, block) -> Replay with a region for each actor, each of whole blocks of `block`
     rows; its `add` takes (actor [], written []) and its `sample` `written` [actors]. None where there is no such form
-    batch: what it samples, `Batch` or `SequenceBatch`
+    batch: what it samples, `Batch`, `SequenceBatch` or `TargetBatch`
     newest_only: whether it keeps nothing but the newest block, and learns from all of it
+    check(config): raises `UserError` for sizes that it cannot have
     """
 
     make: Callable[[Transition, Config], Replay]
@@ -23,3 +24,4 @@ class Kind(NamedTuple):
     regions: Callable[[Transition, Config, int, int], Replay] | None = None
     batch: type = Batch
     newest_only: bool = False
+    check: Callable[[Config], None] = lambda config: None

@@ -1,10 +1,13 @@
-"""Only the block just written: what makes on-policy methods (actor-critic, n-step Q) the same loop as replay."""
+"""Only the block just written: what makes on-policy methods (actor-critic, n-step Q, PQN) the same loop as replay."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdqn.base import Array, Batch, Key, Progress, Replay, Transition
-from jaxdqn.config import HParams
+from jaxdqn.base import Array, Batch, Key, Progress, Replay, Sample, TargetBatch, Transition
+from jaxdqn.config import Config, HParams
+from jaxdqn.errors import UserError
 from jaxdqn.replay.ring import fold_n_step
 
 
@@ -15,6 +18,46 @@ def latest(example: Transition, length: int, num_envs: int, n_step: int) -> Repl
     State: a `Transition` of arrays [T, N, ...].
     """
 
+    def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> Batch:
+        del key, progress
+        return block_batch(state, n_step, hparams)
+
+    return _newest(example, length, num_envs, sample)
+
+
+class Targets(NamedTuple):
+    """What `minibatches` needs in a block's `extras`, [T, N]: a target for each transition, and a permutation of
+    0 ... T * N - 1, int32, in which they are gone through."""
+
+    target: Array
+    order: Array
+
+
+def minibatches(example: Transition, length: int, num_envs: int, batch_size: int) -> Replay:
+    """The T * N transitions of the newest block [T, N] in parts of `batch_size`, one a turn, which divides T * N.
+
+    Each epoch of T * N / batch_size turns goes through all of them once. The first follows the block's order, epoch e
+    what that order makes of itself when followed e times: random permutations, of one that is drawn once and stored.
+    State: a `Transition` of arrays [T, N, ...] with `Targets` as extras.
+    """
+    turns = length * num_envs // batch_size
+
+    def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> TargetBatch:
+        del key, hparams
+        flat = jax.tree.map(lambda x: x.reshape(length * num_envs, *x.shape[2:]), state)
+        epoch, part = jnp.divmod(progress.turn, turns)
+        places = part * batch_size + jnp.arange(batch_size)
+        index = jax.lax.fori_loop(0, epoch + 1, lambda _, index: flat.extras.order[index], places)
+        observation = jax.tree.map(lambda x: x[index], flat.observation)
+        action = flat.action[index].astype(jnp.int32)
+        return TargetBatch(observation, action, flat.extras.target[index], jnp.ones(batch_size), index)
+
+    return _newest(example, length, num_envs, sample)
+
+
+def _newest(example: Transition, length: int, num_envs: int, sample: Sample) -> Replay:
+    """A replay whose state is the newest block."""
+
     def init() -> Transition:
         return jax.tree.map(lambda leaf: jnp.zeros((length, num_envs, *leaf.shape), leaf.dtype), example)
 
@@ -22,11 +65,37 @@ def latest(example: Transition, length: int, num_envs: int, n_step: int) -> Repl
         del state, written, priorities
         return block
 
-    def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> Batch:
-        del key, progress
-        return block_batch(state, n_step, hparams)
-
     return Replay(init, add, sample, lambda state, indices, priorities: state)
+
+
+def check_returns(config: Config) -> None:
+    """Raises `UserError` for returns that are longer than the block they are taken from."""
+    if config.n_step > config.rollout_length:
+        raise UserError(
+            f"n_step {config.n_step} is longer than the block of rollout_length {config.rollout_length} that agent "
+            f"{config.agent!r} learns from; raise rollout_length or lower n_step to {config.rollout_length}."
+        )
+
+
+def check_epochs(config: Config) -> None:
+    """Raises `UserError` where minibatches do not divide the block, or updates are no whole number of epochs; and for
+    n-step returns, whose place the agent's targets take."""
+    if config.n_step > 1:
+        raise UserError(
+            f"n_step {config.n_step} has no effect on agent {config.agent!r}, which computes returns itself; use 1."
+        )
+    block, size, updates = config.rollout_length * config.num_envs, config.batch_size, config.updates_per_iteration
+    if block % size:
+        raise UserError(
+            f"batch_size {size} does not divide the block of rollout_length {config.rollout_length} x num_envs "
+            f"{config.num_envs} = {block} transitions that agent {config.agent!r} learns from; use a divisor of "
+            f"{block}."
+        )
+    if updates % (block // size):
+        raise UserError(
+            f"updates_per_iteration {updates} is no whole number of epochs: {block // size} minibatches of batch_size "
+            f"{size} are one epoch of the block; use a multiple of {block // size}."
+        )
 
 
 def block_batch(block: Transition, n_step: int, hparams: HParams) -> Batch:

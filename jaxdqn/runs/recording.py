@@ -281,15 +281,16 @@ class Recorder:
         if evaluated:
             self._note_unfinished(int((~evaluated.finished).sum()), at.iteration * line.steps_per_iteration)
         counted = workers.columns({name: x[:, 0] for name, x in sums.seen.items()})
+        means = measured(sums, evaluated, counted)
+        self._note_alarms(batch.members, means)
         columns = {
             "iteration": at.iteration,
             "env_steps": at.iteration * line.steps_per_iteration,
             "updates": line.updates(at.iteration, self._spec.config.updates_per_iteration),
             "seconds": batch.before + batch.elapsed(),
-            **measured(sums, evaluated, counted),
+            **means,
             **{name: x if isinstance(x, int) else float(x) for name, x in at.telemetry.items()},
         }
-        self._note_alarms(batch.members, columns)
         return point(self._identity.slice(batch.members.start, len(batch.members)), columns)
 
     def _note_diverged(self, first_bad: Mapping[int, int]) -> None:
@@ -306,7 +307,7 @@ class Recorder:
             "--loss huber."
         )
 
-    def _note_alarms(self, members: range, columns: Mapping[str, Any]) -> None:
+    def _note_alarms(self, members: range, columns: Mapping[str, np.ndarray]) -> None:
         """Says once of each of the agent's alarms which member is furthest above it."""
         for alarm in [x for x in self._alarms if np.any(columns[x.metric] > x.most)]:
             self._alarms.remove(alarm)
