@@ -38,7 +38,7 @@ def _records(config: Config, declared: Declaration, kind: Kind, factory: Callabl
     environment = registry.make(config.env, config.env_params, config.env_kwargs, config.sticky_actions)
     agent = make_agent(config, environment.spec)
     example = training.transition_example(environment.spec, agent)
-    return Components(config, environment, agent, kind.make(example, config))
+    return Components(config, environment, agent, kind.make(example, agents.with_settings(config)))
 
 
 def in_programs(config: Config) -> Config:
@@ -51,14 +51,18 @@ def make_agent(config: Config, spec: Spec) -> Agent:
     """The agent that `config` describes, for an environment's spec. Raises `UserError`."""
     declared, settings = agents.of(config.agent), agents.settings_of(config)
     head = declared.head(spec.num_actions, config.dueling, settings)
-    network = networks.configured(spec, head, config)
+    network: Any = (
+        networks.configured(spec, head, config)
+        if declared.memory is None
+        else networks.recurrent(spec, head, config, declared.memory(settings))
+    )
     return declared.make(Around(spec, network, OPTIMIZERS[config.optimizer], td.PENALTIES[config.loss], settings))
 
 
 def make_regions(components: Components, num_actors: int, block: int) -> Replay:
     """The replay of a learner with a region for each actor, of whole blocks of `block` rows. Raises `UserError` where
     the agent's replay has no such form."""
-    config, kind = components.config, agents.replay_of(components.config)
+    config, kind = agents.with_settings(components.config), agents.replay_of(components.config)
     if kind.regions is None:
         raise UserError(
             f"agent {config.agent!r} with replay {config.replay!r}: that replay has no regions for several actors, "

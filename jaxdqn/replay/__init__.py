@@ -1,13 +1,15 @@
 """Replay: the experience of one shard, as arrays on its device."""
 
+from jaxdqn.base import SequenceBatch
 from jaxdqn.config import replay_rows
+from jaxdqn.replay import sequence
 from jaxdqn.replay.kind import Kind
 from jaxdqn.replay.latest import latest
 from jaxdqn.replay.regions import regions
 from jaxdqn.replay.ring import cut, uniform
-from jaxdqn.replay.sequence import sequences
+from jaxdqn.replay.sequence import sequence_regions, sequences
 
-__all__ = ["REPLAYS", "Kind", "cut", "latest", "regions", "sequences", "uniform"]
+__all__ = ["REPLAYS", "Kind", "cut", "latest", "regions", "sequence_regions", "sequences", "uniform"]
 
 REPLAYS: dict[str, Kind] = {
     "uniform": Kind(
@@ -21,6 +23,17 @@ REPLAYS: dict[str, Kind] = {
         lambda example, c: latest(example, c.rollout_length, c.num_envs, c.n_step),
         rows_needed=lambda c: 0,  # the block just acted is there at once
         newest_only=True,
+    ),
+    "sequences": Kind(
+        lambda example, c: sequences(
+            example, sequence.whole_rows(c, c.rollout_length), c.num_envs, c.batch_size, *sequence.window(c)
+        ),
+        rows_needed=sequence.rows_needed,
+        regions=lambda example, c, actors, block: sequence_regions(
+            example, sequence.whole_rows(c, block), actors, c.num_envs // actors, c.batch_size, *sequence.window(c)
+        ),
+        batch=SequenceBatch,
+        check=sequence.check,
     ),
 }
 """Replays by the names that `Config.replay` has for them."""

@@ -16,6 +16,8 @@ class Kind(NamedTuple):
     rows; its `add` takes (actor [], written []) and its `sample` `written` [actors]. None where there is no such form
     batch: what it samples, `Batch` or `SequenceBatch`
     newest_only: whether it keeps nothing but the newest block, and learns from all of it
+    check(config): raises `UserError` for settings that it cannot serve
+    Each is given a configuration with all of the agent's own settings.
     """
 
     make: Callable[[Transition, Config], Replay]
@@ -23,3 +25,4 @@ class Kind(NamedTuple):
     regions: Callable[[Transition, Config, int, int], Replay] | None = None
     batch: type = Batch
     newest_only: bool = False
+    check: Callable[[Config], None] = lambda config: None
