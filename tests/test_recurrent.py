@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import jaxdqn
-from jaxdqn import acting, agents, networks, replay, td
+from jaxdqn import acting, agents, networks, presets, replay, td
 from jaxdqn.base import Progress, SequenceBatch, Transition
 from jaxdqn.components import make_components
 from jaxdqn.config import Config, HParams
@@ -378,3 +378,25 @@ def test_what_cannot_run_is_refused_in_one_line(changes, own, words):
 def test_sharding_refuses_it():
     with pytest.raises(UserError, match="agent 'drqn' is recurrent: its network and sequences are not split"):
         jaxdqn.train(SMALL, H, axes=Axes("sharding", workers=2), settings=QUIET)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["r2d2", "zeroed", "dqn"])
+def test_r2d2_learns_what_its_sequences_do_not_hold(kind, monkeypatch):
+    """A bit is shown 20 steps before it is asked for, sequences are 17 rows: only stored states can hold it."""
+
+    def zeroed(around):
+        agent = agents.R2D2.make(around)
+
+        def act(*args):
+            action, carry, extras = agent.act(*args)
+            return action, carry, jax.tree.map(jnp.zeros_like, extras)
+
+        return agent._replace(act=act)
+
+    if kind == "zeroed":
+        monkeypatch.setitem(agents.AGENTS, "r2d2", agents.R2D2._replace(make=zeroed))
+    _, config, hparams = presets.for_environment("MemoryChain-bsuite", "dqn" if kind == "dqn" else "r2d2")
+    config = dataclasses.replace(config, final_episodes=1_000)
+    final = jaxdqn.train(config, hparams, seeds=[0], settings=QUIET, num_devices=1).summary["final_return_mean"]
+    assert final >= 0.9 if kind == "r2d2" else abs(final) <= 0.15
