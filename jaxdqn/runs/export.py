@@ -25,7 +25,7 @@ def export_policy(run: pathlib.Path, member: int, path: pathlib.Path) -> int:
     result = results.load(run)
     params = results.member_params(result.params, member)
     agent, spec = result.components.agent, result.components.environment.spec
-    recurrent = agent.initial_carry(1) != ()
+    recurrent = bool(jax.tree.leaves(agent.initial_carry(1)))
 
     def policy(observation: Array, *state: PyTree) -> Any:
         carry = state[0] if recurrent else agent.initial_carry(observation.shape[0])
