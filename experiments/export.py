@@ -4,6 +4,10 @@
     >>> policy = jax.export.deserialize(pathlib.Path("policy.jax").read_bytes())
     >>> actions = policy.call(observations)
 
+A recurrent agent's policy also takes its state, zeros at an episode's start, and gives the next one:
+
+    >>> actions, state = policy.call(observations, state)
+
 The file is loaded again and must choose the same actions as the run.
 """
 

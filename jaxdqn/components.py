@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jaxdqn import agents, networks, td, training
 from jaxdqn.agents.declaration import Around, Declaration
-from jaxdqn.base import Agent, Environment, Network, Replay, Spec
+from jaxdqn.base import Agent, Environment, Replay, Spec
 from jaxdqn.config import Config
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
@@ -38,7 +38,7 @@ def _records(config: Config, declared: Declaration, kind: Kind, factory: Callabl
     environment = registry.make(config.env, config.env_params, config.env_kwargs, config.sticky_actions)
     agent = make_agent(config, environment.spec)
     example = training.transition_example(environment.spec, agent)
-    return Components(config, environment, agent, kind.make(example, config))
+    return Components(config, environment, agent, kind.make(example, agents.with_settings(config)))
 
 
 def in_programs(config: Config) -> Config:
@@ -52,8 +52,11 @@ def make_agent(config: Config, spec: Spec) -> Agent:
     declared, settings = agents.of(config.agent), agents.settings_of(config)
     optimizer, penalty = OPTIMIZERS[config.optimizer], td.PENALTIES[config.loss]
 
-    def network_of(settings: object) -> Network:
-        return networks.configured(spec, declared.head(spec.num_actions, config.dueling, settings), config)
+    def network_of(settings: Any) -> Any:
+        head = declared.head(spec.num_actions, config.dueling, settings)
+        if declared.memory is None:
+            return networks.configured(spec, head, config)
+        return networks.recurrent(spec, head, config, declared.memory(settings))
 
     return declared.make(Around(spec, network_of(settings), optimizer, penalty, settings, network_of))
 
@@ -61,7 +64,7 @@ def make_agent(config: Config, spec: Spec) -> Agent:
 def make_regions(components: Components, num_actors: int, block: int) -> Replay:
     """The replay of a learner with a region for each actor, of whole blocks of `block` rows. Raises `UserError` where
     the agent's replay has no such form."""
-    config, kind = components.config, agents.replay_of(components.config)
+    config, kind = agents.with_settings(components.config), agents.replay_of(components.config)
     if kind.regions is None:
         raise UserError(
             f"agent {config.agent!r} with replay {config.replay!r}: that replay has no regions for several actors, "

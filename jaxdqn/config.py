@@ -125,7 +125,7 @@ class Config:
     rollout_length: int = 1
     """T: steps of each environment per iteration."""
     batch_size: int = 128
-    """B: transitions per gradient update."""
+    """B: transitions, or sequences, per gradient update."""
     updates_per_iteration: int = 1
     """U: gradient updates per iteration; samples per insert are U * B / (T * N)."""
     replay_capacity: int = 100_000

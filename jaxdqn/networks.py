@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from jaxdqn.acting import reset_where
-from jaxdqn.base import Array, Key, Network, PyTree, RecurrentNetwork, Spec, zeros_of
+from jaxdqn.base import Array, Key, Network, PyTree, RecurrentNetwork, SequenceBatch, Spec, zeros_of
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
 from jaxdqn.td import quantile_midpoints
@@ -167,6 +167,22 @@ class TorsoAndHead(nn.Module):
         return nn.initializers.lecun_normal() if self.initializer == "default" else nn.initializers.orthogonal(gain)
 
 
+Cell = nn.RNNCellBase
+CELLS: dict[str, Callable[[int], Cell]] = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
+"""Recurrent cells of a given size, by name."""
+
+
+class TorsoMemoryAndHead(TorsoAndHead):
+    """A torso, a recurrent cell on its features, and a head on what the cell puts out."""
+
+    cell: Cell
+
+    @nn.compact
+    def __call__(self, observation: Array, carry: PyTree) -> Any:  # type: ignore[override]
+        carry, features = self.cell(carry, self._torso(_decode(observation)))
+        return carry, self.head.apply(self._dense, features)
+
+
 def q_network(
     spec: Spec,
     torso: str = "auto",
@@ -205,6 +221,26 @@ def network(spec: Spec, head: Head, torso: str, hidden_sizes: Sequence[int], *op
     return Network(init, apply)
 
 
+def recurrent(spec: Spec, head: Head, config: Config, cell: Cell) -> RecurrentNetwork:
+    """The torso that `config` describes, a recurrent cell and a head. Raises `UserError` as `q_network` does."""
+    torso = _choose_torso(config.network, spec.observation)
+    options = (config.layer_norm, config.activation, config.initializer, config.convolution)
+    module = TorsoMemoryAndHead(head, torso, config.hidden_sizes, *options, cell)
+
+    def init(key: Key) -> PyTree:
+        return module.init(key, zeros_of(spec, 1), initial_carry(1))["params"]
+
+    def initial_carry(num: int) -> PyTree:
+        # Zeros for every cell: the key is not used.
+        return cell.initialize_carry(jax.random.key(0), (num, cell.features))
+
+    def step(params: PyTree, carry: PyTree, observation: PyTree, key: Key | None = None) -> tuple[PyTree, Any]:
+        del key  # no layer draws
+        return module.apply({"params": params}, observation, carry)
+
+    return RecurrentNetwork(init, initial_carry, step)
+
+
 def unroll(
     network: RecurrentNetwork, params: PyTree, carry: PyTree, observation: PyTree, episode_end: Array, key: Key
 ) -> tuple[PyTree, PyTree]:
@@ -219,6 +255,21 @@ def unroll(
         return reset_where(row[1], initial, carry), output
 
     return jax.lax.scan(step, carry, (observation, episode_end, jax.random.split(key, len(episode_end))))
+
+
+def unroll_after(network: RecurrentNetwork, params: PyTree, batch: SequenceBatch, burn_in: int, key: Key) -> Any:
+    """Outputs [L - burn_in, B, ...] over a batch of sequences; its first `burn_in` rows only bring the stored state up
+    to date: no gradient flows through them. Kapturowski et al. (2019), section 3."""
+
+    def part(carry: PyTree, rows: slice, key: Key) -> tuple[PyTree, Any]:
+        observation, end = jax.tree.map(
+            lambda x: x[rows], (batch.transitions.observation, batch.transitions.episode_end)
+        )
+        return unroll(network, params, carry, observation, end, key)
+
+    first_key, rest_key = jax.random.split(key)
+    carry, _ = part(batch.carry, slice(burn_in), first_key)
+    return part(jax.lax.stop_gradient(carry), slice(burn_in, None), rest_key)[1]
 
 
 def _choose_torso(torso: str, observation: PyTree) -> str:

@@ -88,6 +88,44 @@ PRESETS: dict[str, Preset] = {
             own={"td_lambda": 0.95},
         ),
     ),
+    "cartpole-r2d2": Preset(
+        "CartPole-v1 by R2D2: sequences of 12 after a burn-in of 4",
+        Config(
+            agent="r2d2",
+            num_envs=10,
+            rollout_length=4,
+            batch_size=32,
+            replay_capacity=30_000,
+            n_step=5,
+            hidden_sizes=(64,),
+            learning_starts=5_000,
+        ),
+        HParams(
+            learning_rate=1e-3,
+            learning_rate_end=0.05,
+            learning_rate_updates=12_000,
+            target_period=50,
+            epsilon_end=0.1,
+            epsilon_steps=150_000,
+        ),
+    ),
+    "memorychain-r2d2": Preset(
+        "MemoryChain-bsuite with a memory of 20 by R2D2: no sequence of 12 after a burn-in of 4 holds both ends",
+        Config(
+            env="MemoryChain-bsuite",
+            env_params={"memory_length": 20},
+            agent="r2d2",
+            num_envs=16,
+            rollout_length=4,
+            batch_size=32,
+            updates_per_iteration=4,
+            replay_capacity=50_000,
+            hidden_sizes=(32,),
+            learning_starts=2_000,
+            total_steps=100_000,
+        ),
+        HParams(learning_rate=1e-3, target_period=100, epsilon_steps=20_000),
+    ),
     "acrobot": Preset(
         "Acrobot-v1",
         Config(env="Acrobot-v1", num_envs=16, replay_capacity=100_000),
@@ -177,9 +215,38 @@ PRESETS["minatar-breakout-pqn-paper"] = Preset(
     MINATAR_PQN_HPARAMS._replace(learning_rate_updates=156_288, epsilon_steps=1_000_000),
 )
 
-BY_ENVIRONMENT = {value.config.env: name for name, value in reversed(PRESETS.items())}
-BY_AGENT = {value.config.agent: name for name, value in reversed(PRESETS.items())}
-BY_PAIR = {(value.config.env, value.config.agent): name for name, value in reversed(PRESETS.items())}
+PRESETS["r2d2-paper"] = Preset(
+    "R2D2 as in Kapturowski et al. (2019), table 2, on Breakout-MinAtar: replay and actors as large as a workstation has",
+    Config(
+        env="Breakout-MinAtar",
+        agent="r2d2",
+        dueling=True,
+        num_envs=64,
+        rollout_length=40,
+        batch_size=64,
+        updates_per_iteration=20,
+        replay_capacity=1_000_000,
+        n_step=5,
+        learning_starts=50_000,
+        total_steps=10_000_000,
+        own={"burn_in": 40, "sequence_length": 80, "period": 40, "memory": "lstm", "memory_size": 512},
+    ),
+    HParams(
+        learning_rate=1e-4,
+        gamma=0.997,
+        target_period=2_500,
+        epsilon_begin=0.4,
+        epsilon_end=0.4,
+        ladder_power=7.0,
+        optimizer_epsilon=1e-3,
+        own={"priority_eta": 0.9},
+    ),
+)
+
+USUAL = {name: value.config for name, value in reversed(PRESETS.items()) if not name.endswith("-paper")}
+BY_ENVIRONMENT = {config.env: name for name, config in USUAL.items()}
+BY_AGENT = {config.agent: name for name, config in USUAL.items()}
+BY_PAIR = {(config.env, config.agent): name for name, config in USUAL.items()}
 OF_ENVIRONMENT = ("env", "env_params", "env_kwargs", "sticky_actions", "total_steps", "eval_epsilon", "eval_max_steps")
 """Fields of a preset that belong to its environment, whichever agent is trained."""
 

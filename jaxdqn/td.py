@@ -122,6 +122,33 @@ def lambda_returns(r_t: Array, discount_t: Array, v_t: Array, lambda_t: Array) -
     return jax.lax.scan(back, v_t[-1], (r_t, discount_t, v_t, lambda_t), reverse=True)[1]
 
 
+RESCALING = 1e-3
+
+
+def rescaled(x: Array) -> Array:
+    """h(x) = sgn(x) (sqrt(|x| + 1) - 1) + .001 x, so that large returns are small. Pohlen et al. (2018), 3.2."""
+    return jnp.sign(x) * (jnp.sqrt(jnp.abs(x) + 1.0) - 1.0) + RESCALING * x
+
+
+def unscaled(y: Array) -> Array:
+    """The inverse of `rescaled`. Pohlen et al. (2018), proposition A.2."""
+    inner = jnp.abs(y) + 1.0 + RESCALING
+    # (sqrt(1 + 4 e inner) - 1) / (2 e), written without the difference of two numbers near 1.
+    root = 2.0 * inner / (jnp.sqrt(1.0 + 4.0 * RESCALING * inner) + 1.0)
+    return jnp.sign(y) * (jnp.square(root) - 1.0)
+
+
+def rescaled_double_q_learning(
+    q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t_value: Array, q_t_selector: Array
+) -> Array:
+    """TD error h(r + discount * h^-1(q_t_value(a*))) - q_tm1(a_tm1), a* the greedy action of `q_t_selector` [A].
+
+    Kapturowski et al. (2019), section 2.3; h is `rescaled`.
+    """
+    target = double_q_learning(jnp.zeros_like(q_tm1), a_tm1, r_t, discount_t, unscaled(q_t_value), q_t_selector)
+    return rescaled(target) - q_tm1[a_tm1]
+
+
 Penalty = Callable[[Array, Scalar], Array]
 """penalty(TD errors [B], delta []) -> losses [B]."""
 

@@ -38,7 +38,7 @@ def timeline(config: Config) -> Timeline:
     steps = config.num_envs * config.rollout_length
     log_every = max(1, round(config.log_interval / steps))
     prefill = math.ceil(config.learning_starts / steps)
-    needed = math.ceil(agents.replay_of(config).rows_needed(config) / config.rollout_length)
+    needed = math.ceil(agents.rows_needed(config) / config.rollout_length)
     return Timeline(
         steps_per_iteration=steps,
         prefill=max(prefill, needed),

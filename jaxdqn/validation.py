@@ -35,7 +35,8 @@ def validate(config: Config, num_shards: int = 1) -> None:
             f"n_step {config.n_step} needs more than the {replay_rows(config)} rows of {config.num_envs} "
             "transitions the replay holds; lower n_step or raise replay_capacity."
         )
-    needed = agents.replay_of(config).rows_needed(config)
+    agents.replay_of(config).check(agents.with_settings(config))
+    needed = agents.rows_needed(config)
     if needed > replay_rows(config):
         raise UserError(
             f"the replay needs {needed} rows before it can be sampled, and holds {replay_rows(config)} of "

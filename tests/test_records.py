@@ -177,7 +177,7 @@ def test_what_an_agent_prepares_comes_back_in_its_batches():
         return block._replace(extras=block.reward * hparams.gamma)
 
     def gradient(learner, batch, key, hparams):
-        jax.debug.callback(lambda a, b: seen.append((a, b)), batch.transitions.extras, batch.transitions.reward)
+        jax.debug.callback(lambda a, b: seen.append((a, b)), batch.carry, batch.transitions.reward[0])
         zeros = jax.tree.map(jnp.zeros_like, learner.params)
         return zeros, LossOutput(jnp.float32(0), jnp.zeros(batch.weights.shape), {})
 

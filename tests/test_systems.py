@@ -29,6 +29,12 @@ SYSTEMS = {
         "test_learning_curves::test_asynchronous_presets_learn_cartpole",
         "experiments/compare_parallel.py",
     ],
+    "recurrent Q-learning: burn-in, stored states, rescaled values": [
+        "test_recurrent::test_errors_are_rlaxs",
+        "test_recurrent::test_the_loss_is_that_of_a_loop",
+        "test_recurrent::test_the_stored_state_is_that_from_the_episodes_start",
+        "test_recurrent::test_r2d2_learns_what_its_sequences_do_not_hold",
+    ],
     "data parallelism": [
         "test_modes_agree::test_data_parallel_training_on_given_batches_is_that_of_one_device",
         "test_modes_agree::test_shards_of_an_agent_stay_equal_bitwise",

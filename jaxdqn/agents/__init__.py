@@ -15,6 +15,7 @@ from jaxdqn.agents.multi.partitioned import PARTITIONED_DQN, partitioned_dqn
 from jaxdqn.agents.munchausen import MUNCHAUSEN
 from jaxdqn.agents.pqn import PQN
 from jaxdqn.agents.qr_dqn import QR_DQN
+from jaxdqn.agents.r2d2 import DRQN, R2D2, r2d2
 from jaxdqn.agents.random import RANDOM, random
 from jaxdqn.config import (
     MOST_WIDE,
@@ -33,7 +34,7 @@ from jaxdqn.config import (
 from jaxdqn.errors import UserError, shown, unknown_name
 from jaxdqn.replay import REPLAYS, Kind
 
-__all__ = ["AGENTS", "actor_critic", "double_dqn", "dqn", "ensemble_dqn", "partitioned_dqn", "random"]
+__all__ = ["AGENTS", "actor_critic", "double_dqn", "dqn", "ensemble_dqn", "partitioned_dqn", "r2d2", "random"]
 
 T = TypeVar("T")
 AGENTS: dict[str, Declaration] = {
@@ -46,6 +47,8 @@ AGENTS: dict[str, Declaration] = {
     "iqn": IQN,
     "ensemble_dqn": ENSEMBLE_DQN,
     "partitioned_dqn": PARTITIONED_DQN,
+    "r2d2": R2D2,
+    "drqn": DRQN,
     "a2c": A2C,
     "pqn": PQN,
     "random": RANDOM,
@@ -83,13 +86,23 @@ def settings_of(config: Config) -> object:
     return _filled("configuration field", of(config.agent).settings, config.own, fields_of(config))
 
 
+def with_settings(config: Config) -> Config:
+    """`config` with all of the agent's own settings. Raises `UserError` as `settings_of` does."""
+    return dataclasses.replace(config, own=settings_of(config))
+
+
+def rows_needed(config: Config) -> int:
+    """How many rows must be written before the agent's replay can be sampled."""
+    return replay_of(config).rows_needed(with_settings(config))
+
+
 def complete(config: Config, hparams: HParams) -> tuple[Config, HParams]:
     """Both with all that the agent declares of its own, at its defaults where nothing is given. Raises `UserError` for
     what the agent does not have."""
     check_record(hparams)
     declared = of(config.agent)
     own = _filled("hyperparameter", declared.hparams, hparams.own, values_of(hparams))
-    return dataclasses.replace(config, own=settings_of(config)), hparams._replace(own=own)
+    return with_settings(config), hparams._replace(own=own)
 
 
 def _filled(kind: str, declared: type, given: object, known: Mapping[str, object]) -> object:
@@ -150,16 +163,18 @@ def defaults() -> dict[str, object]:
 
 def check(config: Config) -> None:
     """Raises `UserError` for an unknown agent or replay, a replay that is wrong for the agent, and values that its own
-    settings cannot have: whole numbers are at least 1."""
+    settings cannot have: whole numbers are at least 1, or 0 where they are declared `NOT_NEGATIVE`."""
     replay_of(config)
     declared, record = of(config.agent).settings, settings_of(config)
     settings = own_values(record)
     check_fields(declared, settings)
+    hints, ranges = get_type_hints(declared), ranges_of(declared)
     for name, value in settings.items():
-        if declared.__annotations__[name] is not int:
+        if hints[name] is not int:
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} is {shown(value)}; it must be a whole number of at least 1.")
+        least = 0 if name in ranges else 1
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{name} is {shown(value)}; it must be a whole number of at least {least}.")
         if value > MOST_WIDE:
             raise UserError(f"{name} is {shown(value)}; it must be at most {MOST_WIDE:,}.")
     check_together(record)

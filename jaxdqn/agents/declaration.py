@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdqn.base import Agent, Batch, Network, Spec
+from jaxdqn.base import Agent, Batch, Spec
 from jaxdqn.learning import Optimizer
-from jaxdqn.networks import Head, action_values
+from jaxdqn.networks import Cell, Head, action_values
 from jaxdqn.replay import Kind
 from jaxdqn.td import Penalty
 
@@ -20,15 +20,15 @@ class Nothing:
 
 
 class Around(NamedTuple):
-    """What is there when an agent is made. `settings` are its own, as its declaration has them, and
-    `network_of` makes the network of other ones."""
+    """What is there when an agent is made. `settings` are its own, as its declaration has them, and `network_of` makes
+    the network of other ones; a network is a `RecurrentNetwork` where the agent declares a memory, else a `Network`."""
 
     spec: Spec
-    network: Network
+    network: Any
     optimizer: Optimizer
     penalty: Penalty
     settings: Any
-    network_of: Callable[[Any], Network]
+    network_of: Callable[[Any], Any]
 
 
 class Alarm(NamedTuple):
@@ -45,6 +45,7 @@ class Declaration(NamedTuple):
 
     make(around) -> Agent
     head(num_actions, dueling, settings) -> the head of its network, by default the values of actions
+    memory(settings) -> the recurrent cell between the torso and the head of its network; None for none
     replay: what it learns from where the configuration says "auto": a name in `replay.REPLAYS`, or a kind of its own
     settings: a frozen dataclass of static settings with defaults, each with a line of help; types as in `Config`
     hparams: the same of traced hyperparameters, each `name: Annotated[float, RANGE] = default` with a line of help,
@@ -57,6 +58,7 @@ class Declaration(NamedTuple):
 
     make: Callable[[Around], Agent]
     head: Callable[[int, bool, Any], Head] = lambda num_actions, dueling, settings: action_values(num_actions, dueling)
+    memory: Callable[[Any], Cell] | None = None
     replay: str | Kind = "uniform"
     settings: type = Nothing
     hparams: type = Nothing

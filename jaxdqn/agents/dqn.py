@@ -10,7 +10,19 @@ import jax.numpy as jnp
 
 from jaxdqn import td
 from jaxdqn.agents.declaration import Declaration
-from jaxdqn.base import Agent, Array, Batch, Key, Loss, LossOutput, Network, Policy, PyTree, TargetBatch
+from jaxdqn.base import (
+    Agent,
+    Array,
+    Batch,
+    Key,
+    Loss,
+    LossOutput,
+    Network,
+    Policy,
+    PyTree,
+    RecurrentNetwork,
+    TargetBatch,
+)
 from jaxdqn.config import HParams
 from jaxdqn.exploration import epsilon_greedy
 from jaxdqn.exploration import greedy as greedy_action
@@ -89,6 +101,22 @@ def epsilon_greedy_policy(q_values: QValues) -> Policy:
     def greedy(params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
         del key
         return greedy_action(q_values(params, observation)), carry, ()
+
+    return Policy(act, greedy)
+
+
+def recurrent_policy(network: RecurrentNetwork) -> Policy:
+    """Epsilon-greedy over the values of a recurrent network; its extras are the state before the step."""
+
+    def act(
+        params: PyTree, carry: PyTree, observation: PyTree, key: Key, exploration: Array
+    ) -> tuple[Array, PyTree, PyTree]:
+        following, q = network.step(params, carry, observation, jax.random.fold_in(key, NOISE))
+        return epsilon_greedy(key, q, exploration), following, carry
+
+    def greedy(params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
+        following, q = network.step(params, carry, observation, key)
+        return greedy_action(q), following, ()
 
     return Policy(act, greedy)
 

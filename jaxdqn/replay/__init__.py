@@ -1,14 +1,25 @@
 """Replay: the experience of one shard, as arrays on its device."""
 
-from jaxdqn.base import TargetBatch
+from jaxdqn.base import SequenceBatch, TargetBatch
 from jaxdqn.config import replay_rows
+from jaxdqn.replay import sequence
 from jaxdqn.replay.kind import Kind
 from jaxdqn.replay.latest import check_epochs, check_returns, latest, minibatches
 from jaxdqn.replay.regions import regions
 from jaxdqn.replay.ring import cut, uniform
-from jaxdqn.replay.sequence import sequences
+from jaxdqn.replay.sequence import sequence_regions, sequences
 
-__all__ = ["REPLAYS", "Kind", "cut", "latest", "minibatches", "regions", "sequences", "uniform"]
+__all__ = [
+    "REPLAYS",
+    "Kind",
+    "cut",
+    "latest",
+    "minibatches",
+    "regions",
+    "sequence_regions",
+    "sequences",
+    "uniform",
+]
 
 REPLAYS: dict[str, Kind] = {
     "uniform": Kind(
@@ -30,6 +41,17 @@ REPLAYS: dict[str, Kind] = {
         batch=TargetBatch,
         newest_only=True,
         check=check_epochs,
+    ),
+    "sequences": Kind(
+        lambda example, c: sequences(
+            example, sequence.whole_rows(c, c.rollout_length), c.num_envs, c.batch_size, *sequence.window(c)
+        ),
+        rows_needed=sequence.rows_needed,
+        regions=lambda example, c, actors, block: sequence_regions(
+            example, sequence.whole_rows(c, block), actors, c.num_envs // actors, c.batch_size, *sequence.window(c)
+        ),
+        batch=SequenceBatch,
+        check=sequence.check,
     ),
 }
 """Replays by the names that `Config.replay` has for them."""

@@ -16,7 +16,8 @@ class Kind(NamedTuple):
     rows; its `add` takes (actor [], written []) and its `sample` `written` [actors]. None where there is no such form
     batch: what it samples, `Batch`, `SequenceBatch` or `TargetBatch`
     newest_only: whether it keeps nothing but the newest block, and learns from all of it
-    check(config): raises `UserError` for sizes that it cannot have
+    check(config): raises `UserError` for settings that it cannot serve
+    Each is given a configuration with all of the agent's own settings.
     """
 
     make: Callable[[Transition, Config], Replay]

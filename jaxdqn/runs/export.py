@@ -1,13 +1,14 @@
 """A greedy policy as one serialised JAX function, `jax.export`."""
 
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jaxdqn.base import Array
+from jaxdqn.base import Array, PyTree
 from jaxdqn.files.paths import write_atomically
 from jaxdqn.runs import results
 
@@ -15,25 +16,34 @@ NUM_CHECKED = 256
 
 
 def export_policy(run: pathlib.Path, member: int, path: pathlib.Path) -> int:
-    """Writes member's greedy policy, observation [B, *O] -> action [B] for any B, and returns how many actions of the
-    reloaded file were found equal to the run's.
+    """Writes member's greedy policy, and returns how many actions of the reloaded file were found equal to the run's.
 
-    Works on CPU and CUDA. Raises `UserError` for a run or member that is not there.
+    The policy is observation [B, *O] -> action [B] for any B; of a recurrent agent (observation, state [B, ...]) ->
+    (action, state), where the state at an episode's start is zeros. Works on CPU and CUDA. Raises `UserError` for a run
+    or member that is not there.
     """
     result = results.load(run)
     params = results.member_params(result.params, member)
     agent, spec = result.components.agent, result.components.environment.spec
+    recurrent = bool(jax.tree.leaves(agent.initial_carry(1)))
 
-    def policy(observation: Array) -> Array:
-        return agent.greedy(params, agent.initial_carry(observation.shape[0]), observation, jax.random.key(0))[0]
+    def policy(observation: Array, *state: PyTree) -> Any:
+        carry = state[0] if recurrent else agent.initial_carry(observation.shape[0])
+        action, carry, _ = agent.greedy(params, carry, observation, jax.random.key(0))
+        return (action, carry) if recurrent else action
 
     (batch,) = export.symbolic_shape("b")
-    example = jax.ShapeDtypeStruct((batch, *spec.observation.shape), spec.observation.dtype)
-    exported = export.export(jax.jit(policy), platforms=("cpu", "cuda"))(example)
+
+    def example(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *leaf.shape), leaf.dtype)
+
+    state = (jax.tree.map(lambda leaf: example(leaf[0]), agent.initial_carry(1)),) if recurrent else ()
+    exported = export.export(jax.jit(policy), platforms=("cpu", "cuda"))(example(spec.observation), *state)
     write_atomically(path, lambda temporary: temporary.write_bytes(exported.serialize()))
     reloaded = export.deserialize(bytearray(path.read_bytes()))
-    observations = results.watch(result, member, seed=0)[:NUM_CHECKED]
-    native, again = np.asarray(policy(jnp.asarray(observations))), np.asarray(reloaded.call(observations))
+    observations = jnp.asarray(results.watch(result, member, seed=0)[:NUM_CHECKED])
+    start = (agent.initial_carry(len(observations)),) if recurrent else ()
+    native, again = (jax.tree.leaves(f(observations, *start))[0] for f in (policy, reloaded.call))
     if not np.array_equal(native, again):
         raise AssertionError("the exported policy chooses other actions than the run's.")
     return len(native)

@@ -227,7 +227,7 @@ class WorkerNode:
 
     def __init__(self, programs: WorkerPrograms, hparams: HParams, config: Config) -> None:
         self._programs, self._hparams, self._num_updates = programs, hparams, config.updates_per_iteration
-        rows = agents.replay_of(config).rows_needed(config)
+        rows = agents.rows_needed(config)
         self._needed = max(0, -(-rows // config.rollout_length) - 1)  # rollouts before a gradient
 
     def begin(self, worker: Worker) -> None:

@@ -138,7 +138,7 @@ def check(axes: Axes, config: Config) -> None:
             f"broadcast_every {axes.broadcast_every} is more than the run's gradient updates: the actors would never "
             "see what is learned."
         )
-    needed = -(-agents.replay_of(config).rows_needed(config) // rows) * axes.merge_every
+    needed = -(-agents.rows_needed(config) // rows) * axes.merge_every
     if line.prefill < needed:
         steps = needed * config.num_envs * config.rollout_length
         raise UserError(

@@ -66,6 +66,11 @@ def dense_kernels(params: PyTree) -> list[tuple[int, ...]]:
 def check(components: Components, data: int, model: int) -> int:
     """The number of hidden dense layers. Raises `UserError` where they, or environments and batch, cannot be split."""
     config = components.config
+    if agents.of(config.agent).memory is not None:
+        raise UserError(
+            f"agent {config.agent!r} is recurrent: its network and sequences are not split over devices in this "
+            "scheme; use --devices-per-agent without --parallel."
+        )
     if model > 1 and agents.of(config.agent).stacked:
         raise UserError(f"agent {config.agent!r} has several networks, whose layers are not split; use model 1.")
     params = jax.eval_shape(lambda: components.agent.init(jax.random.key(0), components.agent.defaults).params)
