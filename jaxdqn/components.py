@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jaxdqn import agents, networks, td, training
 from jaxdqn.agents.declaration import Around, Declaration
-from jaxdqn.base import Agent, Environment, Replay, Spec
+from jaxdqn.base import Agent, Environment, Network, RecurrentNetwork, Replay, Spec
 from jaxdqn.config import Config
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
@@ -52,7 +52,7 @@ def make_agent(config: Config, spec: Spec) -> Agent:
     declared, settings = agents.of(config.agent), agents.settings_of(config)
     optimizer, penalty = OPTIMIZERS[config.optimizer], td.PENALTIES[config.loss]
 
-    def network_of(settings: Any) -> Any:
+    def network_of(settings: object) -> Network | RecurrentNetwork:
         head = declared.head(spec.num_actions, config.dueling, settings)
         if declared.memory is None:
             return networks.configured(spec, head, config)

@@ -134,6 +134,9 @@ class Config:
     """What is learned from: the ring (uniform), or only the block just acted (latest: on-policy, all T * N of it at
     once, whatever batch_size says; minibatches: in shuffled parts of batch_size, for agents that compute targets once
     a block); auto takes what the agent declares."""
+    replay_copies: Literal["auto", "one", "two"] = "auto"
+    """How often the uniform replay stores an observation: with one, what a step produced is the next row's observation,
+    and returns stop one step before a time limit; auto takes one above 32 bytes."""
     n_step: int = 1
     """Length of the returns; with the latest block at most rollout_length, and what is left of the block."""
     learning_starts: int = 1_000
@@ -183,6 +186,12 @@ def replay_rows(config: Config) -> int:
     """Rows of N transitions in the ring: capacity rounded up to whole blocks of T rows."""
     block = config.num_envs * config.rollout_length
     return math.ceil(config.replay_capacity / block) * config.rollout_length
+
+
+def item_rows(config: Config) -> int:
+    """Rows of the ring that an n-step transition reaches over: one more where the last observation is the next row's,
+    which "auto" may choose when it sees the environment."""
+    return config.n_step + (config.replay_copies != "two")
 
 
 def check_fields(kind: type, values: Mapping[str, object], prefix: str = "") -> None:

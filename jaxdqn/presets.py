@@ -216,7 +216,7 @@ PRESETS["minatar-breakout-pqn-paper"] = Preset(
 )
 
 PRESETS["r2d2-paper"] = Preset(
-    "R2D2 as in Kapturowski et al. (2019), table 2, on Breakout-MinAtar: replay and actors as large as a workstation has",
+    "R2D2 as in Kapturowski et al. (2019), table 2, on Breakout-MinAtar: replay and actors of a workstation's size",
     Config(
         env="Breakout-MinAtar",
         agent="r2d2",
@@ -273,10 +273,8 @@ def for_environment(env: str, agent: str | None = None) -> Preset:
     if (env, agent) in BY_PAIR:
         return PRESETS[BY_PAIR[env, agent]]
     if agents.of(agent).on_policy:
-        general, kept = (
-            PRESETS[BY_AGENT.get(agent, "cartpole-a2c")],
-            {name: getattr(chosen.config, name) for name in OF_ENVIRONMENT},
-        )
+        general = PRESETS[BY_AGENT.get(agent, "cartpole-a2c")]
+        kept = {name: getattr(chosen.config, name) for name in OF_ENVIRONMENT}
         return Preset(
             f"{agent} on {env}", agents.config_for(agent, dataclasses.replace(general.config, **kept)), general.hparams
         )

@@ -84,10 +84,16 @@ def transition_example(spec: Spec, agent: Agent) -> Transition:
         params, number = agent.init(key, hparams).params, jnp.zeros(1)
         action, _, extras = agent.act(params, agent.initial_carry(1), observation, key, number)
         row = Transition(observation, action, number, number, observation, jnp.zeros(1, jnp.bool_), extras)
-        return agent.prepare(params, jax.tree.map(lambda x: x[None], row), key, hparams)
+        return as_stored(spec, agent, params, jax.tree.map(lambda x: x[None], row), key, hparams)
 
     shapes = jax.eval_shape(block, jax.random.key(0))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), shapes)
+
+
+def as_stored(spec: Spec, agent: Agent, params: PyTree, block: Transition, key: Key, hparams: HParams) -> Transition:
+    """A block [T, N] after `agent.prepare`, with its actions in a byte each where they fit."""
+    block = agent.prepare(params, block, key, hparams)
+    return block._replace(action=block.action.astype(jnp.uint8 if spec.num_actions <= 256 else jnp.int32))
 
 
 def stream_keys(key: Key, count: Array) -> tuple[Key, Key]:
@@ -149,7 +155,7 @@ def make_act(environment: Environment, agent: Agent, config: Config, total_envs:
         epsilon = schedule(hparams.epsilon_begin, hparams.epsilon_end, hparams.epsilon_steps, env_steps)
         ladder = exploration.epsilon_ladder(epsilon, hparams.ladder_power, config.num_envs, first, total_envs)
         actor, block, sums = acting.rollout(environment, agent, params, actor, key, ladder, config.rollout_length)
-        block = agent.prepare(params, block, jax.random.fold_in(key, PREPARE), hparams)
+        block = as_stored(environment.spec, agent, params, block, jax.random.fold_in(key, PREPARE), hparams)
         return actor, block, sums, jnp.float32(epsilon)
 
     return act
@@ -164,7 +170,8 @@ def make_prefill(environment: Environment, agent: Agent, config: Config) -> Pref
         params: PyTree, actor: ActorState, key: Key, hparams: HParams
     ) -> tuple[ActorState, Transition, EpisodeSums]:
         actor, block, sums = acting.rollout(environment, agent, params, actor, key, always, config.rollout_length)
-        return actor, agent.prepare(params, block, jax.random.fold_in(key, PREPARE), hparams), sums
+        block = as_stored(environment.spec, agent, params, block, jax.random.fold_in(key, PREPARE), hparams)
+        return actor, block, sums
 
     return prefill
 

@@ -86,21 +86,23 @@ def discount() -> Environment:
     return Environment(reset, step, Spec("discount", OBSERVATION, 2))
 
 
-def time_limit() -> Environment:
-    """Observation 0 (reward 0) leads to 1, which stays 1 (reward 1) for ever; a time limit cuts it into episodes of one
-    step that start at either. Values are gamma / (1 - gamma) and 1 / (1 - gamma). Fails alone: a limit that is learned
-    as an end, or the next episode's observation in place of the one the step produced."""
+def time_limit(steps: int = 1) -> Environment:
+    """Observation 0 (reward 0) leads to 1, which stays 1 (reward 1) for ever; a time limit cuts it into episodes of so
+    many steps that start at either. Values are gamma / (1 - gamma) and 1 / (1 - gamma). Fails alone: a limit that is
+    learned as an end, or the next episode's observation in place of the one the step produced."""
 
     def reset(key: Key) -> tuple[PyTree, Array]:
         observation = jax.random.bernoulli(key, 0.5, (1,)).astype(jnp.float32)
-        return observation, observation
+        return (observation, jnp.int32(1)), observation
 
     def step(key: Key, state: PyTree, action: Array) -> tuple[PyTree, TimeStep]:
         del action
-        start, _ = reset(key)
-        return start, TimeStep(start, state[0], jnp.float32(1.0), jnp.ones(1, jnp.float32), jnp.bool_(True))
+        (observation, age), one = state, jnp.ones(1, jnp.float32)
+        end = age == steps
+        following = jax.tree.map(lambda new, old: jnp.where(end, new, old), reset(key)[0], (one, age + 1))
+        return following, TimeStep(following[0], observation[0], jnp.float32(1.0), one, end)
 
-    return Environment(reset, step, Spec("time_limit", OBSERVATION, 2, max_episode_steps=1))
+    return Environment(reset, step, Spec("time_limit", OBSERVATION, 2, max_episode_steps=steps))
 
 
 def clock() -> Environment:

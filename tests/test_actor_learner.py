@@ -298,8 +298,8 @@ def test_the_stream_of_a_dead_actor_is_cut(broken, two_actors):
     state = jax.tree.map(lambda x: x[0, 0], runner.gather_one([chunk(state, 25, 35, returns)]))
     assert len(said) == 1 and state.merged[1] > before
     check_returns(state.replay, state.merged, n_step=4)
-    ages, ends = state.replay.reward[: state.merged[1], 2], state.replay.episode_end[: state.merged[1], 2]
-    assert ends.sum() == 1 and ends[before - 1] and ages[before - 1] == before
+    ages, end = state.replay.reward[: state.merged[1], 2], ring.outcome(state.replay.ends[: state.merged[1], 2])[1]
+    assert end.sum() == 1 and end[before - 1] and ages[before - 1] == before
     assert (ages[before] == before + 1) != broken
 
 

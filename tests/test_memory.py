@@ -22,6 +22,7 @@ from jaxdqn.runs import experiment
 from jaxdqn.runs.settings import Settings
 
 RING = Config(hidden_sizes=(8,), num_envs=8, batch_size=8, replay_capacity=400_000, learning_starts=64)
+ONE_COPY = dataclasses.replace(RING, replay_copies="one", n_step=3)
 
 
 def build(num_devices, devices_per_agent, num_members, width, config=RING):
@@ -42,25 +43,26 @@ FORMS = {
     "pmap of vmap": (2, 1, 4, 2),
     "pmap over one agent": (2, 2, 1, 1),
 }
+ONE = [("plain", ONE_COPY), ("vmap", ONE_COPY)]
 
 
 @functools.cache
-def built_as(form):
-    return build(*FORMS[form])
+def built_as(form, config):
+    return build(*FORMS[form], config)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_compiled_step_holds_each_ring_once(form):
-    built, ring_bytes = built_as(form)
+@pytest.mark.parametrize("form, config", [*((form, RING) for form in FORMS), *ONE])
+def test_the_compiled_step_holds_each_ring_once(form, config):
+    built, ring_bytes = built_as(form, config)
     analysis = built.program.memory_analysis()
     rings = FORMS[form][3] * ring_bytes  # of one call, on one device
     assert analysis.alias_size_in_bytes >= rings
     assert analysis.temp_size_in_bytes < 0.05 * rings
 
 
-@pytest.mark.parametrize("form", ["plain", "vmap", "pmap of vmap"])
-def test_no_conditional_and_no_copy_of_the_ring_in_the_compiled_step(form):
-    built, _ = built_as(form)
+@pytest.mark.parametrize("form, config", [*((form, RING) for form in ("plain", "vmap", "pmap of vmap")), *ONE])
+def test_no_conditional_and_no_copy_of_the_ring_in_the_compiled_step(form, config):
+    built, _ = built_as(form, config)
     text = built.program.as_text()
     assert " conditional(" not in text
     width = FORMS[form][3]
@@ -81,7 +83,7 @@ def test_shard_bytes_are_those_of_the_arrays():
     config = dataclasses.replace(RING, replay_capacity=1_000)
     built, ring_bytes = build(1, 1, 1, 1, config)
     total, ring = runner.shard_bytes(built.components)
-    assert ring == ring_bytes == 1_000 * (4 * 4 + 4 + 4 + 4 + 4 * 4 + 1)
+    assert ring == ring_bytes == 1_000 * (4 * 4 + 1 + 4 + 1 + 4 * 4)
     state = runner.build(built.components, jax.devices()[:1], 1, built.assignment, [0], [HParams()])[1]
     gathered = jax.tree.leaves(runner.gather(state))
     assert total == sum(leaf.nbytes for leaf in gathered)

@@ -78,9 +78,10 @@ def fill(data: Transition, add, state, rollout_length: int, written: int):
     return state
 
 
-def oldest_to_newest(state: Transition, rows: int, written: int) -> Transition:
-    order = np.arange(max(0, written - rows), written) % rows
-    return jax.tree.map(lambda x: np.asarray(x)[order], state)
+def oldest_to_newest(state: ring.Stored, rows: int, written: int) -> Transition:
+    order, num_envs = np.arange(max(0, written - rows), written), state.reward.shape[1]
+    read = ring.read(ring.layout(EXAMPLE, rows, num_envs), state, order[:, None], np.arange(num_envs))
+    return jax.tree.map(np.asarray, read)
 
 
 @given(
@@ -345,6 +346,11 @@ def test_other_dtypes_are_stored_as_they_are(dtype):
     np.testing.assert_array_equal(packing.decode(stored), values)
 
 
-def test_a_breakout_transition_takes_at_most_130_bytes():
-    state = replay.uniform(BREAKOUT, 16, 4, 8).init()
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / (16 * 4) <= 130
+def test_a_discount_of_neither_0_nor_1_is_not_learned_from_in_silence():
+    """It has no bit in the ring."""
+    for discount, stored in ((0.0, 0.0), (1.0, 1.0), (0.5, np.nan)):
+        data = jax.tree.map(jnp.asarray, history(2, 1)._replace(discount=np.full((2, 1), discount, np.float32)))
+        layout = ring.layout(EXAMPLE, 2, 1)
+        read = ring.read(layout, ring.write(layout, ring.empty(layout), data, jnp.int32(0)), jnp.arange(2), 0)
+        np.testing.assert_array_equal(read.discount, [stored, stored])
+        np.testing.assert_array_equal(read.episode_end, data.episode_end[:, 0])

@@ -1,12 +1,12 @@
 """Replay: the experience of one shard, as arrays on its device."""
 
 from jaxdqn.base import SequenceBatch, TargetBatch
-from jaxdqn.config import replay_rows
+from jaxdqn.config import item_rows, replay_rows
 from jaxdqn.replay import sequence
 from jaxdqn.replay.kind import Kind
 from jaxdqn.replay.latest import check_epochs, check_returns, latest, minibatches
 from jaxdqn.replay.regions import regions
-from jaxdqn.replay.ring import cut, uniform
+from jaxdqn.replay.ring import copies, cut, uniform
 from jaxdqn.replay.sequence import sequence_regions, sequences
 
 __all__ = [
@@ -23,10 +23,18 @@ __all__ = [
 
 REPLAYS: dict[str, Kind] = {
     "uniform": Kind(
-        lambda example, c: uniform(example, replay_rows(c), c.num_envs, c.batch_size, c.n_step),
-        rows_needed=lambda c: c.n_step,
+        lambda example, c: uniform(
+            example, replay_rows(c), c.num_envs, c.batch_size, c.n_step, copies(example, c.replay_copies)
+        ),
+        rows_needed=item_rows,
         regions=lambda example, c, actors, block: regions(
-            example, -(-replay_rows(c) // block) * block, actors, c.num_envs // actors, c.batch_size, c.n_step
+            example,
+            -(-replay_rows(c) // block) * block,
+            actors,
+            c.num_envs // actors,
+            c.batch_size,
+            c.n_step,
+            copies(example, c.replay_copies),
         ),
     ),
     "latest": Kind(

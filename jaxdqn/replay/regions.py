@@ -4,44 +4,38 @@ Rows are time within a region, so that n-step folding never reads across actors,
 actor's block is left out, its stream is cut (`ring.cut`), and folding does not read across the gap either.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxdqn.base import Array, Batch, Key, Progress, Replay, Transition
 from jaxdqn.config import HParams
-from jaxdqn.replay.ring import Layout, empty, layout, map_codecs, n_step_batch
+from jaxdqn.replay.ring import Layout, Stored, empty, layout, n_step_batch, span, write
 
 
 def regions(
-    example: Transition, rows: int, num_actors: int, envs_each: int, batch_size: int, n_step: int = 1
+    example: Transition,
+    rows: int,
+    num_actors: int,
+    envs_each: int,
+    batch_size: int,
+    n_step: int = 1,
+    copies: int = 2,
 ) -> Replay:
     """A ring of rows x (num_actors * envs_each) transitions, sampled uniformly over all that is complete.
 
     add(state, block [T, envs_each], (actor [], written [])) writes actor's next rows; sample takes `written`
-    [num_actors], the rows each actor ever wrote. Some actor must have written n_step rows. With one actor it is
-    `uniform`. State: a `Transition` of arrays [rows, num_actors * envs_each, ...].
+    [num_actors], the rows each actor ever wrote. Some actor must have written the rows of one transition
+    (`ring.span`). With one actor it is `uniform`. State: a `Stored` of arrays [rows, num_actors * envs_each, ...].
     """
-    ring = layout(example, rows, num_actors * envs_each)
+    ring = layout(example, rows, num_actors * envs_each, copies)
 
-    def add(
-        state: Transition, block: Transition, written: tuple[Array, Array], priorities: Array | None = None
-    ) -> Transition:
+    def add(state: Stored, block: Transition, written: tuple[Array, Array], priorities: Array | None = None) -> Stored:
         del priorities
         actor, rows_of_actor = written
-        if rows % block.reward.shape[0]:
-            raise ValueError(f"{rows} rows are not a multiple of the block's {block.reward.shape[0]}.")
-        start, column = rows_of_actor % rows, actor * envs_each
+        return write(ring, state, block, rows_of_actor, actor * envs_each)
 
-        def write(codec: Any, old: Array, new: Array) -> Array:
-            return lax.dynamic_update_slice(old, codec.encode(new), (start, column, *(0,) * (old.ndim - 2)))
-
-        return map_codecs(write, ring, state, block)
-
-    def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> Batch:
-        row, env = region_starts(ring, num_actors, key, batch_size, progress.written, n_step)
+    def sample(state: Stored, key: Key, progress: Progress, hparams: HParams) -> Batch:
+        row, env = region_starts(ring, num_actors, key, batch_size, progress.written, span(ring, n_step))
         return n_step_batch(ring, state, row, env, n_step, hparams)
 
     return Replay(lambda: empty(ring), add, sample, lambda state, indices, priorities: state)

@@ -3,8 +3,15 @@
 Row `written % rows` is written next, where `written` counts all rows ever written and is shared by all members of a
 population: so a write stays one `dynamic_update_slice` under `vmap` and `pmap`. n-step returns are folded when
 sampling.
+
+With two copies a row holds its observation and the one that its step produced. With one copy the latter is the next
+row's observation: right inside an episode, of no use after a termination, and the next episode's first after a time
+limit. So a return stops before a limit's row and bootstraps on that row's own observation, and one that would start
+there has weight 0. This is exact but for two things: a reward paid only in a limit's own row is never a first reward,
+and where some episodes terminate in the row in which others meet the limit, the former are kept and the latter not.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,53 +23,120 @@ from jaxdqn.base import Array, Batch, Key, Progress, PyTree, Replay, Transition
 from jaxdqn.config import HParams
 from jaxdqn.replay.packing import Codec, codec
 
+SMALL = 32  # bytes of a packed observation, up to which a second copy costs little
+GOES_ON, END, UNKNOWN = 1, 2, 4
+
+
+class Stored(NamedTuple):
+    """Transitions as a ring holds them, each field [rows, N, ...]; `Layout` also has one of `Codec`s.
+
+    `ends` is discount and episode_end in one byte; `next_observation` is () where observations have one copy.
+    """
+
+    observation: PyTree
+    action: PyTree
+    reward: PyTree
+    ends: PyTree
+    next_observation: PyTree
+    extras: PyTree
+
 
 class Layout(NamedTuple):
-    """How transitions lie in a ring. `codecs` is a `Transition` of `Codec`s; a layout holds no state."""
+    """How transitions lie in a ring, with 1 or 2 copies of an observation; a layout holds no state."""
 
     rows: int
     num_envs: int
-    codecs: PyTree
+    codecs: Stored
+    copies: int
 
 
-def layout(example: Transition, rows: int, num_envs: int) -> Layout:
+def layout(example: Transition, rows: int, num_envs: int, copies: int = 2) -> Layout:
     """The layout for transitions like `example`, whose fields are `ShapeDtypeStruct`s without T and N."""
-    return Layout(rows, num_envs, jax.tree.map(codec, example))
+    ends = jax.ShapeDtypeStruct((), jnp.uint8)
+    return Layout(rows, num_envs, jax.tree.map(codec, _fields(example, ends, copies)), copies)
 
 
-def map_codecs(function: Callable[..., PyTree], ring: Layout, *trees: PyTree) -> PyTree:
-    """function(codec, *leaves) for every field of a transition."""
-    return jax.tree.map(function, ring.codecs, *trees, is_leaf=lambda x: isinstance(x, Codec))
+def copies(example: Transition, asked: str) -> int:
+    """How many copies of an observation `Config.replay_copies` asks for."""
+    stored = [codec(leaf).stored for leaf in jax.tree.leaves(example.observation)]
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in stored)
+    return {"one": 1, "two": 2, "auto": 1 if size > SMALL else 2}[asked]
 
 
-def empty(ring: Layout) -> Transition:
+def encode(ring: Layout, block: Transition) -> Stored:
+    """A block [T, N] as the ring holds it."""
+    return _map(lambda c, x: c.encode(x), ring.codecs, _fields(block, _ends(block), ring.copies))
+
+
+def empty(ring: Layout) -> Stored:
     """Zeros, [rows, N, ...]: `jnp.empty` would be uninitialised memory."""
-    return map_codecs(lambda c: jnp.zeros((ring.rows, ring.num_envs, *c.stored.shape), c.stored.dtype), ring)
+    return _map(lambda c: jnp.zeros((ring.rows, ring.num_envs, *c.stored.shape), c.stored.dtype), ring.codecs)
 
 
-def write(ring: Layout, data: Transition, block: Transition, written: Array) -> Transition:
-    """Writes block [T, N] from row written % rows on; T must divide rows, or XLA would clamp the slice."""
+def write(ring: Layout, data: Stored, block: Transition, written: Array, column: Array | int = 0) -> Stored:
+    """Writes block [T, n] from row written % rows and `column` on; T must divide rows, or XLA would clamp the slice."""
     if ring.rows % block.reward.shape[0]:
         raise ValueError(f"{ring.rows} rows are not a multiple of the block's {block.reward.shape[0]}.")
     start = written % ring.rows
-    return map_codecs(
-        lambda c, old, new: lax.dynamic_update_slice_in_dim(old, c.encode(new), start, 0), ring, data, block
+    return jax.tree.map(
+        lambda old, new: lax.dynamic_update_slice(old, new, (start, column, *(0,) * (old.ndim - 2))),
+        data,
+        encode(ring, block),
     )
 
 
-def cut(episode_end: Array, written: Array, first: Array | int, count: int) -> Array:
-    """`episode_end` [rows, N] of a ring, True in its newest row for the `count` columns from `first` on.
+def cut(ends: Array, written: Array, first: Array | int, count: int) -> Array:
+    """`ends` [rows, N] of a ring, with an episode's end in its newest row for the `count` columns from `first` on.
 
-    For a stream that breaks off there: what is written next does not follow on it. The row keeps its discount, so a
-    return that reaches it ends with fewer rewards, and bootstraps on the observation that this row's own step produced.
+    For a stream that breaks off there: what is written next does not follow on it. The row keeps its discount, so that
+    returns treat it as they treat a time limit.
     """
-    row = (written - 1) % episode_end.shape[0]
-    return lax.dynamic_update_slice(episode_end, jnp.ones((1, count), episode_end.dtype), (row, first))
+    at = ((written - 1) % ends.shape[0], first)
+    return lax.dynamic_update_slice(ends, lax.dynamic_slice(ends, at, (1, count)) | jnp.uint8(END), at)
 
 
-def read(ring: Layout, data: PyTree, row: Array, env: Array) -> PyTree:
-    """The transitions at (row modulo the ring, env), index arrays of one shape."""
-    return map_codecs(lambda c, stored: c.decode(stored[row % ring.rows, env]), ring, data)
+def read(ring: Layout, data: PyTree, row: Array, env: Array) -> Transition:
+    """The transitions at (row modulo the ring, env), index arrays of one shape; with one copy, without
+    `next_observation`."""
+    rows = _map(lambda c, x: c.decode(x[row % ring.rows, env]), ring.codecs, data)
+    discount, episode_end = outcome(rows.ends)
+    action = rows.action.astype(jnp.int32)
+    return Transition(rows.observation, action, rows.reward, discount, rows.next_observation, episode_end, rows.extras)
+
+
+def outcome(ends: Array) -> tuple[Array, Array]:
+    """(discount float32, episode_end bool) of bytes as stored. A discount that was neither 0 nor 1 is NaN: nothing is
+    learned from it in silence."""
+    discount = (ends & GOES_ON).astype(jnp.float32)
+    return jnp.where(ends & UNKNOWN, jnp.nan, discount), (ends & END) != 0
+
+
+def void(ring: Layout, ends: Array) -> Array:
+    """Where no return may start, of bytes as stored: with one copy in the row of a time limit, or where a stream was
+    `cut`, since nothing holds what its step produced."""
+    discount, end = outcome(ends)
+    return end & (discount != 0.0) if ring.copies == 1 else jnp.zeros(ends.shape, jnp.bool_)
+
+
+def span(ring: Layout, n_step: int) -> int:
+    """Rows that an n-step transition reaches over; the newest span - 1 start none."""
+    return n_step + 2 - ring.copies
+
+
+def _fields(transition: Transition, ends: PyTree, copies: int) -> Stored:
+    t = transition
+    following = t.next_observation if copies == 2 else ()
+    return Stored(t.observation, t.action, t.reward, ends, following, t.extras)
+
+
+def _ends(block: Transition) -> Array:
+    known = jnp.where(block.discount == 0.0, 0, jnp.where(block.discount == 1.0, GOES_ON, UNKNOWN))
+    return (known + jnp.where(block.episode_end, END, 0)).astype(jnp.uint8)
+
+
+def _map(function: Callable[..., PyTree], codecs: PyTree, *trees: PyTree) -> PyTree:
+    """function(codec, *leaves) for every leaf of what the codecs are for."""
+    return jax.tree.map(function, codecs, *trees, is_leaf=lambda x: isinstance(x, Codec))
 
 
 def uniform_starts(ring: Layout, key: Key, count: int, written: Array, length: int) -> tuple[Array, Array]:
@@ -99,35 +173,41 @@ def fold_n_step(reward: Array, discount: Array, episode_end: Array, gamma: Array
     return total, power * bootstrap, last
 
 
-def n_step_batch(ring: Layout, data: Transition, row: Array, env: Array, n_step: int, hparams: HParams) -> Batch:
-    """The m-step transitions that start at (row, env), int32 [B]; m <= n_step rows must follow before the head."""
-    rows = row + jnp.arange(n_step)[:, None]
-    outcome = (data.reward, data.discount, data.episode_end)
-    reward, discount, end = (leaf[rows % ring.rows, env] for leaf in outcome)
+def n_step_batch(ring: Layout, data: Stored, row: Array, env: Array, n_step: int, hparams: HParams) -> Batch:
+    """The m-step transitions that start at (row, env), int32 [B], with weight 0 where that is `void`, else 1; m <=
+    n_step. `span` rows from there on must lie before the write head."""
+    rows = (row + jnp.arange(n_step)[:, None]) % ring.rows
+    reward, ends = data.reward[rows, env], data.ends[rows, env]
+    (discount, end), none = outcome(ends), void(ring, ends)
+    before = jnp.concatenate([none[1:], jnp.zeros_like(none[:1])])
     return_m, bootstrap_discount, last = fold_n_step(
-        reward * hparams.reward_scale, discount.astype(jnp.float32), end, jnp.asarray(hparams.gamma, jnp.float32)
+        reward * hparams.reward_scale, discount, end | before, jnp.asarray(hparams.gamma, jnp.float32)
     )
-    first = _decoded(ring.codecs.observation, data.observation, row, env)
-    bootstrap = _decoded(ring.codecs.next_observation, data.next_observation, (row + last) % ring.rows, env)
+
+    def decoded(codecs: PyTree, stored: PyTree, row: Array) -> PyTree:
+        return _map(lambda c, x: c.decode(x[row % ring.rows, env]), codecs, stored)
+
+    first = decoded(ring.codecs.observation, data.observation, row)
+    bootstrap = (
+        decoded(ring.codecs.next_observation, data.next_observation, row + last)
+        if ring.copies == 2
+        else decoded(ring.codecs.observation, data.observation, row + last + 1)
+    )
     action = data.action[row, env].astype(jnp.int32)
-    return Batch(first, action, return_m, bootstrap_discount, bootstrap, jnp.ones_like(return_m), (row, env))
+    weights = jnp.where(none[0], 0.0, jnp.ones_like(return_m))
+    return Batch(first, action, return_m, bootstrap_discount, bootstrap, weights, (row, env))
 
 
-def _decoded(codecs: PyTree, stored: PyTree, row: Array, env: Array) -> PyTree:
-    """The observations at (row, env), int32 [B], from a field of the ring."""
-    return jax.tree.map(lambda c, x: c.decode(x[row, env]), codecs, stored, is_leaf=lambda x: isinstance(x, Codec))
-
-
-def uniform(example: Transition, rows: int, num_envs: int, batch_size: int, n_step: int = 1) -> Replay:
+def uniform(example: Transition, rows: int, num_envs: int, batch_size: int, n_step: int = 1, copies: int = 2) -> Replay:
     """A ring of rows x num_envs transitions, sampled uniformly as m-step transitions (m <= n_step).
 
-    The newest n_step - 1 rows are not sampled until they are complete, and nothing is read across the write head.
-    State: a `Transition` of arrays [rows, N, ...].
+    The newest rows are not sampled until their returns are complete, and nothing is read across the write head. A start
+    that is `void` counts in the mean of the loss, with weight 0. State: a `Stored` of arrays [rows, N, ...].
     """
-    ring = layout(example, rows, num_envs)
+    ring = layout(example, rows, num_envs, copies)
 
-    def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> Batch:
-        row, env = uniform_starts(ring, key, batch_size, progress.written, n_step)
+    def sample(state: Stored, key: Key, progress: Progress, hparams: HParams) -> Batch:
+        row, env = uniform_starts(ring, key, batch_size, progress.written, span(ring, n_step))
         return n_step_batch(ring, state, row, env, n_step, hparams)
 
     return Replay(

@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdqn.base import Array, Key, Progress, Replay, SequenceBatch, Transition
+from jaxdqn.base import Array, Key, Progress, PyTree, Replay, SequenceBatch, Transition
 from jaxdqn.config import Config, HParams, own_values, replay_rows
 from jaxdqn.errors import UserError
 from jaxdqn.replay import ring as _ring
+from jaxdqn.replay.ring import Stored
 
 
 class Layout(NamedTuple):
-    """How sequences of `length` rows lie in a ring of `steps`, with a slot of `states` every `period` rows."""
+    """How sequences of `length` rows lie in a ring of `steps`, with a slot for one of `states` every `period` rows."""
 
     steps: _ring.Layout
-    states: _ring.Layout
+    states: PyTree
     length: int
     period: int
 
@@ -30,43 +31,47 @@ def layout(example: Transition, rows: int, num_envs: int, length: int, period: i
     """The layout for transitions like `example`; `period` must divide `rows`."""
     if rows % period:
         raise ValueError(f"{rows} rows are not a multiple of the period {period}.")
-    steps = _ring.layout(example._replace(next_observation=(), extras=()), rows, num_envs)
-    return Layout(steps, _ring.layout(example.extras, rows // period, num_envs), length, period)
+    steps = _ring.layout(example._replace(extras=()), rows, num_envs, copies=1)
+    return Layout(steps, example.extras, length, period)
 
 
-def empty(ring: Layout) -> Transition:
-    """Zeros, [rows, N, ...], and [rows / period, N, ...] in `extras`."""
-    return _ring.empty(ring.steps)._replace(extras=_ring.empty(ring.states))
+def slots(ring: Layout) -> int:
+    """How many sequences of one environment the ring has the starts of."""
+    return ring.steps.rows // ring.period
 
 
-def write(ring: Layout, data: Transition, block: Transition, written: Array, column: Array | int = 0) -> Transition:
+def empty(ring: Layout) -> Stored:
+    """Zeros, [rows, N, ...], and [slots, N, ...] in `extras`."""
+    leading = slots(ring), ring.steps.num_envs
+    states = jax.tree.map(lambda x: jnp.zeros((*leading, *x.shape), x.dtype), ring.states)
+    return _ring.empty(ring.steps)._replace(extras=states)
+
+
+def write(ring: Layout, data: Stored, block: Transition, written: Array, column: Array | int = 0) -> Stored:
     """Writes block [T, n] from row written % rows and `column` on. T must divide the rows, and the period or the other
     way round."""
     size, rows, period = block.reward.shape[0], ring.steps.rows, ring.period
     if rows % size or (size % period and period % size):
         raise ValueError(f"blocks of {size} rows, sequences every {period} and {rows} rows do not divide one another.")
-    row, slot = written % rows, written % rows // period
+    row = written % rows
 
-    def put(codec: _ring.Codec, old: Array, new: Array) -> Array:
-        return lax.dynamic_update_slice(old, codec.encode(new), (row, column, *(0,) * (old.ndim - 2)))
-
-    def put_states(codec: _ring.Codec, old: Array, new: Array) -> Array:
-        new, at = codec.encode(new[::period]), (slot, column, *(0,) * (old.ndim - 2))
+    def put(old: Array, new: Array) -> Array:
+        new, at = new[::period], (row // period, column, *(0,) * (old.ndim - 2))
         # A block that is shorter than the period begins a sequence, or has none.
-        return lax.dynamic_update_slice(
-            old, jnp.where(row % period == 0, new, lax.dynamic_slice(old, at, new.shape)), at
-        )
+        begins = jnp.where(row % period == 0, new, lax.dynamic_slice(old, at, new.shape))
+        return lax.dynamic_update_slice(old, begins, at)
 
-    bare = (x._replace(next_observation=(), extras=()) for x in (data, block))
-    steps: Transition = _ring.map_codecs(put, ring.steps, *bare)
-    return steps._replace(extras=_ring.map_codecs(put_states, ring.states, data.extras, block.extras))
+    bare = data._replace(extras=()), block._replace(extras=())
+    steps = _ring.write(ring.steps, *bare, written, column)
+    return steps._replace(extras=jax.tree.map(put, data.extras, block.extras))
 
 
-def read(ring: Layout, data: Transition, slot: Array, env: Array) -> SequenceBatch:
+def read(ring: Layout, data: Stored, slot: Array, env: Array) -> SequenceBatch:
     """The sequences that start at (slot, env), int32 [B], with weights of 1."""
     time = slot * ring.period + jnp.arange(ring.length)[:, None]
     rows = _ring.read(ring.steps, data._replace(extras=()), time, jnp.broadcast_to(env, time.shape))
-    return SequenceBatch(rows, _ring.read(ring.states, data.extras, slot, env), jnp.ones(env.shape), (slot, env))
+    carry = jax.tree.map(lambda x: x[slot, env], data.extras)
+    return SequenceBatch(rows, carry, jnp.ones(env.shape), (slot, env))
 
 
 def starts(ring: Layout, key: Key, count: int, written: Array) -> tuple[Array, Array]:
@@ -79,7 +84,7 @@ def starts(ring: Layout, key: Key, count: int, written: Array) -> tuple[Array, A
     flat = (jax.random.bits(key, (count,)) % ends[-1].astype(jnp.uint32)).astype(jnp.int32)
     actor = jnp.searchsorted(ends, flat, side="right")
     flat -= jnp.where(actor > 0, ends[actor - 1], 0)
-    return (oldest[actor] + flat // each) % ring.states.rows, actor * each + flat % each
+    return (oldest[actor] + flat // each) % slots(ring), actor * each + flat % each
 
 
 def sequences(example: Transition, rows: int, num_envs: int, batch_size: int, length: int, period: int = 1) -> Replay:
@@ -90,10 +95,10 @@ def sequences(example: Transition, rows: int, num_envs: int, batch_size: int, le
     """
     one = sequence_regions(example, rows, 1, num_envs, batch_size, length, period)
 
-    def add(state: Transition, block: Transition, written: Array, priorities: Array | None = None) -> Transition:
+    def add(state: Stored, block: Transition, written: Array, priorities: Array | None = None) -> Stored:
         return one.add(state, block, (0, written), priorities)
 
-    def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> SequenceBatch:
+    def sample(state: Stored, key: Key, progress: Progress, hparams: HParams) -> SequenceBatch:
         return one.sample(state, key, progress._replace(written=progress.written[None]), hparams)
 
     return one._replace(add=add, sample=sample)
@@ -106,12 +111,12 @@ def sequence_regions(
     ring = layout(example, rows, num_actors * envs_each, length, period)
 
     def add(
-        state: Transition, block: Transition, written: tuple[Array | int, Array], priorities: Array | None = None
-    ) -> Transition:
+        state: Stored, block: Transition, written: tuple[Array | int, Array], priorities: Array | None = None
+    ) -> Stored:
         del priorities
         return write(ring, state, block, written[1], written[0] * envs_each)
 
-    def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> SequenceBatch:
+    def sample(state: Stored, key: Key, progress: Progress, hparams: HParams) -> SequenceBatch:
         del hparams
         return read(ring, state, *starts(ring, key, batch_size, progress.written))
 

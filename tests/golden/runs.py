@@ -22,6 +22,7 @@ SMALL = {
     "eval_interval": 1_000,
     "eval_episodes": 2,
     "final_episodes": 4,
+    "replay_copies": "two",
 }
 ON_POLICY = {**SMALL, "rollout_length": 8, "n_step": 8, "learning_starts": 0, "agent": "a2c"}
 PIXELS = {**SMALL, "env": "Breakout-MinAtar", "total_steps": 1_600, "eval_interval": 800}
@@ -73,6 +74,8 @@ def moved(config):
     import jaxdqn
 
     known = {field.name for field in dataclasses.fields(jaxdqn.Config)}
+    if "replay_copies" not in known:
+        config.pop("replay_copies")  # of a time when there always were two
     own = {name: value for name, value in config.items() if name not in known}
     return {**{name: value for name, value in config.items() if name in known}, **({"own": own} if own else {})}
 

@@ -221,8 +221,8 @@ def _compile_learner(components: Components, axes: Axes) -> Programs:
     def insert(data: PyTree, merged: Array, local: Transition, index: Array) -> tuple[PyTree, Array]:
         return memory.add(data, local, (index, merged[index])), merged.at[index].add(rows)
 
-    def cut(episode_end: Array, merged: Array, index: Array) -> Array:
-        return replay.cut(episode_end, merged[index], index * each, each)
+    def cut(ends: Array, merged: Array, index: Array) -> Array:
+        return replay.cut(ends, merged[index], index * each, each)
 
     def learn(
         learner: LearnerState,
@@ -307,7 +307,7 @@ class ActorLearner:
             list(pool.map(warm, range(count)))
         local = jax.tree.map(jnp.copy, state.actors[0].local)
         data, merged = self.programs.insert(state.replay, state.merged, local, np.int32(0))
-        data = data._replace(episode_end=self.programs.cut(data.episode_end, merged, np.int32(0)))
+        data = data._replace(ends=self.programs.cut(data.ends, merged, np.int32(0)))
         self.programs.learn(state.learner, data, metrics.learning, merged, state.key, self.hparams, np.int32(0))
         jax.block_until_ready(self.programs.copy(state.broadcast[0]))
 
@@ -390,8 +390,8 @@ class Chunk:
 
     def cut(self, index: int) -> None:
         """Ends the actor's stream in its region: what it delivers next does not follow on what lies there."""
-        end = self.programs.cut(self.data.episode_end, self.merged, np.int32(index))
-        self.data = self.data._replace(episode_end=end)
+        ends = self.programs.cut(self.data.ends, self.merged, np.int32(index))
+        self.data = self.data._replace(ends=ends)
 
     def learn(self, iteration: int) -> bool:
         """U updates; True where a broadcast was due."""

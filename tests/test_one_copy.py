@@ -1,0 +1,188 @@
+"""The ring with one copy of an observation, against plain loops over a history and the ring with two."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxdqn import replay, training
+from jaxdqn.base import Progress, Transition
+from jaxdqn.components import make_components
+from jaxdqn.config import Config, HParams
+from jaxdqn.errors import UserError
+from jaxdqn.parallel.compiled import memory
+from jaxdqn.replay import ring
+from jaxdqn.timeline import timeline
+from jaxdqn.validation import validate
+
+H = jax.tree.map(jnp.float32, HParams(gamma=0.9))
+SHAPE = jax.ShapeDtypeStruct
+OBSERVATION = SHAPE((2,), jnp.float32)  # (environment, time)
+NUMBER = SHAPE((), jnp.float32)
+EXAMPLE = Transition(OBSERVATION, SHAPE((), jnp.uint8), NUMBER, NUMBER, OBSERVATION, SHAPE((), jnp.bool_))
+ROWS, ENVS = 8, 4
+
+
+def history(rows, seed, num_envs=ENVS):
+    """[rows, num_envs] transitions, each observation what the step before it produced, but after an end. Rows end
+    nothing, or with a termination, a time limit, or a lost life."""
+    random = np.random.default_rng(seed)
+    time, env = np.meshgrid(np.arange(1, rows + 1), np.arange(num_envs), indexing="ij")
+    observation = np.stack([env, time], axis=-1).astype(np.float32)
+    kind = random.choice(4, (rows, num_envs), p=[0.6, 0.15, 0.15, 0.1])
+    end = (kind == 1) | (kind == 2)
+    return Transition(
+        observation=observation,
+        action=(7 * time + env).astype(np.uint8),
+        reward=random.normal(size=(rows, num_envs)).astype(np.float32),
+        discount=((kind == 0) | (kind == 2)).astype(np.float32),
+        next_observation=observation + np.where(end[..., None], np.float32([0, 0.5]), np.float32([0, 1])),
+        episode_end=end,
+    )
+
+
+def one_copy_item(data, row, env, n_step):
+    """(return, bootstrap discount, bootstrap observation or None where that has no weight), by the rule; None where
+    nothing may start."""
+    total, factor = 0.0, 1.0
+    for k in range(n_step):
+        end, discount = data.episode_end[row + k, env], data.discount[row + k, env]
+        if end and discount:
+            return (total, factor, data.observation[row + k, env]) if k else None
+        total, factor = total + factor * data.reward[row + k, env], 0.9 * factor
+        if not discount:
+            return total, 0.0, None
+    return total, factor, data.next_observation[row + n_step - 1, env]
+
+
+@functools.cache
+def batches(n_step, copies):
+    """From blocks of two rows, the batch of all ROWS x ENVS starts."""
+    layout = ring.layout(EXAMPLE, ROWS, ENVS, copies)
+
+    def run(data, written):
+        def write(index, state):
+            rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, 2 * index, 2), data)
+            return ring.write(layout, state, rows, 2 * index)
+
+        state = jax.lax.fori_loop(0, written // 2, write, ring.empty(layout))
+        row, env = jnp.divmod(jnp.arange(ROWS * ENVS), ENVS)
+        return ring.n_step_batch(layout, state, row, env, n_step, H)
+
+    return jax.jit(run)
+
+
+@given(st.integers(1, 4), st.integers(3, 10), st.integers(0, 2**16))
+def test_items_are_those_of_two_copies_or_stop_before_a_time_limit(n_step, blocks, seed):
+    written, data = 2 * blocks, history(20, seed)
+    one, two = (jax.tree.map(np.asarray, batches(n_step, copies)(data, written)) for copies in (1, 2))
+    for row in range(max(0, written - ROWS), written - n_step):
+        for env in range(ENVS):
+            at, expected = row % ROWS * ENVS + env, one_copy_item(data, row, env, n_step)
+            assert one.weights[at] == (expected is not None) and two.weights[at] == 1
+            np.testing.assert_array_equal(one.observation[at], data.observation[row, env])
+            assert one.action[at] == two.action[at] == data.action[row, env]
+            if expected is None:
+                continue
+            total, bootstrap, observation = expected
+            np.testing.assert_allclose(one.return_m[at], total, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(one.bootstrap_discount[at], bootstrap, rtol=1e-6)
+            if observation is not None:
+                np.testing.assert_array_equal(one.bootstrap_observation[at], observation)
+            limit = data.episode_end & (data.discount == 1)
+            if not limit[row : row + n_step, env].any():  # what both rings keep
+                assert one.return_m[at] == two.return_m[at]
+                assert one.bootstrap_discount[at] == two.bootstrap_discount[at]
+                if bootstrap:
+                    np.testing.assert_array_equal(one.bootstrap_observation[at], two.bootstrap_observation[at])
+
+
+@pytest.mark.parametrize("n_step, written", [(1, 2), (3, 4), (3, 14)])
+def test_the_newest_n_rows_start_nothing(n_step, written):
+    """(1, 2) and (3, 4) are the rows that the prefill writes at least."""
+    data, record = history(written, 0), replay.uniform(EXAMPLE, ROWS, ENVS, 2_000, n_step, copies=1)
+    state = record.init()
+    for start in range(0, written, 2):
+        state = record.add(state, jax.tree.map(lambda x, s=start: jnp.asarray(x[s : s + 2]), data), jnp.int32(start))
+    batch = record.sample(state, jax.random.key(0), Progress(jnp.int32(written), jnp.int32(0), jnp.int32(0)), H)
+    starts = {tuple(map(int, x)) for x in np.asarray(batch.observation)}
+    assert starts == {(env, row + 1) for env in range(ENVS) for row in range(max(0, written - ROWS), written - n_step)}
+
+
+def test_regions_stop_where_a_stream_is_cut():
+    """Two actors write as they come; the second one's stream is cut, once in a row that terminates."""
+    data = history(16, 5)
+    data.episode_end[5, 2], data.discount[5, 2] = False, 1.0  # cut here: then as a limit
+    data.episode_end[5, 3], data.discount[5, 3] = True, 0.0  # and here it stays a termination
+    record = replay.regions(EXAMPLE, ROWS, 2, 2, 4_000, 3, copies=1)
+    state, written = record.init(), np.array([0, 0])
+    for actor in (0, 1, 0, 1, 1, 0, 0, 1, 0, 0):
+        start = written[actor]
+        rows = jax.tree.map(lambda x, a=actor, s=start: jnp.asarray(x[s : s + 2, 2 * a : 2 * a + 2]), data)
+        state = record.add(state, rows, (jnp.int32(actor), jnp.int32(start)))
+        written[actor] += 2
+        if actor == 1 and written[1] == 6:
+            state = state._replace(ends=replay.cut(state.ends, jnp.int32(6), 2, 2))
+    data.episode_end[5, 2:] = True
+    progress = Progress(jnp.asarray(written, jnp.int32), jnp.int32(0), jnp.int32(0))
+    batch = jax.tree.map(np.asarray, record.sample(state, jax.random.key(0), progress, H))
+    seen = set()
+    for b, (env, time) in enumerate(batch.observation.astype(int)):
+        row = time - 1
+        seen.add((env, row))
+        expected = one_copy_item(data, row, env, 3)
+        assert batch.weights[b] == (expected is not None)
+        if expected is not None:
+            np.testing.assert_allclose(batch.return_m[b], expected[0], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(batch.bootstrap_discount[b], expected[1], rtol=1e-6)
+            if expected[2] is not None:
+                np.testing.assert_array_equal(batch.bootstrap_observation[b], expected[2])
+    ends = written[np.arange(ENVS) // 2]
+    assert seen == {(env, row) for env in range(ENVS) for row in range(max(0, ends[env] - ROWS), ends[env] - 3)}
+
+
+# -- what is chosen, and what it takes --------------------------------------------------------------------------------
+
+
+def ring_of(env, copies="auto"):
+    """(bytes a transition, copies) of a million transitions, from shapes alone."""
+    state = jax.eval_shape(make_components(Config(env=env, replay_copies=copies, replay_capacity=10**6)).replay.init)
+    return memory.tree_bytes(state) / state.reward.size, 1 if state.next_observation == () else 2
+
+
+def test_bytes_of_a_transition():
+    """At most 57 of Breakout, 62 with a sum tree of fan-out 16 over them."""
+    assert ring_of("Breakout-MinAtar") == (50 + 1 + 4 + 1, 1)
+    assert ring_of("Breakout-MinAtar", "two") == (2 * 50 + 1 + 4 + 1, 2)
+    assert ring_of("CartPole-v1") == (2 * 16 + 1 + 4 + 1, 2)
+    assert ring_of("CartPole-v1", "one") == (16 + 1 + 4 + 1, 1)
+    assert ring_of("Acrobot-v1")[1] == 2
+
+
+@pytest.mark.parametrize("num_actions, dtype", [(256, jnp.uint8), (257, jnp.int32)])
+def test_actions_take_a_byte_where_they_fit(num_actions, dtype):
+    components = make_components(Config(agent="random"))
+    spec = components.environment.spec._replace(num_actions=num_actions)
+    example = training.transition_example(spec, components.agent)
+    layout = ring.layout(example, 2, 1)
+    assert ring.empty(layout).action.dtype == dtype
+    block = jax.tree.map(lambda x: jnp.zeros((2, 1, *x.shape), x.dtype), example)
+    block = block._replace(action=jnp.full((2, 1), num_actions - 1, dtype))
+    data = ring.write(layout, ring.empty(layout), block, jnp.int32(0))
+    batch = ring.n_step_batch(layout, data, jnp.array([0]), jnp.array([0]), 1, H)
+    assert batch.action.dtype == jnp.int32 and batch.action[0] == num_actions - 1
+
+
+def test_prefill_and_validation_count_one_row_more():
+    sizes = {"learning_starts": 0, "num_envs": 2, "batch_size": 2, "n_step": 3}
+    prefills = [timeline(Config(replay_copies=copies, **sizes)).prefill for copies in ("two", "one", "auto")]
+    assert prefills == [3, 4, 4]
+    validate(Config(replay_capacity=8, **sizes))
+    with pytest.raises(UserError, match="n_step 3 needs more than the 3 rows"):
+        validate(Config(replay_capacity=6, **sizes))
+    with pytest.raises(UserError, match="replay_copies"):
+        validate(Config(replay_copies="three", **sizes))
