@@ -1,7 +1,7 @@
-"""The benchmark table of docs/benchmarks.md, made from results/*.json.
+"""The benchmark tables of docs/benchmarks.md, made from results/*.json.
 
-python experiments/benchmarks/table.py           prints it
-python experiments/benchmarks/table.py --write   writes it between the markers in docs/benchmarks.md
+python experiments/benchmarks/table.py           prints them
+python experiments/benchmarks/table.py --write   writes them between the markers in docs/benchmarks.md
 """
 
 import json
@@ -70,16 +70,43 @@ def rows() -> list[tuple[str, str, str, str]]:
         add("startup", "second start: trace and cached compilation", f"{second['compile']:.1f} s", "< 3 s")
         what = f"second start: first metrics (imports {second['imports']:.1f} s of it)"
         add("startup", what, f"{second['first_metrics']:.1f} s", "< 10 s")
+    if "gpu_program" in found:
+        aims = {("dqn", "CartPole-v1", "one agent"): 60, ("double_dqn", "Breakout-MinAtar", "50 members"): 80}
+        for program in found["gpu_program"]["programs"]:
+            names = agent, env, form = program["agent"], program["env"], program["program"]
+            if program["replay"] == "auto" and names in aims:
+                what = f"kernels an iteration, compiled for an H100: {agent} on {env}, {form}"
+                add("gpu_program", what, str(sum(program["kernels"].values())), f"<= {aims[names]}")
     return table
 
 
+def gpu_programs() -> list[str]:
+    """The table of what is compiled for a GPU."""
+    path = HERE / "results" / "gpu_program.json"
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text(encoding="utf-8"))
+    names = "agent, replay, environment, program, updates, kernels (learn + rest), copies of them, replay, temporaries"
+    header = [*names.split(", "), "aliased", "replay written whole", "all-reduces"]
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    for p in result["programs"]:
+        size = [f"{p[name] / 1e6:.1f} MB" for name in ("replay_bytes", "temporary_bytes", "aliased_bytes")]
+        reduced = f"{p['all_reduces']} of {', '.join(f'{n:,}' for n in p['all_reduced'])}" if p["all_reduces"] else ""
+        kernels = f"{p['kernels']['learn']} + {p['kernels']['rest']}"
+        whole = ", ".join(p["replay_written_whole"]) or "no"
+        case = [p[name] for name in ("agent", "replay", "env", "program", "updates")]
+        cells = [*case, kernels, p["copies"], *size, whole, reduced]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return ["", *lines, "", f"{result['card']}, commit {result['measured']['commit']}."]
+
+
 def markdown() -> str:
-    """The table, and on what it was measured."""
+    """The tables, and on what they were measured."""
     lines = ["| what | measured | target | commit |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows()]
     result = json.loads(next((HERE / "results").glob("*.json")).read_text(encoding="utf-8"))["measured"]
     versions = ", ".join(f"{name} {result['versions'][name]}" for name in ("jax", "flax", "gymnax"))
-    return "\n".join([*lines, "", f"{result['device']}, {result['cpu_count']} cores; {versions}."])
+    return "\n".join([*lines, "", f"{result['device']}, {result['cpu_count']} cores; {versions}.", *gpu_programs()])
 
 
 def main() -> None:

@@ -78,11 +78,27 @@ def write(ring: Layout, data: Stored, block: Transition, written: Array, column:
     if ring.rows % block.reward.shape[0]:
         raise ValueError(f"{ring.rows} rows are not a multiple of the block's {block.reward.shape[0]}.")
     start = written % ring.rows
-    return jax.tree.map(
-        lambda old, new: lax.dynamic_update_slice(old, new, (start, column, *(0,) * (old.ndim - 2))),
-        data,
-        encode(ring, block),
+    return jax.tree.map(lambda old, new: overwrite(old, new, start, jnp.int32(column)), data, encode(ring, block))
+
+
+@jax.custom_batching.custom_vmap
+def overwrite(old: Array, new: Array, row: Array, column: Array) -> Array:
+    """`old` [rows, N, ...] with `new` [T, n, ...] from (row, column) on; for a population in one slice as well."""
+    return lax.dynamic_update_slice(old, new, (row, column, *(0,) * (old.ndim - 2)))
+
+
+@overwrite.def_vmap
+def _overwrite_all(
+    size: int, batched: tuple[bool, ...], old: Array, new: Array, row: Array, column: Array
+) -> tuple[Array, bool]:
+    # JAX makes a scatter of a slice of several members, which on a GPU is four more kernels a block.
+    if tuple(batched) == (True, True, False, False):
+        return lax.dynamic_update_slice(old, new, (0, row, column, *(0,) * (old.ndim - 3))), True
+    axes = tuple(0 if mapped else None for mapped in batched)
+    write_one = jax.vmap(
+        lambda old, new, *at: lax.dynamic_update_slice(old, new, (*at, *(0,) * (old.ndim - 2))), axes, axis_size=size
     )
+    return write_one(old, new, row, column), True
 
 
 def cut(ends: Array, written: Array, first: Array | int, count: int) -> Array:
