@@ -26,7 +26,6 @@ def sequences(example: Transition, rows: int, num_envs: int, batch_size: int, le
 
     return Replay(
         init=lambda: _ring.empty(layout),
-        add=lambda state, block, written, priorities=None: _ring.write(layout, state, block, written),
+        add=lambda state, block, written, hparams, priorities=None: _ring.write(layout, state, block, written),
         sample=sample,
-        update_priorities=lambda state, indices, priorities: state,
     )
