@@ -161,7 +161,9 @@ class Progress(NamedTuple):
 class Add(Protocol):
     """How a block enters a replay."""
 
-    def __call__(self, state: PyTree, block: Transition, written: Any, priorities: Array | None = None) -> PyTree:
+    def __call__(
+        self, state: PyTree, block: Transition, written: Any, hparams: HParams, priorities: Array | None = None
+    ) -> PyTree:
         """The replay's state with the rows of `block` [T, N], whose `priorities` [T, N] an actor may bring."""
 
 
@@ -172,20 +174,39 @@ class Sample(Protocol):
         """A `Batch` or a `SequenceBatch`."""
 
 
+class UpdatePriorities(Protocol):
+    """How a replay learns what its batch was worth."""
+
+    def __call__(self, state: PyTree, indices: PyTree, priorities: Array, hparams: HParams) -> PyTree:
+        """The replay's state, with new `priorities` [B] of what a batch had `indices` of."""
+
+
+def no_priorities(state: PyTree, indices: PyTree, priorities: Array, hparams: HParams) -> PyTree:
+    """The `update_priorities` of replays that draw without."""
+    del indices, priorities, hparams
+    return state
+
+
 class Replay(NamedTuple):
     """Experience of one shard. `written` [] counts the rows ever written: it belongs to the caller, so that it stays
     one number for all members of a population and every write stays one slice.
 
     init() -> state
-    add(state, block [T, N], written, priorities=None) -> state     writes T rows, from row written % rows on
+    add(state, block [T, N], written, hparams, priorities=None) -> state     writes T rows, from row written % rows on
     sample(state, key, progress, hparams) -> Batch or SequenceBatch
-    update_priorities(state, indices, priorities [B]) -> state
+    update_priorities(state, indices, priorities [B], hparams) -> state
+    cut(state, written) -> state     for a stream that breaks off: what is added next does not follow on its newest row;
+    None where there is but one stream, which does not
+    weighted(largest) -> sample     the same `sample`, whose importance weights are relative to the largest of all
+    shards: largest(x []) is the maximum of their numbers x. None where all weights are 1
     """
 
     init: Callable[[], PyTree]
     add: Add
     sample: Sample
-    update_priorities: Callable[[PyTree, PyTree, Array], PyTree]
+    update_priorities: UpdatePriorities = no_priorities
+    cut: Callable[[PyTree, Any], PyTree] | None = None
+    weighted: Callable[[Callable[[Array], Array]], Sample] | None = None
 
 
 class LossOutput(NamedTuple):

@@ -83,6 +83,16 @@ class HParams(NamedTuple):
     variance (Mnih et al., 2015)."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4
     """Weight decay of AdamW; unused by the other optimizers."""
+    priority_exponent: Annotated[float, FRACTION] = 0.6
+    """Prioritised replay draws in proportion to priorities to this power, alpha; 0 is uniform (Schaul et al., 2016)."""
+    importance_begin: Annotated[float, FRACTION] = 0.4
+    """Beta: how far importance weights undo what prioritised replay prefers, at the first update; 1 is in full."""
+    importance_end: Annotated[float, FRACTION] = 1.0
+    """Beta from importance_updates on, approached linearly."""
+    importance_updates: Annotated[float, ABOVE_ZERO] = 50_000.0
+    """Gradient updates over which beta changes."""
+    priority_epsilon: Annotated[float, POSITIVE] = 1e-6
+    """What is added to the size of an error to make its priority."""
     own: Own = ()
     """The agent's own: see its file."""
 
@@ -130,8 +140,9 @@ class Config:
     replay_capacity: int = 100_000
     """Transitions the replay holds; rounded up to whole blocks of T * N."""
     replay: str = "auto"
-    """What is learned from: the ring (uniform), or only the block just acted (latest: on-policy, all T * N of it at
-    once, whatever batch_size says); auto takes what the agent declares."""
+    """What is learned from: the ring, by equal chances (uniform) or by the size of errors (prioritised), or only the
+    block just acted (latest: on-policy, all T * N of it at once, whatever batch_size says); auto takes what the agent
+    declares."""
     n_step: int = 1
     """Length of the returns; with the latest block at most rollout_length, and what is left of the block."""
     learning_starts: int = 1_000

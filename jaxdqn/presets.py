@@ -156,7 +156,7 @@ for _game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"):
     )
 
 PRESETS["r2d2-paper"] = Preset(
-    "R2D2 as in Kapturowski et al. (2019), table 2, on Breakout-MinAtar: replay and actors as large as a workstation has",
+    "R2D2 with the settings of Kapturowski et al. (2019) on Breakout-MinAtar, with 64 actors instead of 256",
     Config(
         env="Breakout-MinAtar",
         agent="r2d2",
@@ -179,6 +179,9 @@ PRESETS["r2d2-paper"] = Preset(
         epsilon_end=0.4,
         ladder_power=7.0,
         optimizer_epsilon=1e-3,
+        priority_exponent=0.9,
+        importance_begin=0.6,
+        importance_end=0.6,
         own={"priority_eta": 0.9},
     ),
 )

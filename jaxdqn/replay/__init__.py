@@ -1,22 +1,66 @@
 """Replay: the experience of one shard, as arrays on its device."""
 
-from jaxdqn.base import SequenceBatch
-from jaxdqn.config import replay_rows
+from collections.abc import Callable
+
+from jaxdqn.base import Replay, SequenceBatch
+from jaxdqn.config import Config, replay_rows
 from jaxdqn.replay import sequence
 from jaxdqn.replay.kind import Kind
 from jaxdqn.replay.latest import latest
+from jaxdqn.replay.prioritised import late, prioritised, prioritised_regions
+from jaxdqn.replay.prioritised_sequences import prioritised_sequence_regions, prioritised_sequences
 from jaxdqn.replay.regions import regions
 from jaxdqn.replay.ring import cut, uniform
 from jaxdqn.replay.sequence import sequence_regions, sequences
 
-__all__ = ["REPLAYS", "Kind", "cut", "latest", "regions", "sequence_regions", "sequences", "uniform"]
+__all__ = [
+    "REPLAYS",
+    "Kind",
+    "cut",
+    "latest",
+    "prioritised",
+    "prioritised_regions",
+    "prioritised_sequence_regions",
+    "prioritised_sequences",
+    "regions",
+    "sequence_regions",
+    "sequences",
+    "uniform",
+]
+
+
+def whole_blocks(config: Config, block: int) -> int:
+    """Rows of a region of whole blocks that holds what `config` asks for."""
+    return -(-replay_rows(config) // block) * block
+
+
+def _sequences(make: Callable[..., Replay], make_regions: Callable[..., Replay]) -> Kind:
+    return Kind(
+        lambda example, c: make(
+            example, sequence.whole_rows(c, c.rollout_length), c.num_envs, c.batch_size, *sequence.window(c)
+        ),
+        rows_needed=sequence.rows_needed,
+        regions=lambda example, c, actors, block: make_regions(
+            example, sequence.whole_rows(c, block), actors, c.num_envs // actors, c.batch_size, *sequence.window(c)
+        ),
+        batch=SequenceBatch,
+        check=sequence.check,
+    )
+
 
 REPLAYS: dict[str, Kind] = {
     "uniform": Kind(
         lambda example, c: uniform(example, replay_rows(c), c.num_envs, c.batch_size, c.n_step),
         rows_needed=lambda c: c.n_step,
         regions=lambda example, c, actors, block: regions(
-            example, -(-replay_rows(c) // block) * block, actors, c.num_envs // actors, c.batch_size, c.n_step
+            example, whole_blocks(c, block), actors, c.num_envs // actors, c.batch_size, c.n_step
+        ),
+    ),
+    "prioritised": Kind(
+        lambda example, c: prioritised(example, replay_rows(c), c.num_envs, c.batch_size, c.n_step, c.rollout_length),
+        rows_needed=lambda c: (late(c.n_step, c.rollout_length) + 1) * c.rollout_length,
+        regions=lambda example, c, actors, block: prioritised_regions(
+            example, whole_blocks(c, block), actors, c.num_envs // actors, c.batch_size, c.n_step, block
         ),
     ),
     "latest": Kind(
@@ -24,16 +68,7 @@ REPLAYS: dict[str, Kind] = {
         rows_needed=lambda c: 0,  # the block just acted is there at once
         newest_only=True,
     ),
-    "sequences": Kind(
-        lambda example, c: sequences(
-            example, sequence.whole_rows(c, c.rollout_length), c.num_envs, c.batch_size, *sequence.window(c)
-        ),
-        rows_needed=sequence.rows_needed,
-        regions=lambda example, c, actors, block: sequence_regions(
-            example, sequence.whole_rows(c, block), actors, c.num_envs // actors, c.batch_size, *sequence.window(c)
-        ),
-        batch=SequenceBatch,
-        check=sequence.check,
-    ),
+    "sequences": _sequences(sequences, sequence_regions),
+    "prioritised_sequences": _sequences(prioritised_sequences, prioritised_sequence_regions),
 }
 """Replays by the names that `Config.replay` has for them."""

@@ -18,15 +18,17 @@ def latest(example: Transition, length: int, num_envs: int, n_step: int) -> Repl
     def init() -> Transition:
         return jax.tree.map(lambda leaf: jnp.zeros((length, num_envs, *leaf.shape), leaf.dtype), example)
 
-    def add(state: Transition, block: Transition, written: Array, priorities: Array | None = None) -> Transition:
-        del state, written, priorities
+    def add(
+        state: Transition, block: Transition, written: Array, hparams: HParams, priorities: Array | None = None
+    ) -> Transition:
+        del state, written, hparams, priorities
         return block
 
     def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> Batch:
         del key, progress
         return block_batch(state, n_step, hparams)
 
-    return Replay(init, add, sample, lambda state, indices, priorities: state)
+    return Replay(init, add, sample)
 
 
 def block_batch(block: Transition, n_step: int, hparams: HParams) -> Batch:

@@ -4,15 +4,12 @@ Rows are time within a region, so that n-step folding never reads across actors,
 actor's block is left out, its stream is cut (`ring.cut`), and folding does not read across the gap either.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxdqn.base import Array, Batch, Key, Progress, Replay, Transition
 from jaxdqn.config import HParams
-from jaxdqn.replay.ring import Layout, empty, layout, map_codecs, n_step_batch
+from jaxdqn.replay.ring import Layout, cut, empty, layout, n_step_batch, span, write
 
 
 def regions(
@@ -27,24 +24,25 @@ def regions(
     ring = layout(example, rows, num_actors * envs_each)
 
     def add(
-        state: Transition, block: Transition, written: tuple[Array, Array], priorities: Array | None = None
+        state: Transition,
+        block: Transition,
+        written: tuple[Array, Array],
+        hparams: HParams,
+        priorities: Array | None = None,
     ) -> Transition:
-        del priorities
+        del hparams, priorities
         actor, rows_of_actor = written
-        if rows % block.reward.shape[0]:
-            raise ValueError(f"{rows} rows are not a multiple of the block's {block.reward.shape[0]}.")
-        start, column = rows_of_actor % rows, actor * envs_each
-
-        def write(codec: Any, old: Array, new: Array) -> Array:
-            return lax.dynamic_update_slice(old, codec.encode(new), (start, column, *(0,) * (old.ndim - 2)))
-
-        return map_codecs(write, ring, state, block)
+        return write(ring, state, block, rows_of_actor, actor * envs_each)
 
     def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> Batch:
-        row, env = region_starts(ring, num_actors, key, batch_size, progress.written, n_step)
+        row, env = region_starts(ring, num_actors, key, batch_size, progress.written, span(ring, n_step))
         return n_step_batch(ring, state, row, env, n_step, hparams)
 
-    return Replay(lambda: empty(ring), add, sample, lambda state, indices, priorities: state)
+    def cut_one(state: Transition, written: tuple[Array, Array]) -> Transition:
+        actor, rows_of_actor = written
+        return cut(state, rows_of_actor, actor * envs_each, envs_each)
+
+    return Replay(lambda: empty(ring), add, sample, cut=cut_one)
 
 
 def region_starts(

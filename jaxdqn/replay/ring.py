@@ -40,24 +40,33 @@ def empty(ring: Layout) -> Transition:
     return map_codecs(lambda c: jnp.zeros((ring.rows, ring.num_envs, *c.stored.shape), c.stored.dtype), ring)
 
 
-def write(ring: Layout, data: Transition, block: Transition, written: Array) -> Transition:
-    """Writes block [T, N] from row written % rows on; T must divide rows, or XLA would clamp the slice."""
+def write(ring: Layout, data: Transition, block: Transition, written: Array, column: Array | int = 0) -> Transition:
+    """Writes block [T, n] from row written % rows and `column` on; T must divide rows, or XLA would clamp the slice."""
     if ring.rows % block.reward.shape[0]:
         raise ValueError(f"{ring.rows} rows are not a multiple of the block's {block.reward.shape[0]}.")
     start = written % ring.rows
-    return map_codecs(
-        lambda c, old, new: lax.dynamic_update_slice_in_dim(old, c.encode(new), start, 0), ring, data, block
-    )
+
+    def one(codec: Codec, old: Array, new: Array) -> Array:
+        return lax.dynamic_update_slice(old, codec.encode(new), (start, column, *(0,) * (old.ndim - 2)))
+
+    return map_codecs(one, ring, data, block)
 
 
-def cut(episode_end: Array, written: Array, first: Array | int, count: int) -> Array:
-    """`episode_end` [rows, N] of a ring, True in its newest row for the `count` columns from `first` on.
+def span(ring: Layout, n_step: int) -> int:
+    """Rows that an n-step transition reaches over; the newest span - 1 start none."""
+    del ring
+    return n_step
+
+
+def cut(data: Transition, written: Array, first: Array | int, count: int) -> Transition:
+    """A ring whose `episode_end` is True in its newest row, for the `count` columns from `first` on.
 
     For a stream that breaks off there: what is written next does not follow on it. The row keeps its discount, so a
     return that reaches it ends with fewer rewards, and bootstraps on the observation that this row's own step produced.
     """
-    row = (written - 1) % episode_end.shape[0]
-    return lax.dynamic_update_slice(episode_end, jnp.ones((1, count), episode_end.dtype), (row, first))
+    end = data.episode_end
+    ones = jnp.ones((1, count), end.dtype)
+    return data._replace(episode_end=lax.dynamic_update_slice(end, ones, ((written - 1) % len(end), first)))
 
 
 def read(ring: Layout, data: PyTree, row: Array, env: Array) -> PyTree:
@@ -127,12 +136,11 @@ def uniform(example: Transition, rows: int, num_envs: int, batch_size: int, n_st
     ring = layout(example, rows, num_envs)
 
     def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> Batch:
-        row, env = uniform_starts(ring, key, batch_size, progress.written, n_step)
+        row, env = uniform_starts(ring, key, batch_size, progress.written, span(ring, n_step))
         return n_step_batch(ring, state, row, env, n_step, hparams)
 
     return Replay(
         init=lambda: empty(ring),
-        add=lambda state, block, written, priorities=None: write(ring, state, block, written),
+        add=lambda state, block, written, hparams, priorities=None: write(ring, state, block, written),
         sample=sample,
-        update_priorities=lambda state, indices, priorities: state,
     )

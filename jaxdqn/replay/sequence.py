@@ -40,26 +40,21 @@ def empty(ring: Layout) -> Transition:
 
 
 def write(ring: Layout, data: Transition, block: Transition, written: Array, column: Array | int = 0) -> Transition:
-    """Writes block [T, n] from row written % rows and `column` on. T must divide the rows, and the period or the other
-    way round."""
-    size, rows, period = block.reward.shape[0], ring.steps.rows, ring.period
-    if rows % size or (size % period and period % size):
-        raise ValueError(f"blocks of {size} rows, sequences every {period} and {rows} rows do not divide one another.")
-    row, slot = written % rows, written % rows // period
+    """Writes block [T, n] from row written % rows and `column` on. T must divide the rows, and the period T or T the
+    period."""
+    size, period = len(block.reward), ring.period
+    if size % period and period % size:
+        raise ValueError(f"blocks of {size} rows and sequences every {period} rows: neither divides the other.")
 
     def put(codec: _ring.Codec, old: Array, new: Array) -> Array:
-        return lax.dynamic_update_slice(old, codec.encode(new), (row, column, *(0,) * (old.ndim - 2)))
-
-    def put_states(codec: _ring.Codec, old: Array, new: Array) -> Array:
-        new, at = codec.encode(new[::period]), (slot, column, *(0,) * (old.ndim - 2))
+        new, at = codec.encode(new[::period]), (written // period % ring.states.rows, column, *(0,) * (old.ndim - 2))
         # A block that is shorter than the period begins a sequence, or has none.
-        return lax.dynamic_update_slice(
-            old, jnp.where(row % period == 0, new, lax.dynamic_slice(old, at, new.shape)), at
-        )
+        begun = jnp.where(written % period == 0, new, lax.dynamic_slice(old, at, new.shape))
+        return lax.dynamic_update_slice(old, begun, at)
 
-    bare = (x._replace(next_observation=(), extras=()) for x in (data, block))
-    steps: Transition = _ring.map_codecs(put, ring.steps, *bare)
-    return steps._replace(extras=_ring.map_codecs(put_states, ring.states, data.extras, block.extras))
+    bare, new = (x._replace(next_observation=(), extras=()) for x in (data, block))
+    steps = _ring.write(ring.steps, bare, new, written, column)
+    return steps._replace(extras=_ring.map_codecs(put, ring.states, data.extras, block.extras))
 
 
 def read(ring: Layout, data: Transition, slot: Array, env: Array) -> SequenceBatch:
@@ -90,13 +85,16 @@ def sequences(example: Transition, rows: int, num_envs: int, batch_size: int, le
     """
     one = sequence_regions(example, rows, 1, num_envs, batch_size, length, period)
 
-    def add(state: Transition, block: Transition, written: Array, priorities: Array | None = None) -> Transition:
-        return one.add(state, block, (0, written), priorities)
+    def add(
+        state: Transition, block: Transition, written: Array, hparams: HParams, priorities: Array | None = None
+    ) -> Transition:
+        added: Transition = one.add(state, block, (0, written), hparams, priorities)
+        return added
 
     def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> SequenceBatch:
         return one.sample(state, key, progress._replace(written=progress.written[None]), hparams)
 
-    return one._replace(add=add, sample=sample)
+    return one._replace(add=add, sample=sample, cut=None)
 
 
 def sequence_regions(
@@ -106,16 +104,23 @@ def sequence_regions(
     ring = layout(example, rows, num_actors * envs_each, length, period)
 
     def add(
-        state: Transition, block: Transition, written: tuple[Array | int, Array], priorities: Array | None = None
+        state: Transition,
+        block: Transition,
+        written: tuple[Array | int, Array],
+        hparams: HParams,
+        priorities: Array | None = None,
     ) -> Transition:
-        del priorities
+        del hparams, priorities
         return write(ring, state, block, written[1], written[0] * envs_each)
 
     def sample(state: Transition, key: Key, progress: Progress, hparams: HParams) -> SequenceBatch:
         del hparams
         return read(ring, state, *starts(ring, key, batch_size, progress.written))
 
-    return Replay(lambda: empty(ring), add, sample, lambda state, indices, priorities: state)
+    def cut(state: Transition, written: tuple[Array | int, Array]) -> Transition:
+        return _ring.cut(state, written[1], written[0] * envs_each, envs_each)
+
+    return Replay(lambda: empty(ring), add, sample, cut=cut)
 
 
 def n_step_errors(
@@ -176,5 +181,10 @@ def check(config: Config) -> None:
         raise UserError(
             f"burn_in {own['burn_in']} is longer than the {own['sequence_length']} rows of sequence_length that are "
             "trained on after it; lower burn_in or raise sequence_length."
+        )
+    if own["period"] > own["sequence_length"]:
+        raise UserError(
+            f"period {own['period']} is longer than sequence_length {own['sequence_length']}: the steps between would "
+            "not be trained on; lower period or raise sequence_length."
         )
     whole_rows(config, config.rollout_length)
