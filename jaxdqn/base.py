@@ -175,7 +175,9 @@ class Progress(NamedTuple):
 class Add(Protocol):
     """How a block enters a replay."""
 
-    def __call__(self, state: PyTree, block: Transition, written: PyTree, priorities: Array | None = None) -> PyTree:
+    def __call__(
+        self, state: PyTree, block: Transition, written: PyTree, hparams: HParams, priorities: Array | None = None
+    ) -> PyTree:
         """The replay's state with the rows of `block` [T, N], whose `priorities` [T, N] an actor may bring."""
 
 
@@ -186,20 +188,39 @@ class Sample(Protocol):
         """A `Batch`, or the kind of batch that the agent takes."""
 
 
+class UpdatePriorities(Protocol):
+    """How a replay learns what its batch was worth."""
+
+    def __call__(self, state: PyTree, indices: PyTree, priorities: Array, hparams: HParams) -> PyTree:
+        """The replay's state, with new `priorities` [B] of what a batch had `indices` of."""
+
+
+def no_priorities(state: PyTree, indices: PyTree, priorities: Array, hparams: HParams) -> PyTree:
+    """The `update_priorities` of replays that draw without."""
+    del indices, priorities, hparams
+    return state
+
+
 class Replay(NamedTuple):
     """Experience of one shard. `written` [] counts the rows ever written: it belongs to the caller, so that it stays
     one number for all members of a population and every write stays one slice.
 
     init() -> state
-    add(state, block [T, N], written, priorities=None) -> state     writes T rows, from row written % rows on
+    add(state, block [T, N], written, hparams, priorities=None) -> state     writes T rows, from row written % rows on
     sample(state, key, progress, hparams) -> Batch, SequenceBatch or TargetBatch
-    update_priorities(state, indices, priorities [B]) -> state
+    update_priorities(state, indices, priorities [B], hparams) -> state
+    cut(state, written) -> state     for a stream that breaks off: what is added next does not follow on its newest row;
+    None where there is but one stream, which does not
+    weighted(largest) -> sample     the same `sample`, whose importance weights are relative to the largest of all
+    shards: largest(x []) is the maximum of their numbers x. None where all weights are 1
     """
 
     init: Callable[[], PyTree]
     add: Add
     sample: Sample
-    update_priorities: Callable[[PyTree, PyTree, Array], PyTree]
+    update_priorities: UpdatePriorities = no_priorities
+    cut: Callable[[PyTree, Any], PyTree] | None = None
+    weighted: Callable[[Callable[[Array], Array]], Sample] | None = None
 
 
 class LossOutput(NamedTuple):

@@ -84,6 +84,16 @@ class HParams(NamedTuple):
     variance (Mnih et al., 2015)."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4
     """Weight decay of AdamW; unused by the other optimizers."""
+    priority_exponent: Annotated[float, FRACTION] = 0.6
+    """Prioritised replay draws in proportion to priorities to this power, alpha; 0 is uniform (Schaul et al., 2016)."""
+    importance_begin: Annotated[float, FRACTION] = 0.4
+    """Beta: how far importance weights undo what prioritised replay prefers, at the first update; 1 is in full."""
+    importance_end: Annotated[float, FRACTION] = 1.0
+    """Beta from importance_updates on, approached linearly."""
+    importance_updates: Annotated[float, ABOVE_ZERO] = 50_000.0
+    """Gradient updates over which beta changes."""
+    priority_epsilon: Annotated[float, POSITIVE] = 1e-6
+    """What is added to the size of an error to make its priority."""
     own: Own = ()
     """The agent's own: see its file."""
 
@@ -131,12 +141,13 @@ class Config:
     replay_capacity: int = 100_000
     """Transitions the replay holds; rounded up to whole blocks of T * N."""
     replay: str = "auto"
-    """What is learned from: the ring (uniform), or only the block just acted (latest: on-policy, all T * N of it at
-    once, whatever batch_size says; minibatches: in shuffled parts of batch_size, for agents that compute targets once
-    a block); auto takes what the agent declares."""
+    """What is learned from: the ring, by equal chances (uniform) or by the size of errors (prioritised); runs of it, for
+    agents that learn over time (sequences, prioritised_sequences); or only the block just acted (latest: on-policy, all
+    T * N of it at once, whatever batch_size says; minibatches: in shuffled parts of batch_size, for agents that compute
+    targets once a block); auto takes what the agent declares."""
     replay_copies: Literal["auto", "one", "two"] = "auto"
-    """How often the uniform replay stores an observation: with one, what a step produced is the next row's observation,
-    and returns stop one step before a time limit; auto takes one above 32 bytes."""
+    """How often the ring stores an observation: with one, what a step produced is the next row's observation, and
+    returns stop one step before a time limit; auto takes one above 32 bytes."""
     n_step: int = 1
     """Length of the returns; with the latest block at most rollout_length, and what is left of the block."""
     learning_starts: int = 1_000

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdqn.base import Agent, Array, Key, LearnerState, Loss, LossOutput, Network, Policy, PyTree, Scalar
+from jaxdqn.base import Agent, Array, Key, LearnerState, Loss, LossOutput, Network, Policy, PyTree, Replay, Scalar
 from jaxdqn.config import HParams, traced
 from jaxdqn.exploration import linear_schedule
 
@@ -24,8 +24,20 @@ def mean_over_shards(tree: PyTree, shards: Shards | None) -> PyTree:
     """The average over an agent's shards; the identity on a single one."""
     if shards is None:
         return tree
-    groups = None if shards.groups is None else [list(group) for group in shards.groups]
-    return jax.lax.pmean(tree, shards.axis_name, axis_index_groups=groups)
+    return jax.lax.pmean(tree, shards.axis_name, axis_index_groups=_groups(shards))
+
+
+def _groups(shards: Shards) -> list[list[int]] | None:
+    return None if shards.groups is None else [list(group) for group in shards.groups]
+
+
+def over_shards(replay: Replay, shards: Shards | None) -> Replay:
+    """`replay` as that of one of an agent's shards: where it weights what it draws, by the largest weight of all, which
+    costs a batch an all-reduce of one number."""
+    if shards is None or replay.weighted is None:
+        return replay
+    axis, groups = shards.axis_name, _groups(shards)
+    return replay._replace(sample=replay.weighted(lambda x: jax.lax.pmax(x, axis, axis_index_groups=groups)))
 
 
 def shard_index(shards: Shards | None) -> Array | int:

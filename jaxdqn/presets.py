@@ -216,7 +216,7 @@ PRESETS["minatar-breakout-pqn-paper"] = Preset(
 )
 
 PRESETS["r2d2-paper"] = Preset(
-    "R2D2 as in Kapturowski et al. (2019), table 2, on Breakout-MinAtar: replay and actors of a workstation's size",
+    "R2D2 with the settings of Kapturowski et al. (2019) on Breakout-MinAtar, with 64 actors instead of 256",
     Config(
         env="Breakout-MinAtar",
         agent="r2d2",
@@ -239,6 +239,9 @@ PRESETS["r2d2-paper"] = Preset(
         epsilon_end=0.4,
         ladder_power=7.0,
         optimizer_epsilon=1e-3,
+        priority_exponent=0.9,
+        importance_begin=0.6,
+        importance_end=0.6,
         own={"priority_eta": 0.9},
     ),
 )

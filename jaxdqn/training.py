@@ -182,6 +182,7 @@ def make_learn(agent: Agent, replay: Replay, config: Config, shards: Shards | No
     learn(learner, ring, sums, key, written, iteration [], hparams, first=0, last=U) -> (learner, ring, sums), `sums`
     being the metrics `update_once` gives, added up.
     """
+    memory = learning.over_shards(replay, shards)
 
     def learn(
         learner: LearnerState,
@@ -197,7 +198,7 @@ def make_learn(agent: Agent, replay: Replay, config: Config, shards: Shards | No
         def one(index: Array, carry: tuple[LearnerState, PyTree, Sums]) -> tuple[LearnerState, PyTree, Sums]:
             learner, ring, sums = carry
             keys, progress = stream_keys(key, index), Progress(written, learner.updates, index)
-            learner, ring, values = update_once(agent, replay, shards, learner, ring, progress, keys, hparams)
+            learner, ring, values = update_once(agent, memory, shards, learner, ring, progress, keys, hparams)
             return learner, ring, jax.tree.map(jnp.add, sums, values)
 
         # XLA inlines a loop that it knows to turn once, and then fuses the ring's write into the sample's gather: that
@@ -223,7 +224,7 @@ def update_once(
     sample_key, loss_key = keys
     batch = replay.sample(ring, sample_key, progress, hparams)
     learner, output, gradient_norm = learning.update(agent, learner, batch, loss_key, hparams, shards)
-    ring = replay.update_priorities(ring, batch.indices, output.priorities)
+    ring = replay.update_priorities(ring, batch.indices, output.priorities, hparams)
     return learner, ring, {"loss": output.loss, "gradient_norm": gradient_norm, **output.metrics}
 
 
@@ -254,17 +255,21 @@ def make_trainer(
         return TrainState(agent.init(params_key, hparams), actor, replay.init(), stream_key)
 
     def store(
-        state: TrainState, metrics: Metrics, iteration: Array, acted: tuple[ActorState, Transition, EpisodeSums]
+        state: TrainState,
+        metrics: Metrics,
+        iteration: Array,
+        acted: tuple[ActorState, Transition, EpisodeSums],
+        hparams: HParams,
     ) -> tuple[TrainState, Metrics]:
         actor, block, sums = acted
-        ring = replay.add(state.replay, block, iteration * config.rollout_length)
+        ring = replay.add(state.replay, block, iteration * config.rollout_length, hparams)
         episodes = jax.tree.map(jnp.add, metrics.episodes, sums)
         return state._replace(actor=actor, replay=ring), metrics._replace(episodes=episodes)
 
     def prefill(state: TrainState, metrics: Metrics, iteration: Array, hparams: HParams) -> tuple[TrainState, Metrics]:
         metrics = metrics._replace(epsilon=jnp.float32(1), first_bad_update=state.learner.first_bad_update)
         key, _ = stream_keys(state.key, iteration)
-        return store(state, metrics, iteration, explore(state.learner.params, state.actor, key, hparams))
+        return store(state, metrics, iteration, explore(state.learner.params, state.actor, key, hparams), hparams)
 
     def act_and_store(
         state: TrainState, metrics: Metrics, iteration: Array, hparams: HParams
@@ -272,7 +277,7 @@ def make_trainer(
         act_key, _ = stream_keys(state.key, iteration)
         first = learning.shard_index(shards) * config.num_envs
         actor, block, episodes, epsilon = act(state.learner.params, state.actor, act_key, iteration, first, hparams)
-        state, metrics = store(state, metrics, iteration, (actor, block, episodes))
+        state, metrics = store(state, metrics, iteration, (actor, block, episodes), hparams)
         return state, metrics._replace(epsilon=epsilon)
 
     def learn_some(

@@ -34,7 +34,7 @@ class Hyper:
 
     kappa: Annotated[float, POSITIVE] = 1.0
     """Where the quantile Huber loss becomes linear."""
-    priority_exponent: Annotated[float, FRACTION] = 0.6
+    exponent: Annotated[float, FRACTION] = 0.6
     """Priorities to this power are what is drawn by; 0 is uniform."""
 
 
@@ -77,11 +77,11 @@ class Prioritised(NamedTuple):
     highest: Array
 
 
-def prioritised(example, rows, num_envs, batch_size, exponent=lambda hparams: hparams.own.priority_exponent):
+def prioritised(example, rows, num_envs, batch_size, exponent=lambda hparams: hparams.own.exponent):
     """Proportional prioritised replay of single steps, by a full cumulative sum: slow and obvious."""
     layout = ring.layout(example, rows, num_envs)
 
-    def add(state, block, written, priorities=None):
+    def add(state, block, written, hparams, priorities=None):
         new = jnp.full(block.reward.shape, state.highest) if priorities is None else priorities
         priorities = jax.lax.dynamic_update_slice(state.priorities, new, (written % rows, 0))
         return state._replace(data=ring.write(layout, state.data, block, written), priorities=priorities)
@@ -96,7 +96,7 @@ def prioritised(example, rows, num_envs, batch_size, exponent=lambda hparams: hp
         weights = 1.0 / (drawn[row, env] / total[-1] * jnp.minimum(progress.written, rows) * num_envs)
         return batch._replace(weights=weights / jnp.max(weights))
 
-    def update_priorities(state, indices, priorities):
+    def update_priorities(state, indices, priorities, hparams):
         changed = state.priorities.at[indices].set(priorities + 1e-3)
         return state._replace(priorities=changed, highest=jnp.maximum(state.highest, jnp.max(changed)))
 

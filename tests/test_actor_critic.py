@@ -76,7 +76,7 @@ def test_only_the_newest_block_is_kept():
     first, second = (jax.tree.map(jnp.asarray, random_block(seed, 4, 2)) for seed in (0, 1))
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), first)
     memory = latest(example, 4, 2, 3)
-    state = memory.add(memory.add(memory.init(), first, jnp.int32(0)), second, jnp.int32(4))
+    state = memory.add(memory.add(memory.init(), first, jnp.int32(0), H), second, jnp.int32(4), H)
     jax.tree.map(np.testing.assert_array_equal, memory.sample(state, KEY, jnp.int32(8), H), block_batch(second, 3, H))
 
 

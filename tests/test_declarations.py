@@ -49,7 +49,7 @@ def test_its_settings_have_flags_with_help_and_are_listed(capsys):
     assert "--num-quantiles INT Quantiles of the return of each action. (default: 5)" in said
     assert "--hparams.kappa FLOAT Where the quantile Huber loss becomes linear. (default: 1.0)" in said
     script("list").run([])
-    assert "num_quantiles, kappa, priority_exponent" in capsys.readouterr().out
+    assert "num_quantiles, kappa, exponent" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_its_settings_have_flags_with_help_and_are_listed(capsys):
         ({"num_quantiles": 0}, {}, "num_quantiles is 0; it must be a whole number of at least 1"),
         ({"num_quantile": 3}, {}, "unknown configuration field 'num_quantile': did you mean 'num_quantiles'"),
         ({}, {"kappa": -1.0}, "hparams.kappa is -1.0; it must be a number above 0 and finite"),
-        ({}, {"priority_exponent": 1.5}, r"hparams.priority_exponent is 1.5; it must be a number in \[0, 1\]"),
+        ({}, {"exponent": 1.5}, r"hparams.exponent is 1.5; it must be a number in \[0, 1\]"),
         ({}, {"value_weight": 0.5}, "unknown hyperparameter 'value_weight'"),
     ],
 )
@@ -138,9 +138,9 @@ def test_a_server_gives_priorities_back():
 def test_the_script_trains_it(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxdqn.parallel.compiled.devices.prepare_cpu", lambda *args, **options: None)
     monkeypatch.setattr("jaxdqn.parallel.compiled.devices.prepare_cache", lambda: None)
-    flags = "--env Catch-bsuite --agent quantile --num-quantiles 3 --hparams.kappa 0.5 --vary.priority-exponent 0 1"
+    flags = "--env Catch-bsuite --agent quantile --num-quantiles 3 --hparams.kappa 0.5 --vary.exponent 0 1"
     small = "--num-envs 8 --learning-starts 200 --total-steps 1600 --eval-episodes 2 --final-episodes 2 --quiet"
     assert script("train").run([*flags.split(), *small.split(), "--out", str(tmp_path / "run")]) == 0
     frame = pd.read_parquet(tmp_path / "run" / "metrics.parquet")
-    assert sorted(frame.priority_exponent.unique()) == [0.0, 1.0]
+    assert sorted(frame.exponent.unique()) == [0.0, 1.0]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["agent"] == "quantile"

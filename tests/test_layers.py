@@ -20,9 +20,9 @@ LAYERS = {
     "fingerprints": 3,
     "acting": 3,
     "environments": 3,
-    "replay": 3,
     "analysis": 2,  # reads the files of runs, not their code
     "networks": 4,
+    "replay": 4,
     "learning": 4,
     "agents": 5,
     "evaluation": 5,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -256,47 +257,73 @@ def history(rows):
 
 
 @functools.cache
-def sampler(period, actors=1):
+def sampler(kind, period, *actors):
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), history(1))
-    if actors > 1:
-        made = replay.sequence_regions(example, ROWS, actors, COLUMNS // actors, 256, WINDOW, period)
-    else:
-        made = replay.sequences(example, ROWS, COLUMNS, 256, WINDOW, period)
+    made = getattr(replay, kind)(example, ROWS, *actors, COLUMNS // (*actors, 1)[0], 256, WINDOW, period)
     return made, jax.jit(made.add), jax.jit(made.sample)
 
 
-@pytest.mark.parametrize("size, period", [(1, 4), (2, 4), (4, 2), (4, 4), (3, 1)])
-@pytest.mark.parametrize("blocks", [3, 4, 9, 14])
-def test_whole_sequences_start_every_period_rows_with_their_states(size, period, blocks):
-    made, add, sample = sampler(period)
-    written = size * blocks
-    if written < WINDOW + period - 1:
-        written = -(-(WINDOW + period - 1) // size) * size
-    data, state = history(written), made.init()
-    for start in range(0, written, size):
-        state = add(state, jax.tree.map(lambda x, s=start: x[s : s + size], data), jnp.int32(start))
-    assert state.extras.shape[0] == ROWS // period and state.next_observation == ()
-    batch = sample(state, KEY, Progress(jnp.int32(written), jnp.int32(0), jnp.int32(0)), H)
-    time, column = np.asarray(batch.transitions.observation[..., 1]), np.asarray(batch.transitions.observation[..., 0])
+def progress(written):
+    return Progress(jnp.asarray(written), jnp.int32(0), jnp.int32(0))
+
+
+def filled(add, state, data, size, actor=None):
+    """`state` after all of `data` in blocks of `size` rows."""
+    for start in range(0, len(data.reward), size):
+        row = jnp.int32(start) if actor is None else (jnp.int32(actor), jnp.int32(start))
+        state = add(state, jax.tree.map(lambda x, s=start: x[s : s + size], data), row, H)
+    return state
+
+
+@pytest.mark.parametrize("kind", ["sequences", "prioritised_sequences"])
+@pytest.mark.parametrize("size, period", [(1, 3), (2, 2), (4, 2), (6, 3), (3, 1)])
+@pytest.mark.parametrize("most", [6, 13, 28])
+def test_whole_sequences_start_every_period_rows_with_their_states(kind, size, period, most):
+    """All of them are drawn, and no other: none that is incomplete, across the write head or not yet written."""
+    made, add, sample = sampler(kind, period)
+    written = -(-most // size) * size
+    state = filled(add, made.init(), history(written), size)
+    data = getattr(state, "data", state)
+    assert data.extras.shape[0] == ROWS // period and data.next_observation == ()
+    batch = sample(state, KEY, progress(written), H)
+    column, time = np.moveaxis(np.asarray(batch.transitions.observation), -1, 0)
     allowed = {t + 1 for t in range(0, written - WINDOW + 1, period) if t >= written - ROWS}
     assert set(zip(column[0], time[0], strict=True)) == {(c, t) for c in range(COLUMNS) for t in allowed}
     np.testing.assert_array_equal(time - time[0], np.arange(WINDOW)[:, None] + 0 * time)
     np.testing.assert_array_equal(batch.carry[:, 0], 2 * time[0])
+    np.testing.assert_array_equal(batch.weights, 1.0)
 
 
-def test_each_actor_has_a_region_of_sequences():
-    made, add, sample = sampler(2, 2)
+@pytest.mark.parametrize("kind", ["sequence_regions", "prioritised_sequence_regions"])
+def test_each_actor_has_a_region_of_sequences(kind):
+    made, add, sample = sampler(kind, 2, 2)
     state, written = made.init(), [16, 4]
     for actor, rows in enumerate(written):
-        data = jax.tree.map(lambda x, a=actor: x[:, a : a + 1], history(rows))
-        for start in range(0, rows, 4):
-            state = add(
-                state, jax.tree.map(lambda x, s=start: x[s : s + 4], data), (jnp.int32(actor), jnp.int32(start))
-            )
-    batch = sample(state, KEY, Progress(jnp.array(written), jnp.int32(0), jnp.int32(0)), H)
+        state = filled(add, state, jax.tree.map(lambda x, a=actor: x[:, a : a + 1], history(rows)), 4, actor)
+    batch = sample(state, KEY, progress(written), H)
     first = np.asarray(batch.transitions.observation[0])
     assert {tuple(x) for x in first.tolist()} == {*((0.0, float(t)) for t in (5, 7, 9, 11, 13)), (1.0, 1.0)}
     np.testing.assert_array_equal(batch.carry[:, 0], 2 * first[:, 1])
+    state = made.cut(state, (jnp.int32(1), jnp.int32(4)))
+    np.testing.assert_array_equal(np.flatnonzero(getattr(state, "data", state).episode_end), [3 * COLUMNS + 1])
+
+
+def test_sequences_are_drawn_by_their_priorities():
+    """And weighted for it, relative to the largest of the batch; new ones have the highest priority."""
+    made, add, sample = sampler("prioritised_sequences", 2)
+    state = filled(add, made.init(), history(8), 2)
+    priorities = np.float32([0.1, 1.0, 2.0, 3.0, 0.5, 4.0])  # of three starts in two columns
+    state = made.update_priorities(state, jnp.arange(6), jnp.asarray(priorities), H)
+    state = filled(lambda s, block, row, h: add(s, block, row + 8, h), state, history(2), 2)
+    batch = sample(state, KEY, progress(10), H)
+    drawn = np.append(priorities + H.priority_epsilon, [4.0, 4.0]) ** H.priority_exponent
+    weights = (drawn / drawn.sum()) ** -H.importance_begin
+    indices = np.asarray(batch.indices)
+    np.testing.assert_allclose(batch.weights, (weights / weights[indices].max())[indices], rtol=1e-5)
+    counts = np.bincount(indices, minlength=8)
+    assert scipy.stats.chisquare(counts, 256 * drawn / drawn.sum()).pvalue > 1e-3
+    started = np.asarray(batch.transitions.observation[0])
+    np.testing.assert_array_equal(started, np.stack([indices % 2, 1 + indices // 2 * 2], axis=-1))
 
 
 # -- in every mode ----------------------------------------------------------------------------------------------------
@@ -357,6 +384,7 @@ def test_an_exported_policy_takes_its_state_and_gives_the_next(tmp_path):
         ({}, {"burn_in": 5}, "burn_in 5 is longer than the 4 rows of sequence_length that are trained on after it"),
         ({}, {"burn_in": -1}, "burn_in is -1; it must be a whole number of at least 0"),
         ({}, {"sequence_length": 0}, "sequence_length is 0; it must be a whole number of at least 1"),
+        ({}, {"period": 6}, "period 6 is longer than sequence_length 4"),
         ({}, {"period": 3}, "sequences start every period 3 rows, and blocks of 2 rows are written"),
         ({}, {"memory": "rnn"}, "unknown memory 'rnn'"),
         ({}, {"sequence_length": 60}, "the replay needs 65 rows before it can be sampled, and holds 50"),

@@ -74,7 +74,7 @@ def compiled(rows: int, num_envs: int, length: int, batch_size: int = 8, kind: s
 
 def fill(data: Transition, add, state, rollout_length: int, written: int):
     for start in range(0, written, rollout_length):
-        state = add(state, block(data, start, rollout_length), jnp.int32(start))
+        state = add(state, block(data, start, rollout_length), jnp.int32(start), H)
     return state
 
 
@@ -111,7 +111,7 @@ def test_unwritten_rows_stay_zero():
 def test_write_refuses_a_block_that_does_not_divide_the_rows():
     record = replay.uniform(EXAMPLE, 4, 1, 8)
     with pytest.raises(ValueError, match=r"4 rows.*3"):
-        record.add(record.init(), block(history(3, 1), 0, 3), jnp.int32(0))
+        record.add(record.init(), block(history(3, 1), 0, 3), jnp.int32(0), H)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -120,10 +120,10 @@ def test_a_population_with_one_counter_writes_one_slice(shared):
     record = replay.uniform(EXAMPLE, 6, 2, 8)
     states = jax.tree.map(lambda x: jnp.stack([x] * 3), record.init())
     blocks = jax.tree.map(lambda x: jnp.stack([x] * 3), block(history(2, 2), 0, 2))
-    add = jax.jit(jax.vmap(record.add, in_axes=(0, 0, None if shared else 0)))
+    add = jax.jit(jax.vmap(record.add, in_axes=(0, 0, None if shared else 0, None)))
     written = jnp.int32(0) if shared else jnp.zeros(3, jnp.int32)
     as_users_do = {"xla_cpu_use_fusion_emitters": True}  # see conftest.py
-    instructions = add.lower(states, blocks, written).compile(as_users_do).as_text()
+    instructions = add.lower(states, blocks, written, H).compile(as_users_do).as_text()
     assert (" dynamic-update-slice(" in instructions) == shared
     assert (" scatter(" in instructions) != shared
 
@@ -131,7 +131,7 @@ def test_a_population_with_one_counter_writes_one_slice(shared):
 def test_uniform_has_no_priorities():
     record = replay.uniform(EXAMPLE, 4, 2, 8)
     state, batch = record.init(), record.sample(record.init(), jax.random.key(0), at(2), H)
-    assert record.update_priorities(state, batch.indices, jnp.ones(8)) is state
+    assert record.update_priorities(state, batch.indices, jnp.ones(8), H) is state
     np.testing.assert_array_equal(batch.weights, np.ones(8))
 
 
@@ -236,7 +236,7 @@ def test_bool_observations_come_back_decoded():
     grids = random.random((2, 4, 2, 10, 10, 4)) < 0.5
     data = history(4, 2)._replace(observation=grids[0], next_observation=grids[1], extras=())
     record = replay.uniform(BREAKOUT, 4, 2, 32)
-    state = record.add(record.init(), jax.tree.map(jnp.asarray, data), jnp.int32(0))
+    state = record.add(record.init(), jax.tree.map(jnp.asarray, data), jnp.int32(0), H)
     batch = record.sample(state, jax.random.key(0), at(4), H)
     assert batch.observation.dtype == bool
     np.testing.assert_array_equal(batch.observation, grids[0][batch.indices])

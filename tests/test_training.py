@@ -48,7 +48,7 @@ def spy() -> Replay:
         zeros = [jnp.int32(0) for _ in range(4)]
         return Calls(zeros[0], zeros[1], jnp.zeros((T, N)), zeros[2], zeros[3])
 
-    def add(state, block, written, priorities=None):
+    def add(state, block, written, hparams, priorities=None):
         return state._replace(added_at=written, epsilon=block.extras, times_added=state.times_added + 1)
 
     def sample(state, key, progress, hparams):
@@ -56,7 +56,7 @@ def spy() -> Replay:
         observation, action = ones[:, None], ones.astype(jnp.int32)
         return Batch(observation, action, ones, ones, observation, ones, indices=(progress.written, state.added_at))
 
-    def update_priorities(state, indices, priorities):
+    def update_priorities(state, indices, priorities, hparams):
         written, added_at = indices
         # -1 if the sample's row counter is not the one right after the block it should have seen written.
         return state._replace(

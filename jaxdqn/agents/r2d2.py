@@ -77,4 +77,4 @@ DRQN = Declaration(
     hparams=Hyper,
     batch=SequenceBatch,
 )
-R2D2 = DRQN
+R2D2 = DRQN._replace(replay="prioritised_sequences")

@@ -61,11 +61,13 @@ def _newest(example: Transition, length: int, num_envs: int, sample: Sample) -> 
     def init() -> Transition:
         return jax.tree.map(lambda leaf: jnp.zeros((length, num_envs, *leaf.shape), leaf.dtype), example)
 
-    def add(state: Transition, block: Transition, written: Array, priorities: Array | None = None) -> Transition:
-        del state, written, priorities
+    def add(
+        state: Transition, block: Transition, written: Array, hparams: HParams, priorities: Array | None = None
+    ) -> Transition:
+        del state, written, hparams, priorities
         return block
 
-    return Replay(init, add, sample, lambda state, indices, priorities: state)
+    return Replay(init, add, sample)
 
 
 def check_returns(config: Config) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxdqn.base import Array, Batch, Key, Progress, Replay, Transition
 from jaxdqn.config import HParams
-from jaxdqn.replay.ring import Layout, Stored, empty, layout, n_step_batch, span, write
+from jaxdqn.replay.ring import Layout, Stored, cut, empty, layout, n_step_batch, span, write
 
 
 def regions(
@@ -29,8 +29,14 @@ def regions(
     """
     ring = layout(example, rows, num_actors * envs_each, copies)
 
-    def add(state: Stored, block: Transition, written: tuple[Array, Array], priorities: Array | None = None) -> Stored:
-        del priorities
+    def add(
+        state: Stored,
+        block: Transition,
+        written: tuple[Array, Array],
+        hparams: HParams,
+        priorities: Array | None = None,
+    ) -> Stored:
+        del hparams, priorities
         actor, rows_of_actor = written
         return write(ring, state, block, rows_of_actor, actor * envs_each)
 
@@ -38,7 +44,11 @@ def regions(
         row, env = region_starts(ring, num_actors, key, batch_size, progress.written, span(ring, n_step))
         return n_step_batch(ring, state, row, env, n_step, hparams)
 
-    return Replay(lambda: empty(ring), add, sample, lambda state, indices, priorities: state)
+    def cut_one(state: Stored, written: tuple[Array, Array]) -> Stored:
+        actor, rows_of_actor = written
+        return cut(state, rows_of_actor, actor * envs_each, envs_each)
+
+    return Replay(lambda: empty(ring), add, sample, cut=cut_one)
 
 
 def region_starts(

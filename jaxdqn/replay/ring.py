@@ -101,14 +101,15 @@ def _overwrite_all(
     return write_one(old, new, row, column), True
 
 
-def cut(ends: Array, written: Array, first: Array | int, count: int) -> Array:
-    """`ends` [rows, N] of a ring, with an episode's end in its newest row for the `count` columns from `first` on.
+def cut(data: Stored, written: Array, first: Array | int, count: int) -> Stored:
+    """A ring with an episode's end in its newest row, for the `count` columns from `first` on.
 
     For a stream that breaks off there: what is written next does not follow on it. The row keeps its discount, so that
     returns treat it as they treat a time limit.
     """
-    at = ((written - 1) % ends.shape[0], first)
-    return lax.dynamic_update_slice(ends, lax.dynamic_slice(ends, at, (1, count)) | jnp.uint8(END), at)
+    at = ((written - 1) % len(data.ends), first)
+    ended = lax.dynamic_slice(data.ends, at, (1, count)) | jnp.uint8(END)
+    return data._replace(ends=lax.dynamic_update_slice(data.ends, ended, at))
 
 
 def read(ring: Layout, data: PyTree, row: Array, env: Array) -> Transition:
@@ -228,7 +229,6 @@ def uniform(example: Transition, rows: int, num_envs: int, batch_size: int, n_st
 
     return Replay(
         init=lambda: empty(ring),
-        add=lambda state, block, written, priorities=None: write(ring, state, block, written),
+        add=lambda state, block, written, hparams, priorities=None: write(ring, state, block, written),
         sample=sample,
-        update_priorities=lambda state, indices, priorities: state,
     )

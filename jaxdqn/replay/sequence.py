@@ -50,16 +50,15 @@ def empty(ring: Layout) -> Stored:
 def write(ring: Layout, data: Stored, block: Transition, written: Array, column: Array | int = 0) -> Stored:
     """Writes block [T, n] from row written % rows and `column` on. T must divide the rows, and the period or the other
     way round."""
-    size, rows, period = block.reward.shape[0], ring.steps.rows, ring.period
-    if rows % size or (size % period and period % size):
-        raise ValueError(f"blocks of {size} rows, sequences every {period} and {rows} rows do not divide one another.")
-    row = written % rows
+    size, period = len(block.reward), ring.period
+    if size % period and period % size:
+        raise ValueError(f"blocks of {size} rows and sequences every {period} rows: neither divides the other.")
 
     def put(old: Array, new: Array) -> Array:
-        new, at = new[::period], (row // period, column, *(0,) * (old.ndim - 2))
+        new, at = new[::period], (written // period % slots(ring), column, *(0,) * (old.ndim - 2))
         # A block that is shorter than the period begins a sequence, or has none.
-        begins = jnp.where(row % period == 0, new, lax.dynamic_slice(old, at, new.shape))
-        return lax.dynamic_update_slice(old, begins, at)
+        begun = jnp.where(written % period == 0, new, lax.dynamic_slice(old, at, new.shape))
+        return lax.dynamic_update_slice(old, begun, at)
 
     bare = data._replace(extras=()), block._replace(extras=())
     steps = _ring.write(ring.steps, *bare, written, column)
@@ -95,13 +94,16 @@ def sequences(example: Transition, rows: int, num_envs: int, batch_size: int, le
     """
     one = sequence_regions(example, rows, 1, num_envs, batch_size, length, period)
 
-    def add(state: Stored, block: Transition, written: Array, priorities: Array | None = None) -> Stored:
-        return one.add(state, block, (0, written), priorities)
+    def add(
+        state: Stored, block: Transition, written: Array, hparams: HParams, priorities: Array | None = None
+    ) -> Stored:
+        added: Stored = one.add(state, block, (0, written), hparams, priorities)
+        return added
 
     def sample(state: Stored, key: Key, progress: Progress, hparams: HParams) -> SequenceBatch:
         return one.sample(state, key, progress._replace(written=progress.written[None]), hparams)
 
-    return one._replace(add=add, sample=sample)
+    return one._replace(add=add, sample=sample, cut=None)
 
 
 def sequence_regions(
@@ -111,16 +113,23 @@ def sequence_regions(
     ring = layout(example, rows, num_actors * envs_each, length, period)
 
     def add(
-        state: Stored, block: Transition, written: tuple[Array | int, Array], priorities: Array | None = None
+        state: Stored,
+        block: Transition,
+        written: tuple[Array | int, Array],
+        hparams: HParams,
+        priorities: Array | None = None,
     ) -> Stored:
-        del priorities
+        del hparams, priorities
         return write(ring, state, block, written[1], written[0] * envs_each)
 
     def sample(state: Stored, key: Key, progress: Progress, hparams: HParams) -> SequenceBatch:
         del hparams
         return read(ring, state, *starts(ring, key, batch_size, progress.written))
 
-    return Replay(lambda: empty(ring), add, sample, lambda state, indices, priorities: state)
+    def cut(state: Stored, written: tuple[Array | int, Array]) -> Stored:
+        return _ring.cut(state, written[1], written[0] * envs_each, envs_each)
+
+    return Replay(lambda: empty(ring), add, sample, cut=cut)
 
 
 def n_step_errors(
@@ -181,5 +190,10 @@ def check(config: Config) -> None:
         raise UserError(
             f"burn_in {own['burn_in']} is longer than the {own['sequence_length']} rows of sequence_length that are "
             "trained on after it; lower burn_in or raise sequence_length."
+        )
+    if own["period"] > own["sequence_length"]:
+        raise UserError(
+            f"period {own['period']} is longer than sequence_length {own['sequence_length']}: the steps between would "
+            "not be trained on; lower period or raise sequence_length."
         )
     whole_rows(config, config.rollout_length)

@@ -184,8 +184,8 @@ def compile_worker(components: Components) -> WorkerPrograms:
     rollout = training.make_act(components.environment, components.agent, config, config.num_envs)
     random_rollout = training.make_prefill(components.environment, components.agent, config)
 
-    def store(worker: Worker, state: ActorState, block: PyTree) -> Worker:
-        ring = components.replay.add(worker.replay, block, worker.acted * config.rollout_length)
+    def store(worker: Worker, state: ActorState, block: PyTree, hparams: HParams) -> Worker:
+        ring = components.replay.add(worker.replay, block, worker.acted * config.rollout_length, hparams)
         return worker._replace(state=state, replay=ring, acted=worker.acted + 1)
 
     def act(
@@ -193,12 +193,12 @@ def compile_worker(components: Components) -> WorkerPrograms:
     ) -> tuple[Worker, EpisodeSums, Array]:
         key, _ = training.stream_keys(worker.key, worker.acted)
         state, block, new, epsilon = rollout(params, worker.state, key, iteration, 0, hparams)
-        return store(worker, state, block), jax.tree.map(jnp.add, sums, new), epsilon
+        return store(worker, state, block, hparams), jax.tree.map(jnp.add, sums, new), epsilon
 
     def prefill(params: PyTree, worker: Worker, sums: EpisodeSums, hparams: HParams) -> tuple[Worker, EpisodeSums]:
         key, _ = training.stream_keys(worker.key, worker.acted)
         state, block, new = random_rollout(params, worker.state, key, hparams)
-        return store(worker, state, block), jax.tree.map(jnp.add, sums, new)
+        return store(worker, state, block, hparams), jax.tree.map(jnp.add, sums, new)
 
     def gradient(
         learner: LearnerState, ring: PyTree, key: Key, acted: Array, hparams: HParams, index: Array
@@ -209,7 +209,7 @@ def compile_worker(components: Components) -> WorkerPrograms:
         progress = Progress(acted * config.rollout_length, learner.updates, index)
         batch = components.replay.sample(ring, sample_key, progress, hparams)
         gradients, output = components.agent.gradient(learner, batch, loss_key, hparams)
-        ring = components.replay.update_priorities(ring, batch.indices, output.priorities)
+        ring = components.replay.update_priorities(ring, batch.indices, output.priorities, hparams)
         return ring, gradients, output.loss, {"loss": output.loss, **output.metrics}
 
     zero = jax.jit(lambda _: training.zero_metrics(components.agent, components.replay, config))

@@ -9,6 +9,7 @@ that reach the actors `lag` broadcasts late. `async`: a thread for each actor an
 An iteration is one rollout of all actors and U updates in both, so that schedules and budgets mean the same.
 """
 
+import dataclasses
 import functools
 import queue
 import threading
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn import agents, replay, training
+from jaxdqn import agents, training
 from jaxdqn.base import Array, Key, LearnerState, PyTree, Replay, Scalar, Transition
 from jaxdqn.components import Components, make_regions
 from jaxdqn.config import INT32_MAX, Config, HParams, replay_rows
@@ -138,7 +139,9 @@ def check(axes: Axes, config: Config) -> None:
             f"broadcast_every {axes.broadcast_every} is more than the run's gradient updates: the actors would never "
             "see what is learned."
         )
-    needed = -(-agents.rows_needed(config) // rows) * axes.merge_every
+    # To the learner's replay a merge is a block.
+    merges = dataclasses.replace(config, rollout_length=rows)
+    needed = -(-agents.rows_needed(merges) // rows) * axes.merge_every
     if line.prefill < needed:
         steps = needed * config.num_envs * config.rollout_length
         raise UserError(
@@ -216,13 +219,13 @@ def _compile_learner(components: Components, axes: Axes) -> Programs:
     config = components.config
     memory, rows = global_replay(components, axes), axes.merge_every * config.rollout_length
     updates = training.make_learn(components.agent, memory, config)
-    each = config.num_envs // axes.workers
 
-    def insert(data: PyTree, merged: Array, local: Transition, index: Array) -> tuple[PyTree, Array]:
-        return memory.add(data, local, (index, merged[index])), merged.at[index].add(rows)
+    def insert(data: PyTree, merged: Array, local: Transition, index: Array, hparams: HParams) -> tuple[PyTree, Array]:
+        return memory.add(data, local, (index, merged[index]), hparams), merged.at[index].add(rows)
 
-    def cut(ends: Array, merged: Array, index: Array) -> Array:
-        return replay.cut(ends, merged[index], index * each, each)
+    def cut(data: PyTree, merged: Array, index: Array) -> PyTree:
+        assert memory.cut  # of a replay with regions
+        return memory.cut(data, (index, merged[index]))
 
     def learn(
         learner: LearnerState,
@@ -306,8 +309,8 @@ class ActorLearner:
         with ThreadPoolExecutor() as pool:
             list(pool.map(warm, range(count)))
         local = jax.tree.map(jnp.copy, state.actors[0].local)
-        data, merged = self.programs.insert(state.replay, state.merged, local, np.int32(0))
-        data = data._replace(ends=self.programs.cut(data.ends, merged, np.int32(0)))
+        data, merged = self.programs.insert(state.replay, state.merged, local, np.int32(0), self.hparams)
+        data = self.programs.cut(data, merged, np.int32(0))
         self.programs.learn(state.learner, data, metrics.learning, merged, state.key, self.hparams, np.int32(0))
         jax.block_until_ready(self.programs.copy(state.broadcast[0]))
 
@@ -386,12 +389,12 @@ class Chunk:
 
     def insert(self, index: int, local: Transition) -> None:
         """Moves a full local replay into its actor's region."""
-        self.data, self.merged = self.programs.insert(self.data, self.merged, local, np.int32(index))
+        at = np.int32(index), self.scheme.hparams
+        self.data, self.merged = self.programs.insert(self.data, self.merged, local, *at)
 
     def cut(self, index: int) -> None:
         """Ends the actor's stream in its region: what it delivers next does not follow on what lies there."""
-        ends = self.programs.cut(self.data.ends, self.merged, np.int32(index))
-        self.data = self.data._replace(ends=ends)
+        self.data = self.programs.cut(self.data, self.merged, np.int32(index))
 
     def learn(self, iteration: int) -> bool:
         """U updates; True where a broadcast was due."""
