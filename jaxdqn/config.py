@@ -141,10 +141,10 @@ class Config:
     replay_capacity: int = 100_000
     """Transitions the replay holds; rounded up to whole blocks of T * N."""
     replay: str = "auto"
-    """What is learned from: the ring, by equal chances (uniform) or by the size of errors (prioritised); runs of it, for
-    agents that learn over time (sequences, prioritised_sequences); or only the block just acted (latest: on-policy, all
-    T * N of it at once, whatever batch_size says; minibatches: in shuffled parts of batch_size, for agents that compute
-    targets once a block); auto takes what the agent declares."""
+    """What is learned from: the ring, by equal chances (uniform) or by the size of errors (prioritised); runs of it,
+    for agents that learn over time (sequences, prioritised_sequences); or only the block just acted (latest: on-policy,
+    all T * N of it at once, whatever batch_size says; minibatches: in shuffled parts of batch_size, for agents that
+    compute targets once a block); auto takes what the agent declares."""
     replay_copies: Literal["auto", "one", "two"] = "auto"
     """How often the ring stores an observation: with one, what a step produced is the next row's observation, and
     returns stop one step before a time limit; auto takes one above 32 bytes."""
