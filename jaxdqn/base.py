@@ -33,6 +33,9 @@ class Frames:
     dtype: Any
     padding: Literal["first", "zeros"]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))  # as a `ShapeDtypeStruct` does
+
 
 class Spec(NamedTuple):
     """What an agent must know of an environment.

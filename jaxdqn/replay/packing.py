@@ -43,7 +43,7 @@ def codec(example: jax.ShapeDtypeStruct) -> Codec:
 def frame_codec(example: Any) -> Codec:
     """The storage of items like `example`: `Frames` as their newest frame, everything else as `codec` has it."""
     if not isinstance(example, Frames):
-        return codec(example)
+        return codec(plain(example))
     *shape, frames = example.shape
     one = codec(jax.ShapeDtypeStruct(tuple(shape), example.dtype))
 
