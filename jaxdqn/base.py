@@ -6,8 +6,9 @@ here and typed by a protocol; a variant is a factory that returns one. State is 
 included), and free of functions and configuration.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,27 @@ Scalar = jax.Array | float
 """A number that may be traced, such as a hyperparameter."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """A leaf of `Spec.observation` that is the newest frames of an episode, oldest first on the last axis.
+
+    Each step brings one frame. In place of those before the episode's first stands that one again, or zeros: `padding`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    padding: Literal["first", "zeros"]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))  # as a `ShapeDtypeStruct` does
+
+
 class Spec(NamedTuple):
     """What an agent must know of an environment.
 
-    `observation` gives shape and dtype of one observation as stored (bool for 0/1 grids), or a pytree of these;
-    `max_episode_steps` is the time limit in environment steps, or None where there is none.
+    `observation` gives shape and dtype of one observation as stored (bool for 0/1 grids), or a pytree of these, which
+    are `Frames` where the environment stacks frames; `max_episode_steps` is the time limit in environment steps, or
+    None where there is none.
     """
 
     name: str

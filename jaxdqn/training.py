@@ -87,7 +87,9 @@ def transition_example(spec: Spec, agent: Agent) -> Transition:
         return as_stored(spec, agent, params, jax.tree.map(lambda x: x[None], row), key, hparams)
 
     shapes = jax.eval_shape(block, jax.random.key(0))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), shapes)
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), shapes)
+    # As declared: what is a stack of frames shows in no array.
+    return example._replace(observation=spec.observation, next_observation=spec.observation)
 
 
 def as_stored(spec: Spec, agent: Agent, params: PyTree, block: Transition, key: Key, hparams: HParams) -> Transition:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdqn import replay, training
-from jaxdqn.base import Array, Environment, Key, PyTree, Spec, TimeStep
+from jaxdqn.base import Array, Environment, Frames, Key, PyTree, Spec, TimeStep
 from jaxdqn.components import Components, make_agent
 from jaxdqn.config import Config
 
@@ -120,6 +120,33 @@ def clock() -> Environment:
         return (name, age), TimeStep(observation, age.astype(jnp.float32), jnp.float32(1), observation, age < 0)
 
     return Environment(reset, step, Spec("clock", jax.ShapeDtypeStruct((2,), jnp.float32), 2))
+
+
+def stacks(padding: str, frames: int = 3, limit: int = 6) -> Environment:
+    """Stacks of frames [2, 1], each the (episode's name, age), beside the age itself. Episodes end by chance, half of
+    them by a termination, or at a time limit."""
+
+    def stacked(name: Array, age: Array) -> PyTree:
+        ages = age + jnp.arange(1 - frames, 1)
+        shown = jnp.stack([jnp.broadcast_to(name, ages.shape), jnp.maximum(ages, 0)])[:, None]
+        shown = jnp.where((ages < 0) & (padding == "zeros"), 0, shown)
+        return {"frames": shown.astype(jnp.uint8), "age": age.astype(jnp.float32)}
+
+    def reset(key: Key) -> tuple[PyTree, PyTree]:
+        state = (jax.random.randint(key, (), 1, 256), jnp.int32(0))
+        return state, stacked(*state)
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[PyTree, TimeStep]:
+        del action
+        draw, reset_key = jax.random.uniform(key), jax.random.fold_in(key, 1)
+        (name, age), terminated = (state[0], state[1] + 1), draw < 0.1
+        end = terminated | (draw > 0.9) | (age == limit)
+        following = jax.tree.map(lambda new, old: jnp.where(end, new, old), reset(reset_key)[0], (name, age))
+        discount = 1.0 - terminated.astype(jnp.float32)
+        return following, TimeStep(stacked(*following), age.astype(jnp.float32), discount, stacked(name, age), end)
+
+    observation = {"frames": Frames((2, 1, frames), jnp.uint8, padding), "age": jax.ShapeDtypeStruct((), jnp.float32)}
+    return Environment(reset, step, Spec("stacks", observation, 2, limit))
 
 
 def clocked(config: Config) -> Components:

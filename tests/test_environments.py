@@ -18,7 +18,7 @@ from flax import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdqn.base import Array, Environment, PyTree, Spec, TimeStep
+from jaxdqn.base import Array, Environment, Frames, PyTree, Spec, TimeStep
 from jaxdqn.environments import encoding, registry
 from jaxdqn.environments.gymnax_adapter import BINARY
 from jaxdqn.environments.registry import CONTINUOUS, GYMNAX
@@ -720,6 +720,10 @@ def of_observation(observation):
 ODD = {
     "no actions": (lambda: echo()._replace(spec=echo().spec._replace(num_actions=0)), "0 actions"),
     "half an action": (lambda: echo()._replace(spec=echo().spec._replace(num_actions=1.5)), "1.5 actions"),
+    "a stack of one frame": (
+        lambda: echo()._replace(spec=echo().spec._replace(observation=Frames((1,), jnp.float32, "first"))),
+        "frames lie on the last axis, two or more",
+    ),
     "reset raises": (lambda: echo()._replace(reset=raising), "reset fails: RuntimeError: the simulator is not there"),
     "step raises": (lambda: echo()._replace(step=raising), "step fails on the state reset returned: RuntimeError"),
     "the factory raises": (raising, "cannot be made with env_kwargs {}: RuntimeError"),

@@ -5,13 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import probe_environments
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdqn import replay, training
+from jaxdqn import acting, replay, training
 from jaxdqn.base import Progress, Transition
-from jaxdqn.components import make_components
+from jaxdqn.components import make_agent, make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import memory
@@ -143,6 +144,87 @@ def test_regions_stop_where_a_stream_is_cut():
                 np.testing.assert_array_equal(batch.bootstrap_observation[b], expected[2])
     ends = written[np.arange(ENVS) // 2]
     assert seen == {(env, row) for env in range(ENVS) for row in range(max(0, ends[env] - ROWS), ends[env] - 3)}
+
+
+# -- stacks of frames -------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def played(padding):
+    """A stream [40, ENVS] of the environment of stacks, and the example of its transitions."""
+    environment = probe_environments.stacks(padding)
+    agent = make_agent(Config(agent="random", hidden_sizes=(8,)), environment.spec)
+    example = training.transition_example(environment.spec, agent)
+    hparams, key = agent.defaults, jax.random.key(1)
+    actor = acting.start(environment, agent, ENVS, key)
+    prefill = training.make_prefill(environment, agent, Config(num_envs=ENVS, rollout_length=40))
+    params = agent.init(key, hparams).params
+    return example, jax.tree.map(np.asarray, jax.jit(prefill)(params, actor, key, hparams)[1])
+
+
+@pytest.mark.parametrize("padding", ["first", "zeros"])
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_stacks_are_those_that_the_environment_gave(padding, n_step):
+    """From a ring that holds each frame once: as observation and as bootstrap observation, over the ring's end, at
+    episodes' starts, up to the oldest rows whose stack is there."""
+    example, data = played(padding)
+    rows = 12
+    record = replay.uniform(example, rows, ENVS, 500, n_step, copies=1)
+    assert record.init().observation["frames"].shape == (rows, ENVS, 2, 1)
+    add, sample = jax.jit(record.add), jax.jit(record.sample)
+    state, padded = record.init(), 0
+    for written in range(2, 41, 2):
+        state = add(state, jax.tree.map(lambda x, w=written: x[w - 2 : w], data), jnp.int32(written - 2))
+        if written <= n_step:
+            continue
+        batch = sample(state, jax.random.key(written), Progress(jnp.int32(written), jnp.int32(0), jnp.int32(0)), H)
+        batch, first = jax.tree.map(np.asarray, batch), max(0, written - rows)
+        (row, env), oldest = batch.indices, first + 2 * (written > rows - 2)
+        row = first + (row - first) % rows
+        assert row.min() == oldest and row.max() == written - n_step - 1
+        for b, at in enumerate(zip(row, env, strict=True)):
+            expected = one_copy_item(data._replace(observation=data.reward, next_observation=data.reward), *at, n_step)
+            assert batch.weights[b] == (expected is not None)
+            given = jax.tree.map(lambda x, at=at: x[at], data.observation)
+            np.testing.assert_array_equal(batch.observation["frames"][b], given["frames"])
+            assert batch.observation["age"][b] == given["age"]
+            padded += given["age"] < 2
+            if expected is None or expected[2] is None:
+                continue
+            steps = round(np.log(expected[1]) / np.log(0.9))
+            given = jax.tree.map(lambda x, r=at[0] + steps - 1, e=at[1]: x[r, e], data.next_observation)
+            np.testing.assert_array_equal(batch.bootstrap_observation["frames"][b], given["frames"])
+    assert padded > 100
+
+
+def test_no_stack_reaches_over_a_cut():
+    """Rows 6 and 7 are lost: the two rows after the cut start nothing, whatever the lost rows held."""
+    example, data = played("first")
+    layout = ring.layout(example, 18, ENVS, copies=1)
+    state = ring.write(layout, ring.empty(layout), jax.tree.map(lambda x: x[:6], data), jnp.int32(0))
+    state = state._replace(ends=replay.cut(state.ends, jnp.int32(6), 0, ENVS))
+    state = ring.write(layout, state, jax.tree.map(lambda x: x[8:14], data), jnp.int32(6))
+    row, env = jnp.divmod(jnp.arange(10 * ENVS), ENVS)
+    batch = jax.tree.map(np.asarray, ring.n_step_batch(layout, state, row, env, 1, H))
+    kept = batch.weights.reshape(10, ENVS)
+    assert not kept[6:8].any() and kept[8:].any() and kept[:5].any() and not (kept[5] * data.discount[5]).any()
+    for b in np.flatnonzero(batch.weights):
+        given = data.observation["frames"][row[b] + 2 * (row[b] >= 6), env[b]]
+        np.testing.assert_array_equal(batch.observation["frames"][b], given)
+
+
+def test_two_copies_hold_stacks_whole():
+    example, data = played("zeros")
+    layout = ring.layout(example, 40, ENVS, copies=2)
+    state = ring.write(layout, ring.empty(layout), jax.tree.map(jnp.asarray, data), jnp.int32(0))
+    read = ring.read(layout, state, np.arange(40)[:, None], np.arange(ENVS))
+    jax.tree.map(np.testing.assert_array_equal, read, data._replace(action=data.action.astype(np.int32)))
+
+
+def test_a_ring_too_small_for_its_stacks_is_refused():
+    example, _ = played("zeros")
+    with pytest.raises(UserError, match=r"n_step 3, .* needs 6 rows of 4 transitions, and the replay holds 5"):
+        ring.span(ring.layout(example, 5, ENVS, copies=1), 3)
 
 
 # -- what is chosen, and what it takes --------------------------------------------------------------------------------

@@ -105,7 +105,8 @@ def test_ring_holds_what_a_deque_holds(rollout_length, blocks, num_envs, adds):
 def test_unwritten_rows_stay_zero():
     record, add, _ = compiled(6, 2, 1)
     state = fill(history(4, 2), add, record.init(), 2, 4)
-    assert all(not np.any(leaf[4:]) for leaf in jax.tree.leaves(state))
+    assert all(not np.any(leaf[4:]) for leaf in jax.tree.leaves(state._replace(ends=())))
+    assert np.all(state.ends[4:] == ring.END)  # and end an episode, for stacks of frames
 
 
 def test_write_refuses_a_block_that_does_not_divide_the_rows():

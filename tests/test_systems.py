@@ -22,6 +22,12 @@ SYSTEMS = {
         "test_replay::test_sampling_is_uniform",
         "test_replay::test_every_complete_start_is_sampled_and_no_other",
     ],
+    "one copy of an observation, and of a frame": [
+        "test_one_copy::test_items_are_those_of_two_copies_or_stop_before_a_time_limit",
+        "test_one_copy::test_stacks_are_those_that_the_environment_gave",
+        "test_one_copy::test_bytes_of_a_transition",
+        "experiments/benchmarks/convolution.py",
+    ],
     "parallel DQN: N actors with local replays D_i, merged into D_global, one learner, broadcast": [
         "test_stress::test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays",
         "test_actor_learner::test_every_transition_arrives_once_in_its_actors_order",

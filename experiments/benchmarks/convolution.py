@@ -90,17 +90,10 @@ def bytes_per_transition() -> float:
     """Of a Breakout replay of CAPACITY transitions, from shapes alone."""
     import jax
 
-    from jaxdqn import replay, training
-    from jaxdqn.components import make_agent
-    from jaxdqn.config import replay_rows
-    from jaxdqn.environments import registry
+    from jaxdqn.components import make_components
 
-    config = config_of("patches", 32)
-    environment = registry.make(config.env)
-    example = training.transition_example(environment.spec, make_agent(config, environment.spec))
-    rows = replay_rows(config)
-    state = jax.eval_shape(replay.uniform(example, rows, config.num_envs, config.batch_size).init)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / (rows * config.num_envs)
+    state = jax.eval_shape(make_components(config_of("patches", 32)).replay.init)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / state.reward.size
 
 
 def measure(rounds: int) -> dict:

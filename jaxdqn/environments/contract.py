@@ -1,12 +1,13 @@
 """The contract between an environment and the rest, checked on shapes alone before anything is compiled."""
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxdqn.base import Environment, Key, PyTree, Spec, TimeStep
+from jaxdqn.base import Environment, Frames, Key, PyTree, Spec, TimeStep
 from jaxdqn.errors import UserError, shortened, shown
 
 
@@ -44,6 +45,11 @@ def _check_spec(spec: Spec) -> None:
         dtype = one_array(spec.name, leaf).dtype
         if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
             raise UserError(f"environment {spec.name!r} has observations of {dtype}; they must be numbers or bool.")
+        if isinstance(leaf, Frames) and (leaf.padding not in ("first", "zeros") or not math.prod(leaf.shape[-1:]) > 1):
+            raise UserError(
+                f"environment {spec.name!r} has {leaf}; frames lie on the last axis, two or more, and padding is "
+                "'first' or 'zeros'."
+            )
 
 
 def one_array(name: str, observation: PyTree) -> jax.ShapeDtypeStruct:

@@ -56,7 +56,7 @@ def region_starts(
 ) -> tuple[Array, Array]:
     """`count` (row, env), uniform over all regions, from which `length` rows follow before the region's write head."""
     each = ring.num_envs // num_actors
-    filled = jnp.minimum(written, ring.rows)
+    filled = jnp.minimum(written, ring.rows - ring.history)
     ends = jnp.cumsum(jnp.maximum(filled - length + 1, 0) * each)
     flat = (jax.random.bits(key, (count,)) % ends[-1].astype(jnp.uint32)).astype(jnp.int32)
     actor = jnp.searchsorted(ends, flat, side="right")

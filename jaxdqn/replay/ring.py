@@ -9,8 +9,13 @@ row's observation: right inside an episode, of no use after a termination, and t
 limit. So a return stops before a limit's row and bootstraps on that row's own observation, and one that would start
 there has weight 0. This is exact but for two things: a reward paid only in a limit's own row is never a first reward,
 and where some episodes terminate in the row in which others meet the limit, the former are kept and the latter not.
+
+With one copy also each frame of a stack is held once, in the row in which it was the newest; stacks are put together
+when sampling, and no longer than their episode has been. Nothing starts where a stack reaches over the write head, or
+over the place where a stream was cut.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,10 +26,11 @@ from jax import lax
 
 from jaxdqn.base import Array, Batch, Key, Progress, PyTree, Replay, Transition
 from jaxdqn.config import HParams
-from jaxdqn.replay.packing import Codec, codec
+from jaxdqn.errors import UserError
+from jaxdqn.replay.packing import Codec, codec, frame_codec, plain
 
 SMALL = 32  # bytes of a packed observation, up to which a second copy costs little
-GOES_ON, END, UNKNOWN = 1, 2, 4
+GOES_ON, END, UNKNOWN, CUT = 1, 2, 4, 8
 
 
 class Stored(NamedTuple):
@@ -42,23 +48,27 @@ class Stored(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How transitions lie in a ring, with 1 or 2 copies of an observation; a layout holds no state."""
+    """How transitions lie in a ring, with 1 or 2 copies of an observation; `history` is how many rows before its own
+    an observation's frames lie in. A layout holds no state."""
 
     rows: int
     num_envs: int
     codecs: Stored
     copies: int
+    history: int
 
 
 def layout(example: Transition, rows: int, num_envs: int, copies: int = 2) -> Layout:
-    """The layout for transitions like `example`, whose fields are `ShapeDtypeStruct`s without T and N."""
-    ends = jax.ShapeDtypeStruct((), jnp.uint8)
-    return Layout(rows, num_envs, jax.tree.map(codec, _fields(example, ends, copies)), copies)
+    """The layout for transitions like `example`, whose fields are `ShapeDtypeStruct`s (or `Frames`) without T and N."""
+    fields = _fields(example, jax.ShapeDtypeStruct((), jnp.uint8), copies)
+    codecs = jax.tree.map(frame_codec if copies == 1 else lambda x: codec(plain(x)), fields)
+    history = max(c.frames for c in jax.tree.leaves(codecs, is_leaf=_is_codec)) - 1
+    return Layout(rows, num_envs, codecs, copies, max(history, 0))
 
 
 def copies(example: Transition, asked: str) -> int:
     """How many copies of an observation `Config.replay_copies` asks for."""
-    stored = [codec(leaf).stored for leaf in jax.tree.leaves(example.observation)]
+    stored = [codec(plain(leaf)).stored for leaf in jax.tree.leaves(example.observation)]
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in stored)
     return {"one": 1, "two": 2, "auto": 1 if size > SMALL else 2}[asked]
 
@@ -69,8 +79,10 @@ def encode(ring: Layout, block: Transition) -> Stored:
 
 
 def empty(ring: Layout) -> Stored:
-    """Zeros, [rows, N, ...]: `jnp.empty` would be uninitialised memory."""
-    return _map(lambda c: jnp.zeros((ring.rows, ring.num_envs, *c.stored.shape), c.stored.dtype), ring.codecs)
+    """Zeros, [rows, N, ...]: `jnp.empty` would be uninitialised memory. But unwritten rows end an episode, so that no
+    stack of frames reaches into them."""
+    data = _map(lambda c: jnp.zeros((ring.rows, ring.num_envs, *c.stored.shape), c.stored.dtype), ring.codecs)
+    return data._replace(ends=jnp.full_like(data.ends, END))
 
 
 def write(ring: Layout, data: Stored, block: Transition, written: Array, column: Array | int = 0) -> Stored:
@@ -108,36 +120,74 @@ def cut(data: Stored, written: Array, first: Array | int, count: int) -> Stored:
     returns treat it as they treat a time limit.
     """
     at = ((written - 1) % len(data.ends), first)
-    ended = lax.dynamic_slice(data.ends, at, (1, count)) | jnp.uint8(END)
+    ended = lax.dynamic_slice(data.ends, at, (1, count)) | jnp.uint8(END | CUT)
     return data._replace(ends=lax.dynamic_update_slice(data.ends, ended, at))
 
 
 def read(ring: Layout, data: PyTree, row: Array, env: Array) -> Transition:
     """The transitions at (row modulo the ring, env), index arrays of one shape; with one copy, without
     `next_observation`."""
-    rows = _map(lambda c, x: c.decode(x[row % ring.rows, env]), ring.codecs, data)
-    discount, episode_end = outcome(rows.ends)
-    action = rows.action.astype(jnp.int32)
-    return Transition(rows.observation, action, rows.reward, discount, rows.next_observation, episode_end, rows.extras)
+    rest = _map(
+        lambda c, x: c.decode(x[row % ring.rows, env]), *(t._replace(observation=()) for t in (ring.codecs, data))
+    )
+    discount, episode_end = outcome(rest.ends)
+    observation, action = observations(ring, data, row, env), rest.action.astype(jnp.int32)
+    return Transition(observation, action, rest.reward, discount, rest.next_observation, episode_end, rest.extras)
+
+
+def observations(ring: Layout, data: Stored, row: Array, env: Array) -> PyTree:
+    """The observations at (row modulo the ring, env), index arrays of one shape."""
+    ages = jnp.arange(1, ring.history + 1).reshape(-1, *(1,) * row.ndim)
+    same = ~outcome(data.ends[(row - ages) % ring.rows, env])[1]
+    since = jnp.sum(jnp.cumprod(same, 0), 0)  # rows since the episode began, up to `history`
+
+    def gathered(c: Codec, x: Array) -> Array:
+        if not c.frames:
+            return c.decode(x[row % ring.rows, env])
+        age = jnp.arange(c.frames - 1, -1, -1).reshape(-1, *(1,) * row.ndim)
+        return c.decode(x[(row - jnp.minimum(age, since)) % ring.rows, env], age > since)
+
+    return _map(gathered, ring.codecs.observation, data.observation)
+
+
+def produced(ring: Layout, data: Stored, row: Array, env: Array) -> PyTree:
+    """The observations that the steps at (row modulo the ring, env) produced; with one copy, those of the next row."""
+    if ring.copies == 1:
+        return observations(ring, data, row + 1, env)
+    return _map(lambda c, x: c.decode(x[row % ring.rows, env]), ring.codecs.next_observation, data.next_observation)
 
 
 def outcome(ends: Array) -> tuple[Array, Array]:
     """(discount float32, episode_end bool) of bytes as stored. A discount that was neither 0 nor 1 is NaN: nothing is
     learned from it in silence."""
     discount = (ends & GOES_ON).astype(jnp.float32)
-    return jnp.where(ends & UNKNOWN, jnp.nan, discount), (ends & END) != 0
+    return jnp.where((ends & UNKNOWN) != 0, jnp.nan, discount), (ends & END) != 0
 
 
 def void(ring: Layout, ends: Array) -> Array:
-    """Where no return may start, of bytes as stored: with one copy in the row of a time limit, or where a stream was
-    `cut`, since nothing holds what its step produced."""
-    discount, end = outcome(ends)
-    return end & (discount != 0.0) if ring.copies == 1 else jnp.zeros(ends.shape, jnp.bool_)
+    """Where no return may start, [T, ...], of `ends` [history + T, ...] in consecutive rows.
+
+    With one copy in the row of a time limit, or where a stream was `cut`, since nothing holds what its step produced;
+    and where a stack of frames would reach over such a cut.
+    """
+    own = ends[ring.history :]
+    if ring.copies == 2:
+        return jnp.zeros(own.shape, jnp.bool_)
+    discount, end = outcome(own)
+    cuts = (ends[age : age + len(own)] & CUT for age in range(ring.history))
+    return functools.reduce(lambda found, cut: found | (cut != 0), cuts, end & (discount != 0.0))
 
 
 def span(ring: Layout, n_step: int) -> int:
-    """Rows that an n-step transition reaches over; the newest span - 1 start none."""
-    return n_step + 2 - ring.copies
+    """Rows that an n-step transition reaches over; the newest span - 1 start none. Raises `UserError` where the ring
+    has fewer."""
+    rows = n_step + 2 - ring.copies
+    if rows + ring.history > ring.rows:
+        raise UserError(
+            f"n_step {n_step}, with what its observations are put together of, needs {rows + ring.history} rows of "
+            f"{ring.num_envs} transitions, and the replay holds {ring.rows}; raise replay_capacity."
+        )
+    return rows
 
 
 def _fields(transition: Transition, ends: PyTree, copies: int) -> Stored:
@@ -153,7 +203,11 @@ def _ends(block: Transition) -> Array:
 
 def _map(function: Callable[..., PyTree], codecs: PyTree, *trees: PyTree) -> PyTree:
     """function(codec, *leaves) for every leaf of what the codecs are for."""
-    return jax.tree.map(function, codecs, *trees, is_leaf=lambda x: isinstance(x, Codec))
+    return jax.tree.map(function, codecs, *trees, is_leaf=_is_codec)
+
+
+def _is_codec(x: object) -> bool:
+    return isinstance(x, Codec)
 
 
 def uniform_starts(ring: Layout, key: Key, count: int, written: Array, length: int) -> tuple[Array, Array]:
@@ -161,7 +215,7 @@ def uniform_starts(ring: Layout, key: Key, count: int, written: Array, length: i
 
     The caller writes at least `length` rows before it samples.
     """
-    filled = jnp.minimum(written, ring.rows)
+    filled = jnp.minimum(written, ring.rows - ring.history)
     # Without replacement would need a permutation of the ring; at batch << size the repeats are rare, and the
     # estimate is unbiased either way.
     size = (filled - length + 1) * ring.num_envs
@@ -193,23 +247,14 @@ def fold_n_step(reward: Array, discount: Array, episode_end: Array, gamma: Array
 def n_step_batch(ring: Layout, data: Stored, row: Array, env: Array, n_step: int, hparams: HParams) -> Batch:
     """The m-step transitions that start at (row, env), int32 [B], with weight 0 where that is `void`, else 1; m <=
     n_step. `span` rows from there on must lie before the write head."""
-    rows = (row + jnp.arange(n_step)[:, None]) % ring.rows
-    reward, ends = data.reward[rows, env], data.ends[rows, env]
-    (discount, end), none = outcome(ends), void(ring, ends)
+    rows = (row + jnp.arange(-ring.history, n_step)[:, None]) % ring.rows
+    reward, ends = data.reward[rows[ring.history :], env], data.ends[rows, env]
+    (discount, end), none = outcome(ends[ring.history :]), void(ring, ends)
     before = jnp.concatenate([none[1:], jnp.zeros_like(none[:1])])
     return_m, bootstrap_discount, last = fold_n_step(
         reward * hparams.reward_scale, discount, end | before, jnp.asarray(hparams.gamma, jnp.float32)
     )
-
-    def decoded(codecs: PyTree, stored: PyTree, row: Array) -> PyTree:
-        return _map(lambda c, x: c.decode(x[row % ring.rows, env]), codecs, stored)
-
-    first = decoded(ring.codecs.observation, data.observation, row)
-    bootstrap = (
-        decoded(ring.codecs.next_observation, data.next_observation, row + last)
-        if ring.copies == 2
-        else decoded(ring.codecs.observation, data.observation, row + last + 1)
-    )
+    first, bootstrap = observations(ring, data, row, env), produced(ring, data, row + last, env)
     action = data.action[row, env].astype(jnp.int32)
     weights = jnp.where(none[0], 0.0, jnp.ones_like(return_m))
     return Batch(first, action, return_m, bootstrap_discount, bootstrap, weights, (row, env))

@@ -11,6 +11,8 @@ import tempfile
 
 TIMES = ("seconds", "running_seconds", "lock_wait_seconds", "worker_rate", "env_steps_per_second")
 """How the names of columns begin that no two runs have in common."""
+CHANGED = ("bytes_per_update",)
+"""Columns that are others now: experience on its way to the learner is smaller since actions take one byte."""
 
 SMALL = {
     "num_envs": 8,
@@ -95,7 +97,7 @@ def train(given):
     options = {"num_devices": chosen["workers"] if replicas else 1, **options}
     hparams = jaxdqn.HParams(target_period=10.0, epsilon_steps=2_000.0)
     result = jaxdqn.train(config, hparams, axes=axes, settings=settings, **options)
-    kept = [name for name in result.metrics if not name.startswith(TIMES)]
+    kept = [name for name in result.metrics if not name.startswith((*TIMES, *CHANGED))]
     arrays = {f"metrics/{name}": result.metrics[name].to_numpy() for name in kept}
     for path, leaf in jax.tree_util.tree_leaves_with_path(result.params):
         arrays[f"params/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = np.asarray(leaf)
