@@ -1,6 +1,7 @@
 """Prioritised replay against a loop in NumPy, the slow replay of quantile_agent.py, and the paper's formulas."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -187,6 +188,13 @@ def test_blocks_that_would_not_be_complete_in_time_are_refused():
     record = replay.prioritised(EXAMPLE, 8, 1, 64, n_step=3, block_length=2)
     with pytest.raises(ValueError, match="a block of 4 rows; with n_step 3 all have 2"):
         record.add(record.init(), block(history(4, 1), 0, 4), jnp.int32(0), H)
+
+
+def test_the_example_of_the_docs_runs():
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "replay.md").read_text(encoding="utf-8")
+    named = {}
+    exec(page.split("```python")[1].split("```")[0], named)
+    assert named["batch"].weights.shape == (32,) and named["state"].highest > 1
 
 
 # -- blind cliffwalk --------------------------------------------------------------------------------------------------
