@@ -141,8 +141,8 @@ class Config:
     """Transitions the replay holds; rounded up to whole blocks of T * N."""
     replay: str = "auto"
     """What is learned from: the ring, by equal chances (uniform) or by the size of errors (prioritised), or only the
-    block just acted (latest: on-policy, all T * N of it at once, whatever batch_size says); auto takes what the agent
-    declares."""
+    block just acted (latest: on-policy, all T * N of it at once, whatever batch_size says); for recurrent agents
+    sequences, or prioritised_sequences; auto takes what the agent declares."""
     n_step: int = 1
     """Length of the returns; with the latest block at most rollout_length, and what is left of the block."""
     learning_starts: int = 1_000
