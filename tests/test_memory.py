@@ -85,7 +85,7 @@ def test_no_conditional_and_no_copy_of_the_ring_in_the_compiled_step(form, confi
 
 
 def test_priorities_over_devices_cost_one_all_reduce_more():
-    counts = [built_as("pmap over one agent", replay)[0].program.as_text() for replay in ("uniform", "prioritised")]
+    counts = [built_as("pmap over one agent", config)[0].program.as_text() for config in (RING, PRIORITISED)]
     uniform, prioritised = (len(re.findall(r" all-reduce\(| all-reduce-start\(", text)) for text in counts)
     assert prioritised == uniform + 1
 

@@ -351,7 +351,6 @@ def test_members_are_their_own_runs_and_resume_is_bit_for_bit(whole, tmp_path):
     [
         (Axes(), {"num_devices": 2, "devices_per_agent": 2}),
         (Axes("parameter_server", workers=2), {}),
-        (Axes("averaging", workers=2), {}),
         (Axes("actor_learner", workers=2, merge_every=2), {}),
     ],
     ids=lambda x: getattr(x, "scheme", ""),

@@ -129,7 +129,7 @@ def prioritised_regions(
         ends = lax.dynamic_slice_in_dim(data.ends[place], actor * envs_each, envs_each, 1)
         masses = jnp.where(_ring.void(ring, ends), 0.0, mass(jnp.minimum(complete, highest), hparams))
         # Nothing starts in this block yet, nor where a stack of frames would reach into it.
-        none = [at(actor, row + ahead, jnp.zeros_like(entering)) for ahead in range(0, 1 + ring.history, length)]
+        none = [at(actor, row + ahead, jnp.zeros_like(entering)) for ahead in range(0, length + ring.history, length)]
         tree = sum_tree.write_all(state.tree, *(none if blocks_late else []), at(actor, due, masses))
         waiting = lax.dynamic_update_index_in_dim(state.waiting, waiting, actor, 0)
         return Prioritised(data, tree, waiting, highest)

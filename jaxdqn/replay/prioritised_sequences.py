@@ -88,10 +88,10 @@ def prioritised_sequence_regions(
         hparams: HParams,
         largest: Callable[[Array], Array] = lambda weight: weight,
     ) -> SequenceBatch:
-        indices = sum_tree.draw(state.tree, key, batch_size)
+        indices, masses = sum_tree.draw_with_masses(state.tree, key, batch_size)
         actor, place = jnp.divmod(indices, slots * envs_each)
         slot, env = jnp.divmod(place, envs_each)
-        weights = importance(state.tree, indices, progress, hparams)
+        weights = importance(masses / sum_tree.total(state.tree), progress, hparams)
         batch = sequence.read(ring, state.data, slot, actor * envs_each + env)
         return batch._replace(weights=weights / largest(jnp.max(weights)), indices=indices)
 
