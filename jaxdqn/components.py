@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxdqn import agents, networks, td, training
-from jaxdqn.agents.declaration import Around, Declaration
+from jaxdqn.agents.declaration import Around, Declaration, MakeHead
 from jaxdqn.base import Agent, Environment, Network, Replay, Spec
 from jaxdqn.config import Config
 from jaxdqn.environments import registry
@@ -52,10 +52,10 @@ def make_agent(config: Config, spec: Spec) -> Agent:
     declared, settings = agents.of(config.agent), agents.settings_of(config)
     optimizer, penalty = OPTIMIZERS[config.optimizer], td.PENALTIES[config.loss]
 
-    def network_of(settings: Any) -> Network:
-        return networks.configured(spec, declared.head(spec.num_actions, config.dueling, settings), config)
+    def with_head(head: MakeHead) -> Network:
+        return networks.configured(spec, head(spec.num_actions, config.dueling, settings), config)
 
-    return declared.make(Around(spec, network_of(settings), optimizer, penalty, settings, network_of))
+    return declared.make(Around(spec, with_head(declared.head), optimizer, penalty, settings, with_head))
 
 
 def make_regions(components: Components, num_actors: int, block: int) -> Replay:

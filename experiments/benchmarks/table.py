@@ -44,6 +44,13 @@ def rows() -> list[tuple[str, str, str, str]]:
             add("convolution", f"MinAtar network, patches against lax.conv, {case}", measured, target)
         measured = f"{found['convolution']['replay_bytes_per_transition']:.0f} B"
         add("convolution", "replay bytes per Breakout transition at 1M", measured, "<= 130 B")
+    if "agents" in found:
+        result = found["agents"]
+        for name, each in result["agents"].items():
+            what = f"an update of {name} on the MinAtar network, batch {result['batch']}, against dqn's"
+            target = f"<= {each['target']} x" if each["target"] else ""
+            measured = f"{each['of_dqn']:.2f} x ({each['milliseconds_per_update']:.1f} ms)"
+            add("agents", what, measured, target)
     if "reset" in found:
         shares = {k: v["reset_share_of_iteration"] for k, v in found["reset"]["environments"].items()}
         largest = max(shares, key=lambda name: shares[name])

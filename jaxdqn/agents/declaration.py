@@ -19,16 +19,20 @@ class Nothing:
     """The settings, or hyperparameters, of agents without any of their own."""
 
 
+MakeHead = Callable[[int, bool, Any], Head]
+"""head(num_actions, dueling, settings) -> the head of a network."""
+
+
 class Around(NamedTuple):
     """What is there when an agent is made. `settings` are its own, as its declaration has them, and
-    `network_of` makes the network of other ones."""
+    `with_head` makes another network on the same torso."""
 
     spec: Spec
     network: Network
     optimizer: Optimizer
     penalty: Penalty
     settings: Any
-    network_of: Callable[[Any], Network]
+    with_head: Callable[[MakeHead], Network]
 
 
 class Alarm(NamedTuple):
@@ -56,7 +60,7 @@ class Declaration(NamedTuple):
     """
 
     make: Callable[[Around], Agent]
-    head: Callable[[int, bool, Any], Head] = lambda num_actions, dueling, settings: action_values(num_actions, dueling)
+    head: MakeHead = lambda num_actions, dueling, settings: action_values(num_actions, dueling)
     replay: str | Kind = "uniform"
     settings: type = Nothing
     hparams: type = Nothing
