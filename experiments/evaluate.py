@@ -1,5 +1,7 @@
 """Greedy returns of a trained run, and a GIF of its policy.
 
+Beside the GIF: the distribution of the return over the same episode, NAME-returns.png, where the agent learns one.
+
 python experiments/evaluate.py runs/NAME --episodes 100 --json
 """
 
@@ -99,19 +101,28 @@ def run(arguments: list[str]) -> int:
     else:
         print("\n".join(described(report)), flush=True)
     if picture is not None:
-        draw(result, args.member, args.seed, picture)
-        if not args.json:
-            print(f"gif: {picture}")
+        for name, path in draw(result, args.member, args.seed, picture).items():
+            if not args.json:
+                print(f"{name}: {path}")
     return 0
 
 
-def draw(result: "Result", member: int, seed: int, path: pathlib.Path) -> None:
-    """Writes an episode as a GIF. Raises `UserError`, and OSError."""
-    from jaxdqn.runs import rendering, results
+def draw(result: "Result", member: int, seed: int, path: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Writes an episode as a GIF, and the returns that the agent expected in it: what was written. Raises `UserError`,
+    and OSError."""
+    from jaxdqn.analysis import figures
+    from jaxdqn.runs import rendering, reporting, results
 
     spec, env_kwargs = result.components.environment.spec, result.config.env_kwargs
-    observations = rendering.thin(results.watch(result, member, seed))
-    rendering.save_gif(path, rendering.frames(spec, observations, env_kwargs))
+    observations = results.watch(result, member, seed)
+    rendering.save_gif(path, rendering.frames(spec, rendering.thin(observations), env_kwargs))
+    expected = results.expected_returns(result, member, observations)
+    if expected is None:
+        return {"gif": path}
+    figure = path.with_name(f"{path.stem}-returns.png")
+    title = f"{result.config.agent} on {result.config.env}: the return it expects of its actions"
+    reporting.save_figure(figures.return_distributions(*expected, title), figure)
+    return {"gif": path, "returns": figure}
 
 
 def described(report: dict) -> list[str]:

@@ -318,6 +318,13 @@ def as_it_is(params: PyTree, block: Transition, key: Key, hparams: HParams) -> T
     return block
 
 
+class Distribution(Protocol):
+    """The distribution of the return that an agent expects."""
+
+    def __call__(self, params: PyTree, observation: PyTree, hparams: HParams) -> tuple[Array, Array]:
+        """(returns [N, A, K], their probabilities [N, A, K]), of observation [N, *O]."""
+
+
 class Agent(NamedTuple):
     """What is learned, as pure functions.
 
@@ -328,6 +335,7 @@ class Agent(NamedTuple):
     gradient(learner, batch, key, hparams) -> (gradients, LossOutput)
     apply(learner, gradients, loss [], hparams) -> (learner, gradient_norm [])
     prepare(params, block [T, N], key, hparams) -> block     once an iteration, before the block is stored
+    distribution(params, observation [N, *O], hparams) -> (returns, probabilities) [N, A, K]; None where none is learned
     own: the agent's own hyperparameters at their defaults, what `HParams.own` is for it
     """
 
@@ -339,6 +347,7 @@ class Agent(NamedTuple):
     apply: ApplyGradients
     prepare: Prepare = as_it_is
     own: PyTree = ()
+    distribution: Distribution | None = None
 
     def complete(self, hparams: HParams) -> HParams:
         """`hparams` with the agent's own at their defaults, where there are none."""

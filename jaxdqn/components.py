@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxdqn import agents, networks, td, training
-from jaxdqn.agents.declaration import Around, Declaration
+from jaxdqn.agents.declaration import Around, Declaration, MakeHead
 from jaxdqn.base import Agent, Environment, Network, RecurrentNetwork, Replay, Spec
 from jaxdqn.config import Config
 from jaxdqn.environments import registry
@@ -52,13 +52,13 @@ def make_agent(config: Config, spec: Spec) -> Agent:
     declared, settings = agents.of(config.agent), agents.settings_of(config)
     optimizer, penalty = OPTIMIZERS[config.optimizer], td.PENALTIES[config.loss]
 
-    def network_of(settings: object) -> Network | RecurrentNetwork:
-        head = declared.head(spec.num_actions, config.dueling, settings)
+    def with_head(make: MakeHead) -> Network | RecurrentNetwork:
+        head = make(spec.num_actions, config.dueling, settings)
         if declared.memory is None:
             return networks.configured(spec, head, config)
         return networks.recurrent(spec, head, config, declared.memory(settings))
 
-    return declared.make(Around(spec, network_of(settings), optimizer, penalty, settings, network_of))
+    return declared.make(Around(spec, with_head(declared.head), optimizer, penalty, settings, with_head))
 
 
 def make_regions(components: Components, num_actors: int, block: int) -> Replay:

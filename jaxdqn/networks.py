@@ -69,8 +69,11 @@ def action_atoms(num_actions: int, num_atoms: int, dueling: bool = False) -> Hea
     return Head(duel, 2) if dueling else Head(plain, 1)
 
 
-def sampled_quantiles(num_actions: int, num_taus: int, embedding_size: int, dueling: bool = False) -> Head:
-    """(quantiles [B, A, N], their fractions tau [B, N]), the latter drawn; Dabney et al. (2018b), equation 4.
+def sampled_quantiles(
+    num_actions: int, num_taus: int, embedding_size: int, dueling: bool = False, shared: bool = False
+) -> Head:
+    """(quantiles [B, A, N], their fractions tau [B, N]), the latter drawn; Dabney et al. (2018b), equation 4. With
+    `shared` all rows have the same fractions, [1, N], which are embedded once.
 
     The embedding of tau multiplies the features of the torso, whose last layer is dense: after the convolution alone,
     as published, every tau would need a dense layer of its own. The layers do not depend on N.
@@ -78,7 +81,7 @@ def sampled_quantiles(num_actions: int, num_taus: int, embedding_size: int, duel
     values = action_values(num_actions, dueling)
 
     def apply(dense: Dense, x: Array) -> tuple[Array, Array]:
-        taus = Taus(num_taus)(x)
+        taus = Taus(num_taus)(x[:1] if shared else x)
         cosines = jnp.cos(jnp.pi * jnp.arange(embedding_size) * taus[..., None])
         embedding = nn.relu(dense(x.shape[-1], 2**0.5)(cosines))  # [B, N, F]
         return values.apply(dense, x[:, None] * embedding).swapaxes(1, 2), taus

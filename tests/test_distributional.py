@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 import jaxdqn
 from jaxdqn import acting, agents, networks, td
 from jaxdqn.agents import iqn, qr_dqn
+from jaxdqn.analysis import figures
 from jaxdqn.base import Batch, Network, Spec
 from jaxdqn.components import make_agent
 from jaxdqn.config import Config, HParams, values_of
 from jaxdqn.errors import UserError
 from jaxdqn.learning import OPTIMIZERS
 from jaxdqn.parallel.axes import Axes
-from jaxdqn.runs import export
+from jaxdqn.runs import export, results
 
 B, A, K = 32, 3, 7
 KEY = jax.random.key(0)
@@ -263,7 +264,10 @@ def test_qr_dqn_is_rlaxs_quantile_q_learning(double, kappa, batch):
 def test_iqn_is_rlaxs_quantile_q_learning_at_three_draws_of_tau(double, batch):
     config = config_of("iqn", num_taus=4, num_target_taus=6, num_acting_taus=5, embedding_size=8, double=double)
     agent, _, learner, hparams = agent_and_network(config, kappa=1.0)
-    draw = {num: networks.configured(SPEC, networks.sampled_quantiles(A, num, 8), config).apply for num in (4, 5, 6)}
+    draw = {
+        num: networks.configured(SPEC, networks.sampled_quantiles(A, num, 8, shared=num == 5), config).apply
+        for num in (4, 5, 6)
+    }
     online_key, target_key, selector_key = jax.random.split(KEY, 3)
 
     def expected(params):
@@ -434,6 +438,14 @@ def test_a_population_over_its_own_fields_is_one_compilation(agent, tmp_path, ca
         assert warned[0].startswith("warning: member 0 (seed 0): ")
         assert "hparams.v_min -0.5 to hparams.v_max 2" in warned[0]
     result.evaluate(episodes=2, member=1)
+    observations = results.watch(result, 1, seed=0)
+    expected = results.expected_returns(result, 1, observations)
+    if agent == "munchausen":
+        assert expected is None
+    else:
+        assert expected[0].shape == expected[1].shape and len(expected[0]) == len(observations)
+        np.testing.assert_allclose(expected[1].sum(axis=1), 1, rtol=1e-5)
+        assert expected[0].min() >= min(vary.get("v_min", [-np.inf])) and figures.return_distributions(*expected).axes
     assert export.export_policy(tmp_path / "run", 1, tmp_path / "policy.jax") > 0
     calls.clear()
     halved = {name: [value / 2 for value in values] for name, values in vary.items()}

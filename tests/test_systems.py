@@ -38,6 +38,18 @@ SYSTEMS = {
         "test_memory::test_no_conditional_and_no_copy_of_the_ring_in_the_compiled_step",
         "experiments/benchmarks/prioritised.py",
     ],
+    "distributional agents: C51, HL-Gauss, QR-DQN, IQN": [
+        "test_distributional::test_c51_is_rlaxs_categorical_q_learning",
+        "test_distributional::test_hl_gauss_is_a_loop_over_scipys_normal_distribution",
+        "test_distributional::test_qr_dqn_is_rlaxs_quantile_q_learning",
+        "test_distributional::test_iqn_is_rlaxs_quantile_q_learning_at_three_draws_of_tau",
+        "test_distributional::test_every_scheme_carries_them",
+        "experiments/benchmarks/agents.py",
+    ],
+    "Munchausen DQN": [
+        "test_distributional::test_munchausen_in_both_algebraic_forms",
+        "test_distributional::test_every_scheme_carries_them",
+    ],
     "parallel DQN: N actors with local replays D_i, merged into D_global, one learner, broadcast": [
         "test_stress::test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays",
         "test_actor_learner::test_every_transition_arrives_once_in_its_actors_order",

@@ -52,6 +52,13 @@ def rows() -> list[tuple[str, str, str, str]]:
         values = found["prioritised"]["add"]
         measured = f"{values['ratio']:.1f} x ({values['microseconds']['1']:.2f} us for one)"
         add("prioritised", "prioritised replay, adding two transitions against adding one", measured, "<= 2.2 x")
+    if "agents" in found:
+        result = found["agents"]
+        for name, each in result["agents"].items():
+            what = f"an update of {name} on the MinAtar network, batch {result['batch']}, against dqn's"
+            target = f"<= {each['target']} x" if each["target"] else ""
+            measured = f"{each['of_dqn']:.2f} x ({each['milliseconds_per_update']:.1f} ms)"
+            add("agents", what, measured, target)
     if "reset" in found:
         shares = {k: v["reset_share_of_iteration"] for k, v in found["reset"]["environments"].items()}
         largest = max(shares, key=lambda name: shares[name])

@@ -95,4 +95,9 @@ def categorical(around: Around, atoms: Atoms, target: Target, own: Any) -> Agent
         metrics = {"q_mean": jnp.mean(q_tm1), "td_error": jnp.mean(jnp.abs(y - q_tm1)), "clipped": jnp.mean(clipped)}
         return LossOutput(jnp.mean(batch.weights * cross_entropy), divergence, metrics)
 
-    return sgd_agent(network, loss, epsilon_greedy_policy(q_values), around.optimizer, own=own)
+    def distribution(params: PyTree, observation: PyTree, hparams: HParams) -> tuple[Array, Array]:
+        p = jax.nn.softmax(network.apply(params, observation))
+        return jnp.broadcast_to(atoms(hparams.own, num), p.shape), p
+
+    agent = sgd_agent(network, loss, epsilon_greedy_policy(q_values), around.optimizer, own=own)
+    return agent._replace(distribution=distribution)

@@ -19,16 +19,21 @@ class Nothing:
     """The settings, or hyperparameters, of agents without any of their own."""
 
 
+MakeHead = Callable[[int, bool, Any], Head]
+"""head(num_actions, dueling, settings) -> the head of a network."""
+
+
 class Around(NamedTuple):
-    """What is there when an agent is made. `settings` are its own, as its declaration has them, and `network_of` makes
-    the network of other ones; a network is a `RecurrentNetwork` where the agent declares a memory, else a `Network`."""
+    """What is there when an agent is made. `settings` are its own, as its declaration has them, and `with_head` makes
+    another network on the same torso; a network is a `RecurrentNetwork` where the agent declares a memory, else a
+    `Network`."""
 
     spec: Spec
     network: Any
     optimizer: Optimizer
     penalty: Penalty
     settings: Any
-    network_of: Callable[[Any], Any]
+    with_head: Callable[[MakeHead], Any]
 
 
 class Alarm(NamedTuple):
@@ -57,7 +62,7 @@ class Declaration(NamedTuple):
     """
 
     make: Callable[[Around], Agent]
-    head: Callable[[int, bool, Any], Head] = lambda num_actions, dueling, settings: action_values(num_actions, dueling)
+    head: MakeHead = lambda num_actions, dueling, settings: action_values(num_actions, dueling)
     memory: Callable[[Any], Cell] | None = None
     replay: str | Kind = "uniform"
     settings: type = Nothing

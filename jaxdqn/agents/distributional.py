@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxdqn.base import Array, Batch, Key, Network, PyTree
+from jaxdqn.base import Apply, Array, Batch, Distribution, Key, Network, PyTree
+from jaxdqn.config import HParams
 from jaxdqn.exploration import greedy
 
 
@@ -33,3 +34,14 @@ def taken_and_greedy(
     outputs = network.apply(target_params, batch.bootstrap_observation, target_key)
     selector = network.apply(params, batch.bootstrap_observation, selector_key) if double else outputs
     return taken, jax.lax.stop_gradient(of_action(outputs, greedy(mean(selector))))
+
+
+def equally_likely(quantiles: Apply) -> Distribution:
+    """Of the quantiles [N, A, K] at midpoints each stands for as much as another."""
+
+    def distribution(params: PyTree, observation: PyTree, hparams: HParams) -> tuple[Array, Array]:
+        del hparams
+        z = quantiles(params, observation)
+        return z, jnp.full_like(z, 1 / z.shape[-1])
+
+    return distribution

@@ -5,12 +5,13 @@ select.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxdqn.agents.declaration import Around, Declaration
-from jaxdqn.agents.distributional import of_action
+from jaxdqn.agents.declaration import Around, Declaration, MakeHead
+from jaxdqn.agents.distributional import equally_likely, of_action
 from jaxdqn.agents.dqn import epsilon_greedy_policy
 from jaxdqn.agents.qr_dqn import Hyper, quantile_loss
 from jaxdqn.base import Agent, Array, Batch, Key, LossOutput, Network, PyTree
@@ -29,7 +30,7 @@ class Settings:
     num_target_taus: int = 8
     """N': fractions drawn for its target; 64 as published."""
     num_acting_taus: int = 32
-    """K: fractions drawn to act, and to select the target's action; greedy evaluation takes the midpoints of K."""
+    """K: fractions drawn to act, and to select the target's action; 32 as published. Greedily the midpoints of K."""
     embedding_size: int = 64
     """Cosines by which a fraction is embedded."""
     double: bool = False
@@ -50,22 +51,22 @@ def iqn(online: Network, target: Network, acting: Network, optimizer: Optimizer,
         z_t = jax.lax.stop_gradient(of_action(z_t, best))
         return quantile_loss(of_action(z_tm1, batch.action), taus, z_t, batch, hparams)
 
-    return sgd_agent(online, loss, epsilon_greedy_policy(q_values), optimizer, own=Hyper())
+    agent = sgd_agent(online, loss, epsilon_greedy_policy(q_values), optimizer, own=Hyper())
+    return agent._replace(distribution=equally_likely(lambda *args: acting.apply(*args)[0]))
+
+
+def head(size: Callable[[Settings], int], shared: bool = False) -> MakeHead:
+    """The head with as many fractions as `size` of the settings says."""
+    return lambda num_actions, dueling, settings: sampled_quantiles(
+        num_actions, size(settings), settings.embedding_size, dueling, shared
+    )
 
 
 def make(around: Around) -> Agent:
-    """The agent of a configuration."""
-    settings = around.settings
-    others = settings.num_target_taus, settings.num_acting_taus
-    target, acting = (around.network_of(dataclasses.replace(settings, num_taus=num)) for num in others)
-    return iqn(around.network, target, acting, around.optimizer, settings.double)
+    """The agent of a configuration. What all rows of a batch select their actions by is one draw."""
+    target = around.with_head(head(lambda settings: settings.num_target_taus))
+    acting = around.with_head(head(lambda settings: settings.num_acting_taus, shared=True))
+    return iqn(around.network, target, acting, around.optimizer, around.settings.double)
 
 
-IQN = Declaration(
-    make,
-    head=lambda num_actions, dueling, settings: sampled_quantiles(
-        num_actions, settings.num_taus, settings.embedding_size, dueling
-    ),
-    settings=Settings,
-    hparams=Hyper,
-)
+IQN = Declaration(make, head=head(lambda settings: settings.num_taus), settings=Settings, hparams=Hyper)

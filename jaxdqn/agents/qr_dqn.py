@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdqn import td
 from jaxdqn.agents.declaration import Declaration
-from jaxdqn.agents.distributional import taken_and_greedy
+from jaxdqn.agents.distributional import equally_likely, taken_and_greedy
 from jaxdqn.agents.dqn import epsilon_greedy_policy
 from jaxdqn.base import Agent, Array, Batch, Key, LossOutput, Network, PyTree
 from jaxdqn.config import NOT_NEGATIVE, HParams
@@ -61,7 +61,8 @@ def qr_dqn(network: Network, optimizer: Optimizer, double: bool = False) -> Agen
         taus = jnp.broadcast_to(td.quantile_midpoints(z_tm1.shape[1]), z_tm1.shape)
         return quantile_loss(z_tm1, taus, z_t, batch, hparams)
 
-    return sgd_agent(network, loss, epsilon_greedy_policy(q_values), optimizer, own=Hyper())
+    agent = sgd_agent(network, loss, epsilon_greedy_policy(q_values), optimizer, own=Hyper())
+    return agent._replace(distribution=equally_likely(network.apply))
 
 
 QR_DQN = Declaration(

@@ -43,6 +43,27 @@ CURVES = (
 )
 
 
+def return_distributions(returns: np.ndarray, probabilities: np.ndarray, title: str = "", bins: int = 60) -> Figure:
+    """The distribution of the return at each step of an episode, and its mean: masses [L, K] at returns [L, K]."""
+    figure, (axis,) = style.panels(1, 6.4, 4.0)
+    steps = np.arange(len(returns))
+    likely = returns[probabilities > 1e-3]
+    edges = np.linspace(likely.min() - 0.5, likely.max() + 0.5, bins + 1)
+    mass, _, _ = np.histogram2d(
+        np.repeat(steps, returns.shape[1]),
+        returns.ravel(),
+        bins=[np.arange(len(returns) + 1) - 0.5, edges],
+        weights=probabilities.ravel(),
+    )
+    image = axis.pcolormesh(np.arange(len(returns) + 1) - 0.5, edges, mass.T, cmap=style.SCALE)
+    axis.plot(steps, np.sum(returns * probabilities, axis=1), color="white", linewidth=1)
+    figure.colorbar(image, ax=axis, label="probability")
+    axis.set_xlabel("step of the episode")
+    axis.set_ylabel("discounted return from here on")
+    axis.set_title(title, fontsize="medium")
+    return figure
+
+
 def setting_names(frame: pd.DataFrame, by: Sequence[str]) -> list[str]:
     """The names of all settings: their places are their colours, in every panel."""
     return [name for name, _ in style.groups(frame, by)]

@@ -74,12 +74,13 @@ def prioritised_sequence_regions(
         # At least one slot is written to: where none begins in this block, it is one that is incomplete anyway.
         slot = jnp.arange(max(1, size // period))
         begun = leaves(actor, row // period + slot)
-        tree = sum_tree.update(state.tree, begun, jnp.zeros(len(begun)))
         ended = (row - length) // period + 1 + slot
         complete = jnp.repeat((ended >= 0) & (ended * period + length <= row + size), envs_each)
-        at = leaves(actor, ended)
-        masses = jnp.where(complete, mass(state.highest, hparams), sum_tree.leaves(tree, at))
-        return Prioritised(data, sum_tree.update(tree, at, masses), state.highest)
+        # In one update: what reads the leaves between two would have them copied.
+        at = jnp.concatenate([begun, jnp.where(complete, leaves(actor, ended), begun)])
+        masses = jnp.where(complete, mass(state.highest, hparams), 0.0)
+        tree = sum_tree.update(state.tree, at, jnp.concatenate([jnp.zeros(len(begun)), masses]))
+        return Prioritised(data, tree, state.highest)
 
     def sample(
         state: Prioritised,

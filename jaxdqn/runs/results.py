@@ -111,6 +111,18 @@ def watch(result: Result, member: int, seed: int) -> np.ndarray:
     return np.concatenate([before[:length], after[length - 1 : length]])
 
 
+def expected_returns(result: Result, member: int, observations: PyTree) -> tuple[np.ndarray, np.ndarray] | None:
+    """The distribution of the return that a member expects of its greedy action: (returns [L, K], probabilities
+    [L, K]), of observations [L, *O]; None where the agent learns none. Raises `UserError`."""
+    agent, params = result.components.agent, member_params(result.params, member)
+    if agent.distribution is None:
+        return None
+    returns, probabilities = jax.jit(agent.distribution)(params, observations, result.members[member][1])
+    best = jnp.argmax(jnp.sum(returns * probabilities, axis=-1), axis=-1)[:, None, None]
+    taken = [jnp.take_along_axis(x, best, axis=1)[:, 0] for x in (returns, probabilities)]
+    return np.asarray(taken[0]), np.asarray(taken[1])
+
+
 def write(result: Result, run_directory: RunDirectory, figure: bool, say: Callable[[str], None]) -> None:
     """Writes summary.json and, where wanted, curves.png."""
     run_directory.write_summary(result.summary)
