@@ -61,7 +61,7 @@ def actor_critic(network: Network, optimizer: Optimizer, *_: Any) -> Agent:
         return jax.random.categorical(key, logits).astype(jnp.int32), carry, ()
 
     def greedy(params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
-        return greedy_action(network.apply(params, observation, key)[0]), carry, ()
+        return greedy_action(network.apply(params, observation)[0]), carry, ()
 
     return sgd_agent(network, loss, Policy(act, greedy), optimizer, own=Weights())
 

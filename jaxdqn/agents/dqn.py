@@ -86,7 +86,7 @@ def epsilon_greedy_policy(q_values: QValues) -> Policy:
         return epsilon_greedy(key, q, exploration), carry, ()
 
     def greedy(params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
-        return greedy_action(q_values(params, observation, key)), carry, ()
+        return greedy_action(q_values(params, observation)), carry, ()
 
     return Policy(act, greedy)
 
