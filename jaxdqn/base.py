@@ -81,8 +81,9 @@ class Environment(NamedTuple):
 
 
 class Apply(Protocol):
-    """A network's function of a batch of observations [B, *O] and a key, which only stochastic layers use: without one
-    they draw nothing, and are what they are on average (weights without noise, evenly spread quantiles)."""
+    """A network's function of a batch of observations [B, *O] and a key, which only stochastic layers use. Each key is
+    one draw for the whole batch; without one they draw nothing and are what they are on average (weights without noise,
+    evenly spread quantiles): the mean network, by which agents are judged."""
 
     def __call__(self, params: PyTree, observation: PyTree, key: Key | None = None) -> PyTree:
         """Head outputs; for Q-networks the values [B, A]."""
@@ -92,7 +93,8 @@ class Network(NamedTuple):
     """A function of a batch of observations as stored (bool and uint8 are decoded inside).
 
     init(key) -> params
-    apply(params, observation [B, *O], key) -> head outputs, for Q-networks [B, A]; most networks ignore the key
+    apply(params, observation [B, *O], key) -> head outputs, for Q-networks [B, A]; most networks ignore the key, and
+    those with noise are their mean where it is None
     """
 
     init: Callable[[Key], PyTree]

@@ -123,6 +123,9 @@ class Config:
     """Separate value and advantage heads (Wang et al., 2016)."""
     layer_norm: bool = False
     """LayerNorm before each activation of the torso."""
+    noisy: bool = False
+    """Dense layers with learned noise, the head's too (Fortunato et al., 2018), with their own initialisation; it
+    explores, so that epsilon may be 0. Evaluated without noise."""
     activation: Literal["relu", "tanh", "silu", "gelu", "elu"] = "relu"
     """Activation function."""
     initializer: Literal["default", "orthogonal"] = "default"

@@ -25,6 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "elu": nn.elu,
 }
 NOISE = "noise"  # flax's name of the key that layers draw from; each folds its own name into it
+SIGMA = 0.5  # size of the noise at first, divided by the square root of a layer's inputs
 NATURE_MIN_SIDE = 36  # the smallest image on which its three convolutions leave at least one pixel
 
 
@@ -131,6 +132,35 @@ class Conv3x3(nn.Module):
         return jnp.concatenate(patches, axis=-1) @ kernel.reshape(9 * channels, self.features) + bias
 
 
+class NoisyDense(nn.Module):
+    """A dense layer whose weights have factorised Gaussian noise with learned sizes (Fortunato et al., 2018).
+
+    y = (mu_w + sigma_w f(e_i) f(e_o)^T)^T x + mu_b + sigma_b f(e_o), f(e) = sgn(e) sqrt(|e|), drawn once for the whole
+    batch; without a key the mean, mu_w^T x + mu_b. Initialised as in section 3.2 there.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = x.shape[-1]
+
+        def mean(key: Key, shape: tuple[int, ...]) -> Array:
+            return jax.random.uniform(key, shape, minval=-(width**-0.5), maxval=width**-0.5)
+
+        size = nn.initializers.constant(SIGMA * width**-0.5)
+        kernel = self.param("kernel", mean, (width, self.features))
+        bias = self.param("bias", mean, (self.features,))
+        kernel_sigma = self.param("kernel_sigma", size, (width, self.features))
+        bias_sigma = self.param("bias_sigma", size, (self.features,))
+        if self.has_rng(NOISE):
+            drawn = jax.random.normal(self.make_rng(NOISE), (width + self.features,))
+            noise = jnp.sign(drawn) * jnp.sqrt(jnp.abs(drawn))
+            inputs, outputs = noise[:width], noise[width:]
+            kernel, bias = kernel + kernel_sigma * jnp.outer(inputs, outputs), bias + bias_sigma * outputs
+        return x @ kernel + bias
+
+
 class TorsoAndHead(nn.Module):
     """A torso by name, and a head on its features."""
 
@@ -141,6 +171,7 @@ class TorsoAndHead(nn.Module):
     activation: str
     initializer: str
     convolution: str
+    noisy: bool
 
     @nn.compact
     def __call__(self, observation: Array) -> PyTree:
@@ -163,7 +194,9 @@ class TorsoAndHead(nn.Module):
     def _activate(self, x: Array) -> Array:
         return ACTIVATIONS[self.activation](nn.LayerNorm()(x) if self.layer_norm else x)
 
-    def _dense(self, features: int, gain: float = 2**0.5) -> nn.Dense:
+    def _dense(self, features: int, gain: float = 2**0.5) -> nn.Module:
+        if self.noisy:
+            return NoisyDense(features)
         return nn.Dense(features, kernel_init=self._kernel_init(gain))
 
     def _kernel_init(self, gain: float) -> Initializer:
@@ -195,6 +228,7 @@ def q_network(
     activation: str = "relu",
     initializer: str = "default",
     convolution: str = "patches",
+    noisy: bool = False,
 ) -> Network:
     """The Q-network for an environment: "mlp", "minatar" (Young and Tian, 2019) or "nature" (Mnih et al., 2015).
 
@@ -202,17 +236,17 @@ def q_network(
     `UserError` where the torso does not fit the observation.
     """
     head = action_values(spec.num_actions, dueling)
-    return network(spec, head, torso, hidden_sizes, layer_norm, activation, initializer, convolution)
+    return network(spec, head, torso, hidden_sizes, layer_norm, activation, initializer, convolution, noisy)
 
 
 def configured(spec: Spec, head: Head, config: Config) -> Network:
     """The torso that `config` describes, with a head. Raises `UserError` as `q_network` does."""
-    options = (config.layer_norm, config.activation, config.initializer, config.convolution)
+    options = (config.layer_norm, config.activation, config.initializer, config.convolution, config.noisy)
     return network(spec, head, config.network, config.hidden_sizes, *options)
 
 
 def network(spec: Spec, head: Head, torso: str, hidden_sizes: Sequence[int], *options: Any) -> Network:
-    """A torso with a head; `options` are layer_norm, activation, initializer and convolution."""
+    """A torso with a head; `options` are layer_norm, activation, initializer, convolution and noisy (False)."""
     module = TorsoAndHead(head, _choose_torso(torso, spec.observation), tuple(hidden_sizes), *options)
 
     def init(key: Key) -> PyTree:
@@ -227,7 +261,7 @@ def network(spec: Spec, head: Head, torso: str, hidden_sizes: Sequence[int], *op
 def recurrent(spec: Spec, head: Head, config: Config, cell: Cell) -> RecurrentNetwork:
     """The torso that `config` describes, a recurrent cell and a head. Raises `UserError` as `q_network` does."""
     torso = _choose_torso(config.network, spec.observation)
-    options = (config.layer_norm, config.activation, config.initializer, config.convolution)
+    options = (config.layer_norm, config.activation, config.initializer, config.convolution, config.noisy)
     module = TorsoMemoryAndHead(head, torso, config.hidden_sizes, *options, cell)
 
     def init(key: Key) -> PyTree:
@@ -238,8 +272,7 @@ def recurrent(spec: Spec, head: Head, config: Config, cell: Cell) -> RecurrentNe
         return cell.initialize_carry(jax.random.key(0), (num, cell.features))
 
     def step(params: PyTree, carry: PyTree, observation: PyTree, key: Key | None = None) -> tuple[PyTree, Any]:
-        del key  # no layer draws
-        return module.apply({"params": params}, observation, carry)
+        return module.apply({"params": params}, observation, carry, rngs=None if key is None else {NOISE: key})
 
     return RecurrentNetwork(init, initial_carry, step)
 

@@ -64,14 +64,17 @@ def test_lambda_returns_equal_rlaxs_and_a_loop(length, decay, seed):
 
 def block_of(seed, length, num_envs):
     random = np.random.default_rng(seed)
-    shape, kind = (length, num_envs), random.integers(4, size=(length, num_envs))
+    shape, kind = (length, num_envs), random.integers(6, size=(length, num_envs))
+    observation, produced = random.normal(size=(2, *shape, 4)).astype(np.float32)
+    end = (kind == 0) | (kind == 2)
+    produced[:-1] = np.where(end[:-1, :, None], produced[:-1], observation[1:])
     return Transition(
-        observation=random.normal(size=(*shape, 4)).astype(np.float32),
+        observation=observation,
         action=random.integers(A, size=shape).astype(np.int32),
         reward=random.normal(size=shape).astype(np.float32),
         discount=(kind > 1).astype(np.float32),  # 0: termination, 1: a lost life, 2: time limit
-        next_observation=random.normal(size=(*shape, 4)).astype(np.float32),
-        episode_end=(kind == 0) | (kind == 2),
+        next_observation=produced,
+        episode_end=end,
     )
 
 
@@ -81,6 +84,8 @@ def test_errors_are_those_of_rlaxs_q_lambda(decay):
     agent, block = make_agent(Config(agent="pqn", hidden_sizes=(16,), layer_norm=True), SPEC), block_of(0, 9, 5)
     hparams = H._replace(own=Trace(jnp.float32(decay)))
     learner = agent.init(KEY, hparams)
+    acted = jnp.max(NETWORK.apply(learner.params, block.observation.reshape(45, 4)), axis=-1).reshape(9, 5)
+    block = block._replace(extras=acted)
     prepared = jax.jit(agent.prepare)(learner.params, block, KEY, hparams)
     q = functools.partial(NETWORK.apply, learner.params)
 
@@ -142,7 +147,7 @@ def test_each_epoch_goes_once_through_the_block(shape, seed):
 def test_epochs_and_blocks_have_orders_of_their_own():
     """Of two shuffles of 1,024 about one place is the same; of who shares a minibatch about an eighth."""
     agent = make_agent(Config(agent="pqn", hidden_sizes=(16,)), SPEC)
-    learner, block = agent.init(KEY, H), jax.tree.map(jnp.asarray, block_of(0, 32, 32))
+    learner, block = agent.init(KEY, H), block_of(0, 32, 32)._replace(extras=jnp.zeros((32, 32)))
     prepare = jax.jit(agent.prepare)
     orders = [np.arange(1024)]
     for key in (1, 2):

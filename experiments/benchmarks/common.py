@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,48 @@ def in_subprocess(script: str, args: Sequence[str], environment: Mapping[str, st
     if done.returncode:
         raise RuntimeError(f"{Path(script).name} {' '.join(args)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+class Side:
+    """One candidate in a process of its own, on `cores` where any are named: `answer` lets it go on to its next
+    `yield` in `serve`, and gives what it yielded and the seconds that took; `ask` and `answer` apart let several go on
+    together."""
+
+    def __init__(self, command: Sequence[str], cores: Sequence[int] = ()) -> None:
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        environment.pop("PJRT_NPROC", None)
+        pipe = subprocess.PIPE
+        pin = (lambda: os.sched_setaffinity(0, set(cores))) if cores else None
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=pipe, stdout=pipe, stderr=sys.stderr, text=True, preexec_fn=pin
+        )
+        self._asked = False
+
+    def ask(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self._asked = True
+
+    def answer(self) -> Any:
+        if not self._asked:
+            self.ask()
+        assert self.process.stdout
+        self._asked, line = False, self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args} ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def serve(steps: Iterator[Any]) -> None:
+    """The other end of a `Side`: one step per line read, its value and seconds per line written."""
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        value = next(steps)
+        print(json.dumps({"value": value, "seconds": time.perf_counter() - start}), flush=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

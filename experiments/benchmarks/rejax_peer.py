@@ -16,11 +16,9 @@ its norm.
 import argparse
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,38 +172,12 @@ def our_settings() -> tuple[Any, Any]:
     return config, hparams
 
 
-class Side:
-    """One of the two, in a process of its own: `answer` lets it go on to its next `yield`."""
-
-    def __init__(self, name: str, python: str) -> None:
-        command = [python, __file__, "--side", name]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-        environment.pop("PJRT_NPROC", None)
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sys.stderr, text=True
-        )
-
-    def answer(self) -> Any:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.process.args} ended with status {self.process.wait()}")
-        return json.loads(line)
-
-
-def serve(steps: Iterator[Any]) -> None:
-    """The other end of a `Side`: one step per line read, its value and seconds per line written."""
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        value = next(steps)
-        print(json.dumps({"value": value, "seconds": time.perf_counter() - start}), flush=True)
-
-
 def measure(python: str) -> dict[str, Any]:
     """Both sides, chunk by chunk in turn."""
-    sides = {"rejax": Side("peer", python), "ours": Side("ours", sys.executable)}
+    sides = {
+        "rejax": common.Side([python, __file__, "--side", "peer"]),
+        "ours": common.Side([sys.executable, __file__, "--side", "ours"]),
+    }
     compile_seconds = {name: side.answer()["value"] for name, side in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(CHUNKS):
@@ -213,7 +185,7 @@ def measure(python: str) -> dict[str, Any]:
             seconds[name].append(side.answer()["seconds"])
     returns = {name: side.answer()["value"] for name, side in sides.items()}
     for side in sides.values():
-        side.process.communicate()
+        side.close()
     steps = AGENTS * TOTAL_STEPS
     return {
         "target": TARGET,
@@ -236,7 +208,7 @@ def main() -> None:
     parser.add_argument("--side", choices=("peer", "ours"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        serve(peer() if args.side == "peer" else ours())
+        common.serve(peer() if args.side == "peer" else ours())
         return
     result = measure(peer_python(args.venv))
     rows = [

@@ -115,7 +115,8 @@ def recurrent_policy(network: RecurrentNetwork) -> Policy:
         return epsilon_greedy(key, q, exploration), following, carry
 
     def greedy(params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
-        following, q = network.step(params, carry, observation, key)
+        del key
+        following, q = network.step(params, carry, observation)
         return greedy_action(q), following, ()
 
     return Policy(act, greedy)

@@ -30,7 +30,7 @@ from jaxdqn.parallel.scheme import Devices, Scheme
 from jaxdqn.validation import check_divides
 
 DATA, MODEL = "data", "model"
-_LAYER = re.compile(r"(Dense|LayerNorm)_(\d+)/(kernel|bias|scale)$")
+_LAYER = re.compile(r"(Dense|LayerNorm)_(\d+)/(kernel|bias|scale)(_sigma)?$")
 _FIELD = re.compile(r"(?:^|/)(learner|actor|replay)/")
 
 
@@ -58,7 +58,7 @@ def dense_kernels(params: PyTree) -> list[tuple[int, ...]]:
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         match = _LAYER.search(_path(path))
-        if match and match[1] == "Dense" and match[3] == "kernel":
+        if match and match[1] == "Dense" and match[3] == "kernel" and not match[4]:
             found[int(match[2])] = tuple(leaf.shape[-2:])
     return [found[index] for index in sorted(found)]
 
