@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import re
 import types
 
 import jax
@@ -44,14 +45,20 @@ FORMS = {
 }
 
 
+# With several updates: a second one reads the tree that the first has written.
+PRIORITISED = dataclasses.replace(RING, replay="prioritised", n_step=3, updates_per_iteration=2)
+LEAVES = 400_000 + 2 * 16
+
+
 @functools.cache
-def built_as(form):
-    return build(*FORMS[form])
+def built_as(form, replay="uniform"):
+    return build(*FORMS[form], PRIORITISED if replay == "prioritised" else RING)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_compiled_step_holds_each_ring_once(form):
-    built, ring_bytes = built_as(form)
+@pytest.mark.parametrize("replay", ["uniform", "prioritised"])
+def test_the_compiled_step_holds_each_ring_once(form, replay):
+    built, ring_bytes = built_as(form, replay)
     analysis = built.program.memory_analysis()
     rings = FORMS[form][3] * ring_bytes  # of one call, on one device
     assert analysis.alias_size_in_bytes >= rings
@@ -59,17 +66,25 @@ def test_the_compiled_step_holds_each_ring_once(form):
 
 
 @pytest.mark.parametrize("form", ["plain", "vmap", "pmap of vmap"])
-def test_no_conditional_and_no_copy_of_the_ring_in_the_compiled_step(form):
-    built, _ = built_as(form)
+@pytest.mark.parametrize("replay", ["uniform", "prioritised"])
+def test_no_conditional_and_no_copy_of_the_ring_in_the_compiled_step(form, replay):
+    built, _ = built_as(form, replay)
     text = built.program.as_text()
     assert " conditional(" not in text
     width = FORMS[form][3]
-    rows = f"[{width},50000,8" if width > 1 else "[50000,8"
-    assert rows in text  # the shape by which a ring is known here
-    body = [line for line in text.splitlines() if " copy(" in line and f"{rows}" in line.split(" copy(")[0]]
-    # Copies in the entry computation happen once a call; in a loop's body they would happen every iteration.
-    inside = text[: text.rindex("ENTRY")]
-    assert not [line for line in body if line in inside]
+    lanes = f"{width}," if width > 1 else ""
+    for shape in [f"[{lanes}50000,8", *([f"[{lanes}{LEAVES}]"] if replay == "prioritised" else [])]:
+        assert shape in text  # by which a ring, or its tree, is known here
+        body = [line for line in text.splitlines() if " copy(" in line and shape in line.split(" copy(")[0]]
+        # Copies in the entry computation happen once a call; in a loop's body they would happen every iteration.
+        inside = text[: text.rindex("ENTRY")]
+        assert not [line for line in body if line in inside]
+
+
+def test_priorities_over_devices_cost_one_all_reduce_more():
+    counts = [built_as("pmap over one agent", replay)[0].program.as_text() for replay in ("uniform", "prioritised")]
+    uniform, prioritised = (len(re.findall(r" all-reduce\(| all-reduce-start\(", text)) for text in counts)
+    assert prioritised == uniform + 1
 
 
 def test_tree_bytes_counts_arrays_and_keys():

@@ -51,13 +51,13 @@ SETTINGS = [H, H._replace(learning_rate=2e-3), H._replace(gamma=0.9, target_tau=
 SEEDS = [3, 4, 5, 6]
 
 
-def run_fleet(num_devices, devices_per_agent, seeds, settings, width=None, iterations=500, chunk=None):
+def run_fleet(num_devices, devices_per_agent, seeds, settings, width=None, iterations=500, chunk=None, config=SMALL):
     """Parameters [M, shards, ...] after `iterations` beyond the prefill, in chunks."""
-    components = make_components(SMALL, devices_per_agent)
+    components = make_components(config, devices_per_agent)
     assignment = population.assign(len(seeds), num_devices // devices_per_agent)
     used = jax.devices()[:num_devices]
     built, states = runner.build(components, used, devices_per_agent, assignment, seeds, settings, width)
-    metrics, prefill = built.zero_metrics, timeline(SMALL).prefill
+    metrics, prefill = built.zero_metrics, timeline(config).prefill
     states, metrics = built.prefill(states, metrics, 0, prefill)
     stop = prefill + iterations
     for start in range(prefill, stop, chunk or iterations):
@@ -93,12 +93,22 @@ def test_vmapped_members_on_two_devices_equal_their_own_runs(alone):
     assert_equal(run_fleet(2, 1, SEEDS, SETTINGS, width=2), alone, atol=1e-5)  # as above
 
 
-def test_chunks_do_not_matter_bitwise():
-    assert_equal(run_fleet(1, 1, [3], [H], chunk=37), run_fleet(1, 1, [3], [H]))
+@pytest.mark.parametrize("replay", ["uniform", "prioritised"])
+def test_chunks_do_not_matter_bitwise(replay):
+    config = dataclasses.replace(SMALL, replay=replay)
+    assert_equal(run_fleet(1, 1, [3], [H], chunk=37, config=config), run_fleet(1, 1, [3], [H], config=config))
 
 
-def test_shards_of_an_agent_stay_equal_bitwise():
-    params = run_fleet(2, 2, [3], [H])
+def test_vmapped_members_that_draw_by_priority_equal_their_own_runs():
+    config, settings = dataclasses.replace(SMALL, replay="prioritised"), [H, H._replace(priority_exponent=0.9)]
+    alone = [run_fleet(1, 1, [seed], [h], config=config) for seed, h in zip(SEEDS, settings, strict=False)]
+    alone = jax.tree.map(lambda *x: np.concatenate(x), *alone)
+    assert_equal(run_fleet(1, 1, SEEDS[:2], settings, width=2, config=config), alone, atol=1e-5)  # as above
+
+
+@pytest.mark.parametrize("replay", ["uniform", "prioritised"])
+def test_shards_of_an_agent_stay_equal_bitwise(replay):
+    params = run_fleet(2, 2, [3], [H], config=dataclasses.replace(SMALL, replay=replay))
     jax.tree.map(lambda x: np.testing.assert_array_equal(x[:, 0], x[:, 1]), params)
 
 
@@ -175,6 +185,7 @@ KINDS = {
     "single": {"num_devices": 1},
     "population": {"num_devices": 2, "seeds": (0, 1, 2), "vary": {"learning_rate": [1e-3]}},
     "data parallel": {"num_devices": 2, "devices_per_agent": 2},
+    "prioritised": {"num_devices": 1},
 }
 
 
@@ -182,8 +193,12 @@ def without_times(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns="seconds")
 
 
+def config_of(kind):
+    return dataclasses.replace(SMALL, replay="prioritised") if kind == "prioritised" else SMALL
+
+
 def finished(out, kind):
-    return jaxdqn.train(SMALL, H, out=out, settings=QUIET, **KINDS[kind])
+    return jaxdqn.train(config_of(kind), H, out=out, settings=QUIET, **KINDS[kind])
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -203,7 +218,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(uninterrupted, tmp_path, monkeyp
 
     often = QUIET._replace(checkpoint_seconds=0.0, on_chunk=die)
     with pytest.raises(KeyboardInterrupt):
-        jaxdqn.train(SMALL, H, out=out, settings=often, **KINDS[kind])
+        jaxdqn.train(config_of(kind), H, out=out, settings=often, **KINDS[kind])
     # A checkpoint from well before the end, so that rows are recomputed.
     resumed = jaxdqn.resume(out, settings=QUIET)
     assert_equal(resumed.params, whole.params)

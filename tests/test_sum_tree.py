@@ -70,9 +70,11 @@ def test_every_leaf_of_a_million_is_reachable():
     """A number in the middle of each of 16 parts, at each of the five levels."""
     choices = jnp.arange(2**20)
     digits = jnp.stack([choices // 16**level % 16 for level in reversed(range(5))])
-    tree = filled(np.ones(2**20))
+    tree = filled(1.0 + np.arange(2**20) % 3 / 16)
     assert len(tree.levels) == 5
-    np.testing.assert_array_equal(sum_tree.descend(tree, (digits + 0.5) / 16), choices)
+    chosen, masses = sum_tree.descend(tree, (digits + 0.5) / 16)
+    np.testing.assert_array_equal(chosen, choices)
+    np.testing.assert_array_equal(masses, tree.levels[0][: 2**20])
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e15], ids=str)
@@ -85,8 +87,9 @@ def test_nothing_of_mass_zero_is_drawn(scale):
     ends = [0.0, np.nextafter(np.float32(1), np.float32(0)), 0.5]
     uniforms = jnp.array(list(itertools.product(ends, repeat=3)), jnp.float32).T
     trees = jax.vmap(lambda m: sum_tree.write(sum_tree.empty(300), jnp.int32(0), m))(jnp.asarray(masses))
-    drawn = np.asarray(jax.vmap(sum_tree.descend, in_axes=(0, None))(trees, uniforms))
-    assert np.all(np.take_along_axis(masses, drawn, axis=1) > 0)
+    drawn, found = (np.asarray(x) for x in jax.vmap(sum_tree.descend, in_axes=(0, None))(trees, uniforms))
+    np.testing.assert_array_equal(np.take_along_axis(masses, drawn, axis=1), found)
+    assert np.all(found > 0)
 
 
 @pytest.mark.parametrize("width", [None, 3])
@@ -94,9 +97,9 @@ def test_a_loop_of_all_operations_copies_no_level(width):
     """`write`, `draw` and `update` in a loop, where what is updated depends on what was there."""
 
     def turn(index, tree):
-        tree = sum_tree.write(tree, index, jnp.ones(2))
-        drawn = sum_tree.draw(tree, jax.random.fold_in(jax.random.key(0), index), 8)
-        return sum_tree.update(tree, drawn, sum_tree.leaves(tree, drawn) * 0.5)
+        tree = sum_tree.write_all(tree, (index, jnp.zeros(2)), (index - 2, jnp.ones(2)))
+        drawn, masses = sum_tree.draw_with_masses(tree, jax.random.fold_in(jax.random.key(0), index), 8)
+        return sum_tree.update(tree, drawn, masses * 0.5)
 
     tree, over = sum_tree.empty(2**16), turn
     if width:

@@ -22,6 +22,16 @@ SYSTEMS = {
         "test_replay::test_sampling_is_uniform",
         "test_replay::test_every_complete_start_is_sampled_and_no_other",
     ],
+    "prioritised replay": [
+        "test_sum_tree::test_writes_and_updates_are_those_of_an_array",
+        "test_sum_tree::test_sums_do_not_drift_over_a_million_operations",
+        "test_sum_tree::test_every_leaf_of_a_million_is_reachable",
+        "test_prioritised::test_it_is_the_loop",
+        "test_prioritised::test_over_shards_weights_are_relative_to_the_largest_of_all",
+        "test_prioritised::test_blind_cliffwalk_takes_a_sixth_of_the_updates",
+        "test_memory::test_no_conditional_and_no_copy_of_the_ring_in_the_compiled_step",
+        "experiments/benchmarks/prioritised.py",
+    ],
     "parallel DQN: N actors with local replays D_i, merged into D_global, one learner, broadcast": [
         "test_stress::test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays",
         "test_actor_learner::test_every_transition_arrives_once_in_its_actors_order",

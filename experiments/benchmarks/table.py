@@ -44,6 +44,14 @@ def rows() -> list[tuple[str, str, str, str]]:
             add("convolution", f"MinAtar network, patches against lax.conv, {case}", measured, target)
         measured = f"{found['convolution']['replay_bytes_per_transition']:.0f} B"
         add("convolution", "replay bytes per Breakout transition at 1M", measured, "<= 130 B")
+    if "prioritised" in found:
+        for case, values in found["prioritised"]["cases"].items():
+            time, what = values["microseconds"], f"prioritised replay against flashbax, add + sample + update, {case}"
+            measured = f"{values['ratio']:.2f} of the time ({time['ours']:.0f} against {time['flashbax']:.0f} us)"
+            add("prioritised", what, measured, "<= 0.7" if case == "2^20 x 128" else "")
+        values = found["prioritised"]["add"]
+        measured = f"{values['ratio']:.1f} x ({values['microseconds']['1']:.2f} us for one)"
+        add("prioritised", "prioritised replay, adding two transitions against adding one", measured, "<= 2.2 x")
     if "reset" in found:
         shares = {k: v["reset_share_of_iteration"] for k, v in found["reset"]["environments"].items()}
         largest = max(shares, key=lambda name: shares[name])

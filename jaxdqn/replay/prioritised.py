@@ -49,11 +49,11 @@ def mass(priorities: Array, hparams: HParams) -> Array:
     return jnp.where(priorities > 0, jnp.clip(priorities**hparams.priority_exponent, LEAST, MOST), 0.0)
 
 
-def importance(tree: Tree, indices: Array, progress: Progress, hparams: HParams) -> Array:
-    """P(i)^-beta of leaves [B]: importance weights but for a factor. Equation 1 and section 3.4."""
+def importance(chances: Array, progress: Progress, hparams: HParams) -> Array:
+    """P(i)^-beta: importance weights but for a factor. Section 3.4."""
     ends = hparams.importance_begin, hparams.importance_end
     beta = linear_schedule(*ends, hparams.importance_updates, progress.updates)
-    return (sum_tree.leaves(tree, indices) / sum_tree.total(tree)) ** -beta
+    return chances**-beta
 
 
 def prioritised(
@@ -96,8 +96,8 @@ def prioritised_regions(
         waiting = jnp.zeros((num_actors, blocks_late * block_length, envs_each))
         return Prioritised(_ring.empty(ring), tree, waiting, jnp.float32(1))
 
-    def write(tree: Tree, actor: Array, row: Array, masses: Array) -> Tree:
-        return sum_tree.write(tree, (actor * rows + row % rows) * envs_each, masses.reshape(-1))
+    def at(actor: Array, row: Array, masses: Array) -> tuple[Array, Array]:
+        return (actor * rows + row % rows) * envs_each, masses.reshape(-1)
 
     def add(
         state: Prioritised,
@@ -116,8 +116,9 @@ def prioritised_regions(
         known = jnp.concatenate([state.waiting[actor], entering])
         complete, waiting = known[:length], known[length:]
 
-        tree = write(state.tree, actor, row, jnp.zeros_like(entering)) if blocks_late else state.tree
-        tree = write(tree, actor, row - len(waiting), mass(jnp.minimum(complete, highest), hparams))
+        overwritten = at(actor, row, jnp.zeros_like(entering))
+        due = at(actor, row - len(waiting), mass(jnp.minimum(complete, highest), hparams))
+        tree = sum_tree.write_all(state.tree, *([overwritten, due] if blocks_late else [due]))
         data = _ring.write(ring, state.data, block, row, actor * envs_each)
         waiting = lax.dynamic_update_index_in_dim(state.waiting, waiting, actor, 0)
         return Prioritised(data, tree, waiting, highest)
@@ -129,11 +130,11 @@ def prioritised_regions(
         hparams: HParams,
         largest: Callable[[Array], Array] = lambda weight: weight,
     ) -> Batch:
-        indices = sum_tree.draw(state.tree, key, batch_size)
+        indices, masses = sum_tree.draw_with_masses(state.tree, key, batch_size)
         actor, place = jnp.divmod(indices, rows * envs_each)
         row, env = jnp.divmod(place, envs_each)
         batch = _ring.n_step_batch(ring, state.data, row, actor * envs_each + env, n_step, hparams)
-        weights = importance(state.tree, indices, progress, hparams)
+        weights = importance(masses / sum_tree.total(state.tree), progress, hparams)
         return batch._replace(weights=weights / largest(jnp.max(weights)), indices=indices)
 
     def update_priorities(state: Prioritised, indices: Array, priorities: Array, hparams: HParams) -> Prioritised:

@@ -14,8 +14,8 @@ from jax import lax
 from jaxdqn.base import Array, Key
 
 FAN_OUT = 16
-_BEGINS_AND_TOTAL = np.triu(np.ones((FAN_OUT, FAN_OUT + 1), np.float32), 1)
-"""[16, 17]: a group's masses times this are the sums before each of them, and of all."""
+_SUMS = np.hstack([np.eye(FAN_OUT), np.triu(np.ones((FAN_OUT, FAN_OUT + 1)), 1)]).astype(np.float32)
+"""[16, 33]: a group's masses times this are these masses, the sums before each of them, and the sum of all."""
 
 
 class Tree(NamedTuple):
@@ -34,16 +34,20 @@ def empty(size: int) -> Tree:
 
 
 def write(tree: Tree, start: Array, values: Array) -> Tree:
-    """The masses from leaf `start` [] on become `values` [len], within the leaves: one slice a level.
+    """The masses from leaf `start` [] on become `values` [len], within the leaves: one slice a level."""
+    return write_all(tree, (start, values))
+
+
+def write_all(tree: Tree, *slices: tuple[Array, Array]) -> Tree:
+    """The same for several (start, values), the later ones above the earlier. Level by level: a second `write` would
+    have the first one's levels copied, as it reads what that has written.
 
     `len` leaves lie in at most ceil((len - 1) / 16) + 1 groups.
     """
-    levels = [lax.dynamic_update_slice(tree.levels[0], values, (start,))]
+    levels = [_written(tree.levels[0], slices)]
     for level in tree.levels[1:]:
-        start, touched = start // FAN_OUT, -(-(len(values) - 1) // FAN_OUT) + 1
-        children = lax.dynamic_slice(levels[-1], (start * FAN_OUT,), (touched * FAN_OUT,))
-        values = jnp.sum(children.reshape(touched, FAN_OUT), axis=1)
-        levels.append(lax.dynamic_update_slice(level, values, (start,)))
+        slices = tuple((start // FAN_OUT, _sums(levels[-1], start, len(values))) for start, values in slices)
+        levels.append(_written(level, slices))
     return Tree(tuple(levels))
 
 
@@ -58,21 +62,29 @@ def update(tree: Tree, indices: Array, values: Array) -> Tree:
 
 def draw(tree: Tree, key: Key, count: int) -> Array:
     """`count` leaves, int32 [count], each drawn in proportion to its mass; none of mass 0 where any has more."""
+    return draw_with_masses(tree, key, count)[0]
+
+
+def draw_with_masses(tree: Tree, key: Key, count: int) -> tuple[Array, Array]:
+    """`draw`, and the masses [count] of what is drawn. To look them up in a loop that also updates them would cost a
+    copy of all leaves."""
     # One float32 for all levels would leave 6 % of 2^20 leaves unreachable.
     return descend(tree, jax.random.uniform(key, (len(tree.levels), count)))
 
 
-def descend(tree: Tree, uniforms: Array) -> Array:
-    """The leaves, int32 [B], that numbers in [0, 1), [levels, B], choose from the top down: in each group the last
-    child with a mass that begins within this part of the group's sum."""
-    chosen = jnp.zeros(uniforms.shape[1], jnp.int32)
+def descend(tree: Tree, uniforms: Array) -> tuple[Array, Array]:
+    """The leaves, int32 [B], and their masses that numbers in [0, 1), [levels, B], choose from the top down: in each
+    group the last child with a mass that begins within this part of the group's sum."""
+    chosen, mass = jnp.zeros(uniforms.shape[1], jnp.int32), uniforms[0]
     for level, uniform in zip(reversed(tree.levels), uniforms, strict=True):
-        children = _groups(level)[chosen]
-        # A product is a third faster than a cumulative sum. However it rounds, the first child begins at exactly 0.
-        sums = jnp.matmul(children, _BEGINS_AND_TOTAL, precision=lax.Precision.HIGHEST)
-        within = (children > 0) & (sums[:, :-1] <= uniform[:, None] * sums[:, -1:])
-        chosen = chosen * FAN_OUT + jnp.max(jnp.where(within, jnp.arange(FAN_OUT), 0), axis=1)
-    return chosen
+        # A product is faster than a cumulative sum, and reads the level once, before anything is written. However it
+        # rounds, the first child begins at exactly 0.
+        sums = jnp.matmul(_groups(level)[chosen], _SUMS, precision=lax.Precision.HIGHEST)
+        masses, begins, end = sums[:, :FAN_OUT], sums[:, FAN_OUT:-1], sums[:, -1:]
+        child = jnp.arange(FAN_OUT)
+        last = jnp.max(jnp.where((masses > 0) & (begins <= uniform[:, None] * end), child, 0), axis=1, keepdims=True)
+        chosen, mass = chosen * FAN_OUT + last[:, 0], jnp.sum(jnp.where(child == last, masses, 0.0), axis=1)
+    return chosen, mass
 
 
 def total(tree: Tree) -> Array:
@@ -87,3 +99,16 @@ def leaves(tree: Tree, indices: Array) -> Array:
 
 def _groups(level: Array) -> Array:
     return level.reshape(-1, FAN_OUT)
+
+
+def _written(level: Array, slices: tuple[tuple[Array, Array], ...]) -> Array:
+    for start, values in slices:
+        level = lax.dynamic_update_slice(level, values, (start,))
+    return level
+
+
+def _sums(level: Array, start: Array, length: int) -> Array:
+    """Of the groups in which `length` masses from `start` [] on lie."""
+    touched = -(-(length - 1) // FAN_OUT) + 1
+    children = lax.dynamic_slice(level, (start // FAN_OUT * FAN_OUT,), (touched * FAN_OUT,))
+    return jnp.sum(children.reshape(touched, FAN_OUT), axis=1)
