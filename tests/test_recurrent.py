@@ -364,7 +364,8 @@ def test_schemes_carry_it(axes, options):
 def test_an_exported_policy_takes_its_state_and_gives_the_next(tmp_path):
     from jaxdqn.runs import export
 
-    result = jaxdqn.train(SMALL, H, out=tmp_path / "run", settings=QUIET, num_devices=1)
+    config = dataclasses.replace(SMALL, own={**SMALL.own, "memory": "lstm"})
+    result = jaxdqn.train(config, H, out=tmp_path / "run", settings=QUIET, num_devices=1)
     assert export.export_policy(tmp_path / "run", 0, tmp_path / "policy.jax") == 5  # four steps, and what the last made
     policy = jax.export.deserialize(bytearray((tmp_path / "policy.jax").read_bytes()))
     agent, params = result.components.agent, jax.tree.map(lambda x: x[0], result.params)
@@ -374,7 +375,8 @@ def test_an_exported_policy_takes_its_state_and_gives_the_next(tmp_path):
         expected, carry, _ = agent.greedy(params, carry, observation, KEY)
         action, state = policy.call(observation, state)
         np.testing.assert_array_equal(action, expected)
-        np.testing.assert_allclose(state, carry, rtol=1e-5, atol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state, carry)
+    assert len(state) == 2  # of an LSTM
 
 
 @pytest.mark.parametrize(
