@@ -108,7 +108,7 @@ def test_the_newest_n_rows_start_nothing(n_step, written):
     data, record = history(written, 0), replay.uniform(EXAMPLE, ROWS, ENVS, 2_000, n_step, copies=1)
     state = record.init()
     for start in range(0, written, 2):
-        state = record.add(state, jax.tree.map(lambda x, s=start: jnp.asarray(x[s : s + 2]), data), jnp.int32(start))
+        state = record.add(state, jax.tree.map(lambda x, s=start: jnp.asarray(x[s : s + 2]), data), jnp.int32(start), H)
     batch = record.sample(state, jax.random.key(0), Progress(jnp.int32(written), jnp.int32(0), jnp.int32(0)), H)
     starts = {tuple(map(int, x)) for x in np.asarray(batch.observation)}
     assert starts == {(env, row + 1) for env in range(ENVS) for row in range(max(0, written - ROWS), written - n_step)}
@@ -124,10 +124,10 @@ def test_regions_stop_where_a_stream_is_cut():
     for actor in (0, 1, 0, 1, 1, 0, 0, 1, 0, 0):
         start = written[actor]
         rows = jax.tree.map(lambda x, a=actor, s=start: jnp.asarray(x[s : s + 2, 2 * a : 2 * a + 2]), data)
-        state = record.add(state, rows, (jnp.int32(actor), jnp.int32(start)))
+        state = record.add(state, rows, (jnp.int32(actor), jnp.int32(start)), H)
         written[actor] += 2
         if actor == 1 and written[1] == 6:
-            state = state._replace(ends=replay.cut(state.ends, jnp.int32(6), 2, 2))
+            state = replay.cut(state, jnp.int32(6), 2, 2)
     data.episode_end[5, 2:] = True
     progress = Progress(jnp.asarray(written, jnp.int32), jnp.int32(0), jnp.int32(0))
     batch = jax.tree.map(np.asarray, record.sample(state, jax.random.key(0), progress, H))
@@ -174,7 +174,7 @@ def test_stacks_are_those_that_the_environment_gave(padding, n_step):
     add, sample = jax.jit(record.add), jax.jit(record.sample)
     state, padded = record.init(), 0
     for written in range(2, 41, 2):
-        state = add(state, jax.tree.map(lambda x, w=written: x[w - 2 : w], data), jnp.int32(written - 2))
+        state = add(state, jax.tree.map(lambda x, w=written: x[w - 2 : w], data), jnp.int32(written - 2), H)
         if written <= n_step:
             continue
         batch = sample(state, jax.random.key(written), Progress(jnp.int32(written), jnp.int32(0), jnp.int32(0)), H)
@@ -202,7 +202,7 @@ def test_no_stack_reaches_over_a_cut():
     example, data = played("first")
     layout = ring.layout(example, 18, ENVS, copies=1)
     state = ring.write(layout, ring.empty(layout), jax.tree.map(lambda x: x[:6], data), jnp.int32(0))
-    state = state._replace(ends=replay.cut(state.ends, jnp.int32(6), 0, ENVS))
+    state = replay.cut(state, jnp.int32(6), 0, ENVS)
     state = ring.write(layout, state, jax.tree.map(lambda x: x[8:14], data), jnp.int32(6))
     row, env = jnp.divmod(jnp.arange(10 * ENVS), ENVS)
     batch = jax.tree.map(np.asarray, ring.n_step_batch(layout, state, row, env, 1, H))
