@@ -74,7 +74,8 @@ def copies(example: Transition, asked: str) -> int:
 
 
 def encode(ring: Layout, block: Transition) -> Stored:
-    """A block [T, N] as the ring holds it."""
+    """A block [T, N] as the ring holds it, its actions of any type of integers."""
+    block = block._replace(action=block.action.astype(ring.codecs.action.stored.dtype))
     return _map(lambda c, x: c.encode(x), ring.codecs, _fields(block, _ends(block), ring.copies))
 
 
