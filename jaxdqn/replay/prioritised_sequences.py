@@ -70,15 +70,16 @@ def prioritised_sequence_regions(
         del priorities
         (actor, row), size = written, len(block.reward)
         data = sequence.write(ring, state.data, block, row, actor * envs_each)
-        # At least one slot is written to: where none begins in this block, it is one that is incomplete anyway.
+        # Where no sequence begins in this block, the slot is that of one which is not complete anyway.
         slot = jnp.arange(max(1, size // period))
-        begun = leaves(actor, row // period + slot)
-        tree = sum_tree.update(state.tree, begun, jnp.zeros(len(begun)))
-        ended = (row - length) // period + 1 + slot
+        begun, ended = row // period + slot, (row - length) // period + 1 + slot
         complete = jnp.repeat((ended >= 0) & (ended * period + length <= row + size), envs_each)
-        at = leaves(actor, ended)
-        masses = jnp.where(complete, mass(state.highest, hparams), sum_tree.leaves(tree, at))
-        return Prioritised(data, sum_tree.update(tree, at, masses), state.highest)
+        begun = leaves(actor, begun)
+        at = jnp.where(complete, leaves(actor, ended), begun)
+        masses = jnp.where(complete, mass(state.highest, hparams), 0.0)
+        # At once: one update after the other would copy the tree. Of two masses for one leaf the larger is kept.
+        both = jnp.concatenate([begun, at]), jnp.concatenate([jnp.zeros_like(masses), masses])
+        return Prioritised(data, sum_tree.update(state.tree, *both), state.highest)
 
     def sample(
         state: Prioritised,
@@ -87,10 +88,10 @@ def prioritised_sequence_regions(
         hparams: HParams,
         largest: Callable[[Array], Array] = lambda weight: weight,
     ) -> SequenceBatch:
-        indices = sum_tree.draw(state.tree, key, batch_size)
+        indices, masses = sum_tree.draw_with_masses(state.tree, key, batch_size)
         actor, place = jnp.divmod(indices, slots * envs_each)
         slot, env = jnp.divmod(place, envs_each)
-        weights = importance(state.tree, indices, progress, hparams)
+        weights = importance(masses / sum_tree.total(state.tree), progress, hparams)
         batch = sequence.read(ring, state.data, slot, actor * envs_each + env)
         return batch._replace(weights=weights / largest(jnp.max(weights)), indices=indices)
 
