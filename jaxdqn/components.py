@@ -50,6 +50,7 @@ def in_programs(config: Config) -> Config:
 def make_agent(config: Config, spec: Spec) -> Agent:
     """The agent that `config` describes, for an environment's spec. Raises `UserError`."""
     declared, settings = agents.of(config.agent), agents.settings_of(config)
+    config = dataclasses.replace(config, **dict.fromkeys(declared.always, True))
     optimizer, penalty = OPTIMIZERS[config.optimizer], td.PENALTIES[config.loss]
 
     def with_head(make: MakeHead) -> Network | RecurrentNetwork:

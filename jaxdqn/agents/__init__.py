@@ -16,6 +16,7 @@ from jaxdqn.agents.munchausen import MUNCHAUSEN
 from jaxdqn.agents.pqn import PQN
 from jaxdqn.agents.qr_dqn import QR_DQN
 from jaxdqn.agents.r2d2 import DRQN, R2D2, r2d2
+from jaxdqn.agents.rainbow import RAINBOW
 from jaxdqn.agents.random import RANDOM, random
 from jaxdqn.config import (
     MOST_WIDE,
@@ -45,6 +46,7 @@ AGENTS: dict[str, Declaration] = {
     "hl_gauss": HL_GAUSS,
     "qr_dqn": QR_DQN,
     "iqn": IQN,
+    "rainbow": RAINBOW,
     "ensemble_dqn": ENSEMBLE_DQN,
     "partitioned_dqn": PARTITIONED_DQN,
     "r2d2": R2D2,

@@ -50,6 +50,7 @@ class Declaration(NamedTuple):
 
     make(around) -> Agent
     head(num_actions, dueling, settings) -> the head of its network, by default the values of actions
+    always: switches of `Config` that are on for its network, whatever is asked for
     memory(settings) -> the recurrent cell between the torso and the head of its network; None for none
     replay: what it learns from where the configuration says "auto": a name in `replay.REPLAYS`, or a kind of its own
     settings: a frozen dataclass of static settings with defaults, each with a line of help; types as in `Config`
@@ -63,6 +64,7 @@ class Declaration(NamedTuple):
 
     make: Callable[[Around], Agent]
     head: MakeHead = lambda num_actions, dueling, settings: action_values(num_actions, dueling)
+    always: tuple[str, ...] = ()
     memory: Callable[[Any], Cell] | None = None
     replay: str | Kind = "uniform"
     settings: type = Nothing

@@ -71,16 +71,16 @@ def prioritised_sequence_regions(
         del priorities
         (actor, row), size = written, len(block.reward)
         data = sequence.write(ring, state.data, block, row, actor * envs_each)
-        # At least one slot is written to: where none begins in this block, it is one that is incomplete anyway.
+        # Where no sequence begins in this block, the slot is that of one which is not complete anyway.
         slot = jnp.arange(max(1, size // period))
-        begun = leaves(actor, row // period + slot)
-        ended = (row - length) // period + 1 + slot
+        begun, ended = row // period + slot, (row - length) // period + 1 + slot
         complete = jnp.repeat((ended >= 0) & (ended * period + length <= row + size), envs_each)
-        # In one update: what reads the leaves between two would have them copied.
-        at = jnp.concatenate([begun, jnp.where(complete, leaves(actor, ended), begun)])
+        begun = leaves(actor, begun)
+        at = jnp.where(complete, leaves(actor, ended), begun)
         masses = jnp.where(complete, mass(state.highest, hparams), 0.0)
-        tree = sum_tree.update(state.tree, at, jnp.concatenate([jnp.zeros(len(begun)), masses]))
-        return Prioritised(data, tree, state.highest)
+        # At once: one update after the other would copy the tree. Of two masses for one leaf the larger is kept.
+        both = jnp.concatenate([begun, at]), jnp.concatenate([jnp.zeros_like(masses), masses])
+        return Prioritised(data, sum_tree.update(state.tree, *both), state.highest)
 
     def sample(
         state: Prioritised,
