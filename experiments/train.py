@@ -159,7 +159,8 @@ def chosen(arguments: list[str]) -> tuple[Config, HParams, Axes]:
         owners = [name for name in agents.AGENTS if flag.removeprefix("hparams.") in agents.names_of(name)]
         if owners and config.agent not in owners:
             shown = flag.replace("_", "-")
-            raise UserError(f"--{shown} belongs to agent {owners[0]!r}, not to {config.agent!r}; choose it by --agent.")
+            whose = f"agent{'s' * (len(owners) > 1)} {', '.join(map(repr, owners))}"
+            raise UserError(f"--{shown} belongs to {whose}, not to {config.agent!r}; choose one by --agent.")
     return *agents.complete(config, hparams), schemes.complete(axes)
 
 

@@ -176,10 +176,25 @@ HPARAMS_WRONG = {
     "importance_end": (-0.1, 1.1, math.nan),
     "importance_updates": (0, -1, math.nan),
     "priority_epsilon": (0, -1, math.inf, math.nan),
+    "munchausen_alpha": (-0.1, 1.1, math.nan),
+    "munchausen_temperature": (0, math.inf, math.nan),
+    "munchausen_clip": (0.1, -math.inf, math.nan),
+    "v_min": (math.inf, math.nan),
+    "v_max": (math.inf, math.nan),
+    "sigma": (0, -1, math.inf, math.nan),
+    "kappa": (-1, math.inf, math.nan),
+    "priority_eta": (-0.1, 1.1, math.nan),
+    "td_lambda": (-0.1, 1.1, math.nan),
 }
 
 
-A2C = agents.complete(Config(agent="a2c"), HParams())[1]
+def hparams_with(name):
+    """Hyperparameters of the first agent that has one called `name`."""
+    agent = next((agent for agent in agents.AGENTS if name in agents.names_of(agent)), "dqn")
+    return agents.complete(Config(agent=agent), HParams())[1]
+
+
+A2C = hparams_with("value_weight")
 
 
 def test_every_hyperparameter_has_a_range():
@@ -191,7 +206,7 @@ def test_every_hyperparameter_has_a_range():
 )
 def test_hyperparameters_out_of_range_are_refused_by_name_and_value(name, value):
     with pytest.raises(UserError) as error:
-        validate_hparams(with_values(A2C, {name: value}))
+        validate_hparams(with_values(hparams_with(name), {name: value}))
     assert_one_line_with(error, f"hparams.{name} is {value!r}")
 
 

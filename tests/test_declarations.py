@@ -67,9 +67,16 @@ def test_its_values_are_checked(config, hparams, words):
         jaxdqn.train(Config(agent="quantile", own=config), HParams(own=hparams), settings=QUIET)
 
 
-@pytest.mark.parametrize("flag", ["--num-quantiles", "--hparams.kappa"])
-def test_its_flags_with_another_agent_say_whose_they_are(flag):
-    with pytest.raises(UserError, match=f"{flag} belongs to agent 'quantile', not to 'dqn'; choose it by --agent"):
+@pytest.mark.parametrize(
+    "flag, whose",
+    [
+        ("--num-quantiles", "agents 'qr_dqn', 'quantile'"),
+        ("--hparams.kappa", "agents 'qr_dqn', 'iqn', 'quantile'"),
+        ("--hparams.exponent", "agent 'quantile'"),
+    ],
+)
+def test_its_flags_with_another_agent_say_whose_they_are(flag, whose):
+    with pytest.raises(UserError, match=f"{flag} belongs to {whose}, not to 'dqn'; choose one by --agent"):
         script("train").parse(["--agent", "dqn", flag, "3"])
 
 
