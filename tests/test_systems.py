@@ -123,6 +123,17 @@ SYSTEMS = {
         "test_actor_critic::test_the_policy_gradient_is_the_enumerated_one",
         "test_learning_curves::test_reinforce_solves_cartpole",
     ],
+    "PQN: lambda returns, minibatches of the newest block, no target network": [
+        "test_pqn::test_errors_are_those_of_rlaxs_q_lambda",
+        "test_pqn::test_each_epoch_goes_once_through_the_block",
+        "test_pqn::test_every_scheme_that_learns_from_blocks_carries_it",
+        "experiments/benchmarks/pqn.py",
+    ],
+    "noisy layers for any agent": [
+        "test_noisy::test_the_noise_has_the_moments_of_its_definition",
+        "test_noisy::test_online_target_and_selector_draw_noise_of_their_own",
+        "test_noisy::test_a_noisy_network_split_over_devices_learns_what_the_whole_one_does",
+    ],
     "save, deploy": [
         "test_scripts::test_export_writes_a_policy_that_chooses_as_the_run_does",
         "test_modes_agree::test_an_interrupted_run_resumes_bit_for_bit",

@@ -5,7 +5,7 @@ two on two cores: ours as a population of two, the peer as two processes, each p
 chunk. The rate is environment steps of all agents together per second, without compilation and evaluation; ratios are
 medians over the rounds. Targets: 2.7 for one agent, 2.5 for two.
 
-    python experiments/benchmarks/pqn.py [--rounds 5] [--iterations 4] [--peer CHECKOUT --peer-python PYTHON]
+    python experiments/benchmarks/pqn.py [--agents 1 2] [--rounds 5] [--peer CHECKOUT --peer-python PYTHON]
 
 The peer needs gymnax before 1.0, so an environment of its own; without --peer only our rates are measured.
 """
@@ -88,9 +88,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     chunk = ["--iterations", str(args.iterations)]
     mine = [sys.executable, __file__, *chunk, "--side"]
     theirs = [args.peer_python, __file__, *chunk, "--peer", str(args.peer), "--side", "peer"]
-    sides = {f"ours {n}": [common.Side([*mine, str(n)], range(n))] for n in TARGETS}
+    sides = {f"ours {n}": [common.Side([*mine, str(n)], range(n))] for n in args.agents}
     if args.peer:
-        sides |= {f"peer {n}": [common.Side(theirs, [core]) for core in range(n)] for n in TARGETS}
+        sides |= {f"peer {n}": [common.Side(theirs, [core]) for core in range(n)] for n in args.agents}
     compile_seconds = {name: [side.answer()["value"] for side in group] for name, group in sides.items()}
     steps = NUM_ENVS * LENGTH * args.iterations
     rates: dict[str, list[float]] = {name: [] for name in sides}
@@ -106,12 +106,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for side in group:
             side.process.kill()
             side.close()
-    ratios = {n: common.median_ratio(rates[f"ours {n}"], rates[f"peer {n}"]) for n in TARGETS if args.peer}
+    ratios = {n: common.median_ratio(rates[f"ours {n}"], rates[f"peer {n}"]) for n in args.agents if args.peer}
     return {"targets": TARGETS, "rates": rates, "compile_seconds": compile_seconds, "ratio_of_rates": ratios}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--agents", type=int, choices=TARGETS, nargs="+", default=[*TARGETS])
     parser.add_argument("--rounds", type=common.count, default=5)
     parser.add_argument("--iterations", type=common.count, default=4, help="of 4,096 steps, in a chunk")
     parser.add_argument("--peer", type=Path, help="checkout of purejaxql")

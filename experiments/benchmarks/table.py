@@ -36,6 +36,10 @@ def rows() -> list[tuple[str, str, str, str]]:
     if "rejax" in found:
         result = found["rejax"]
         add("rejax", "8 DQN agents against 8 of rejax, its settings", f"{result['ratio_of_rates']:.1f} x", ">= 8 x")
+    if "pqn" in found:
+        for count, ratio in found["pqn"]["ratio_of_rates"].items():
+            what = f"PQN on Breakout, its authors' script's settings, {count} agents on as many cores"
+            add("pqn", what, f"{ratio:.1f} x", f">= {found['pqn']['targets'][count]} x")
     if "convolution" in found:
         for case, values in found["convolution"]["cases"].items():
             milliseconds = values["milliseconds_per_update"]
