@@ -29,6 +29,8 @@ AGENTS = {
     "a2c": {"agent": "a2c"},
     "random": {"agent": "random"},
 }
+FAMILY = ("munchausen", "c51", "hl_gauss", "qr_dqn", "iqn", "rainbow", "pqn", "r2d2", "drqn")
+CHANGES = {**AGENTS, **{name: {"agent": name} for name in FAMILY}}
 EPISODES = 100  # also on the curves: times to a threshold are read off them
 KEPT = ("config.yaml", "metrics.parquet", "summary.json")
 
@@ -40,7 +42,8 @@ class Args:
     envs: tuple[str, ...] = ("CartPole-v1", "Acrobot-v1", "Catch-bsuite")
     """Environment ids; `python experiments/list.py` shows all."""
     agents: tuple[str, ...] = tuple(AGENTS)
-    """dqn, double_dqn, dueling (a double DQN), a2c, random."""
+    """dqn, double_dqn, dueling (a double DQN), a2c, random; also munchausen, c51, hl_gauss, qr_dqn, iqn, rainbow, pqn,
+    r2d2, drqn, whose results are in experiments/results/family."""
     num_seeds: int = 10
     """Seeds of each agent: 0, 1, ..."""
     steps: int | None = None
@@ -79,11 +82,11 @@ def run(arguments: list[str]) -> int:
 
 def settings(env: str, agent: str, steps: int | None) -> tuple[Config, HParams]:
     """What an agent is trained with. Raises `UserError` for an unknown one."""
-    if agent not in AGENTS:
-        raise unknown_name("agent", agent, AGENTS)
-    _, config, hparams = presets.for_environment(env, AGENTS[agent]["agent"])
+    if agent not in CHANGES:
+        raise unknown_name("agent", agent, CHANGES)
+    _, config, hparams = presets.for_environment(env, CHANGES[agent]["agent"])
     budget = presets.for_environment(env).config.total_steps if steps is None else steps
-    config = dataclasses.replace(config, **AGENTS[agent], total_steps=budget, eval_episodes=EPISODES)
+    config = dataclasses.replace(config, **CHANGES[agent], total_steps=budget, eval_episodes=EPISODES)
     return complete(config, hparams)
 
 

@@ -246,6 +246,17 @@ PRESETS["r2d2-paper"] = Preset(
     ),
 )
 
+# The settings of DQN, on a support of the returns that there are.
+SUPPORTS = {"cartpole": (0.0, 100.0), "acrobot": (-100.0, 0.0), "catch": (-1.0, 1.0)}
+for _task, (_lowest, _highest) in SUPPORTS.items():
+    _base = PRESETS[_task]
+    for _agent in ("c51", "hl_gauss", "rainbow"):
+        PRESETS[f"{_task}-{_agent}"] = Preset(
+            f"{_base.config.env} by {_agent}, with the settings of DQN",
+            dataclasses.replace(_base.config, agent=_agent, n_step=3 if _agent == "rainbow" else _base.config.n_step),
+            _base.hparams._replace(own={"v_min": _lowest, "v_max": _highest}),
+        )
+
 USUAL = {name: value.config for name, value in reversed(PRESETS.items()) if not name.endswith("-paper")}
 BY_ENVIRONMENT = {config.env: name for name, config in USUAL.items()}
 BY_AGENT = {config.agent: name for name, config in USUAL.items()}
