@@ -246,6 +246,33 @@ PRESETS["r2d2-paper"] = Preset(
     ),
 )
 
+PRESETS["rainbow-paper"] = Preset(
+    "Breakout-MinAtar by Rainbow with the settings of Obando-Ceron and Castro (2021): an update of 32 per 4 steps",
+    Config(
+        env="Breakout-MinAtar",
+        agent="rainbow",
+        num_envs=1,
+        rollout_length=4,
+        batch_size=32,
+        replay_capacity=100_000,
+        learning_starts=1_000,
+        n_step=3,
+        total_steps=5_000_000,
+        eval_epsilon=0.05,
+    ),
+    HParams(
+        learning_rate=1e-4,
+        optimizer_epsilon=3.125e-4,
+        target_period=1_000,
+        epsilon_end=0.01,
+        epsilon_steps=250_000,
+        priority_exponent=0.5,
+        importance_begin=0.5,
+        importance_end=0.5,
+        own={"v_min": -100.0, "v_max": 100.0},
+    ),
+)
+
 # The settings of DQN, on a support of the returns that there are.
 SUPPORTS = {"cartpole": (0.0, 100.0), "acrobot": (-100.0, 0.0), "catch": (-1.0, 1.0)}
 for _task, (_lowest, _highest) in SUPPORTS.items():

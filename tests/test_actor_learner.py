@@ -217,7 +217,7 @@ def test_a_half_full_local_replay_keeps_its_age_over_chunks_and_resumes():
     """It is as old as its first rollout: also where that was made in a session before."""
     count = lambda number: jnp.int32(number)  # noqa: E731
     programs = ActorPrograms(
-        None, lambda params, now, episodes, hparams: (now, episodes), lambda local: local, count(0)
+        None, lambda params, now, episodes, hparams: (now, episodes), lambda params, now, hparams: now.local, count(0)
     )
     node, begun = ActorNode(programs, None, index=0, merge_every=3), []
     now = Actor((), (), "local", acted=count(0), begun=count(0))

@@ -46,6 +46,8 @@ DIVISIBLE = {"num_envs": 8}
 REPLICA_RATE = {"learning_rate": 5e-4}
 # As many samples per step as one update a step, in fewer and longer pieces: threads pay for each.
 ACTORS = {"num_envs": 16, "rollout_length": 4, "updates_per_iteration": 4}
+# Returns of three steps, double selection, dueling streams (Horgan et al., 2018, appendix C).
+APEX = {"agent": "double_dqn", "dueling": True, "n_step": 3, "replay": "prioritised"}
 ON_POLICY = {"num_envs": 16, "rollout_length": 8, "n_step": 8, "learning_starts": 0, "total_steps": 2_000_000}
 # Sixteen environments, five steps: with half the environments or longer blocks one seed in eight fails.
 SHORT = {**ON_POLICY, "rollout_length": 5, "n_step": 5, "agent": "dqn", "replay": "latest"}
@@ -67,10 +69,34 @@ PARALLEL: dict[str, Parallel] = {
         ACTORS,
     ),
     "apex": Parallel(
-        "parallel_dqn with an epsilon for each environment (Ape-X, uniform replay): many actors",
-        Axes("actor_learner", workers=4, coupling="async", merge_every=1, broadcast_every=16, slack=8),
-        ACTORS,
-        {"ladder_power": 7.0, "epsilon_end": 0.4},
+        "actors with an epsilon for each environment and priorities of their own, one learner (Ape-X): many actors",
+        Axes("actor_learner", workers=4, coupling="async", merge_every=4, broadcast_every=16, slack=8),
+        {**ACTORS, **APEX},
+        {"ladder_power": 7.0, "epsilon_end": 0.4, "importance_end": 0.4},
+    ),
+    "apex-paper": Parallel(
+        "apex with the settings of Horgan et al. (2018), with 64 environments instead of 360",
+        Axes("actor_learner", workers=8, coupling="async", merge_every=10, broadcast_every=100, slack=32),
+        {
+            **APEX,
+            "num_envs": 64,
+            "rollout_length": 10,
+            "batch_size": 512,
+            "replay_capacity": 1_000_000,
+            "learning_starts": 50_000,
+            "optimizer": "rmsprop",
+        },
+        {
+            "learning_rate": 6.25e-5,
+            "learning_rate_end": 1.0,
+            "optimizer_epsilon": 1.5e-7,
+            "max_grad_norm": 40.0,
+            "target_period": 2_500.0,
+            "ladder_power": 7.0,
+            "epsilon_begin": 0.4,
+            "epsilon_end": 0.4,
+            "importance_end": 0.4,
+        },
     ),
     "lockstep_dqn": Parallel(
         "parallel_dqn, deterministic in one thread: debugging, exact resume",

@@ -14,11 +14,12 @@ import numpy as np
 
 from jaxdqn import acting, agents, training
 from jaxdqn.acting import ActorState, EpisodeSums
-from jaxdqn.base import Array, Key, LearnerState, Progress, PyTree, Transition
+from jaxdqn.base import Array, Batch, Key, LearnerState, Progress, PyTree, Transition
 from jaxdqn.components import Components
 from jaxdqn.config import Config, HParams
 from jaxdqn.parallel.compiled.memory import once_each
 from jaxdqn.parallel.compiled.runner import EXPERIENCE_STREAM, PARAMS_STREAM, Program
+from jaxdqn.replay.latest import block_batch
 
 
 class Actor(NamedTuple):
@@ -32,10 +33,18 @@ class Actor(NamedTuple):
     begun: Array
 
 
+class Local(NamedTuple):
+    """A full local replay [M * T, n, ...]; and its priorities [M * T, n] as the actor's parameters have them (Horgan et
+    al., 2018), where the learner draws single transitions by priority."""
+
+    block: Transition
+    priorities: Array | None
+
+
 class Full(NamedTuple):
     """A full local replay, and the number of the broadcast with which it was begun."""
 
-    local: Transition
+    local: Local
     begun: int
 
 
@@ -44,7 +53,7 @@ class ActorPrograms(NamedTuple):
 
     act: Program
     prefill: Program
-    copy: Program
+    full: Program
     zeros: EpisodeSums
 
 
@@ -85,11 +94,23 @@ def compile_actor(components: Components, num_actors: int, merge_every: int) -> 
         acted, block, new = random_rollout(params, actor.state, key, hparams)
         return store(actor, acted, block), jax.tree.map(jnp.add, sums, new)
 
+    def full(params: PyTree, actor: Actor, hparams: HParams) -> Local:
+        # A copy: the next rollout is given the original.
+        block = jax.tree.map(jnp.copy, actor.local)
+        if components.replay.weighted is None or agents.replay_of(config).batch is not Batch:
+            return Local(block, None)
+        learner = LearnerState(params, params, (), jnp.int32(0), jnp.int32(-1))
+        _, key = training.stream_keys(actor.key, actor.acted)
+        # Returns end with the local replay. Nobody asks for the gradient, so that it is not computed.
+        batch = block_batch(actor.local, config.n_step, hparams)
+        _, output = components.agent.gradient(learner, batch, key, hparams)
+        return Local(block, output.priorities.reshape(block.reward.shape))
+
     zero = jax.jit(lambda _: training.zero_metrics(components.agent, components.replay, config).episodes)
     return ActorPrograms(
         act=jax.jit(act, donate_argnums=(1, 2)),
         prefill=jax.jit(prefill, donate_argnums=(1, 2)),
-        copy=jax.jit(lambda tree: jax.tree.map(jnp.copy, tree)),
+        full=jax.jit(full),
         zeros=zero(np.float32(0)),
     )
 
@@ -127,7 +148,7 @@ class ActorNode:
         self._acted += 1
         if self._acted % self._merge_every:
             return None
-        return Full(self._programs.copy(self._now.actor.local), self._begun)  # the next rollout is given the original
+        return Full(self._programs.full(params, self._now.actor, self._hparams), self._begun)
 
     def end(self) -> Ended:
         """The actor after the chunk."""

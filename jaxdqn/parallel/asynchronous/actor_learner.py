@@ -23,12 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdqn import agents, training
-from jaxdqn.base import Array, Key, LearnerState, PyTree, Replay, Scalar, Transition
+from jaxdqn.base import Array, Key, LearnerState, PyTree, Replay, Scalar
 from jaxdqn.components import Components, make_regions
 from jaxdqn.config import INT32_MAX, Config, HParams, replay_rows
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.parallel.asynchronous.actor import Actor, ActorNode, compile_actor, start_actor
+from jaxdqn.parallel.asynchronous.actor import Actor, ActorNode, Local, compile_actor, start_actor
 from jaxdqn.parallel.asynchronous.ray_engine import Engine, remake
 from jaxdqn.parallel.asynchronous.workers import (
     LAGS,
@@ -220,8 +220,9 @@ def _compile_learner(components: Components, axes: Axes) -> Programs:
     memory, rows = global_replay(components, axes), axes.merge_every * config.rollout_length
     updates = training.make_learn(components.agent, memory, config)
 
-    def insert(data: PyTree, merged: Array, local: Transition, index: Array, hparams: HParams) -> tuple[PyTree, Array]:
-        return memory.add(data, local, (index, merged[index]), hparams), merged.at[index].add(rows)
+    def insert(data: PyTree, merged: Array, local: Local, index: Array, hparams: HParams) -> tuple[PyTree, Array]:
+        data = memory.add(data, local.block, (index, merged[index]), hparams, local.priorities)
+        return data, merged.at[index].add(rows)
 
     def cut(data: PyTree, merged: Array, index: Array) -> PyTree:
         assert memory.cut  # of a replay with regions
@@ -301,14 +302,15 @@ class ActorLearner:
             if not self.apart:
                 params, first = jax.device_put((params, first), self.device_of(index))
             self.nodes[index].begin(first)
-            for learning in (False, True):
-                self.nodes[index].act(params, 0, 0, learning)
+            for count in range(max(2, self.axes.merge_every)):  # until it has been full
+                self.nodes[index].act(params, 0, 0, count > 0)
 
         # Threads wait for processes; in this one the first actor of a device compiles for all of them.
         count = self.axes.workers if self.apart else min(self.axes.workers, len(self.actor_devices))
         with ThreadPoolExecutor() as pool:
             list(pool.map(warm, range(count)))
-        local = jax.tree.map(jnp.copy, state.actors[0].local)
+        shapes = jax.eval_shape(self.acting.full, state.broadcast[0], state.actors[0], self.hparams)
+        local = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         data, merged = self.programs.insert(state.replay, state.merged, local, np.int32(0), self.hparams)
         data = self.programs.cut(data, merged, np.int32(0))
         self.programs.learn(state.learner, data, metrics.learning, merged, state.key, self.hparams, np.int32(0))
@@ -350,7 +352,7 @@ class Delivery(NamedTuple):
     """A full local replay on its way to the learner; `version` is that of the parameters it was begun with."""
 
     actor: int
-    local: Transition
+    local: Local
     version: int
 
 
@@ -387,7 +389,7 @@ class Chunk:
 
     # -- the three steps ----------------------------------------------------------------------------------------------
 
-    def insert(self, index: int, local: Transition) -> None:
+    def insert(self, index: int, local: Local) -> None:
         """Moves a full local replay into its actor's region."""
         at = np.int32(index), self.scheme.hparams
         self.data, self.merged = self.programs.insert(self.data, self.merged, local, *at)
@@ -419,7 +421,8 @@ class Chunk:
                 self._act(index, iteration)
             if (iteration + 1) % self.axes.merge_every == 0:
                 for index, actor in enumerate(self.actors):
-                    self.insert(index, actor.local)
+                    full = self.scheme.acting.full(self.broadcast[0], actor, self.scheme.hparams)
+                    self.insert(index, full)
             if self.learning:
                 self.learn(iteration)
 
