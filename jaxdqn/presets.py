@@ -66,6 +66,7 @@ PRESETS: dict[str, Preset] = {
         # Returns are near 100: with the usual weight the baseline's errors leave nothing of the clipped gradient.
         HParams(learning_rate=3e-3, learning_rate_end=0.05, learning_rate_updates=480, own={"value_weight": 0.01}),
     ),
+    # Both are first tries, not swept: 500.0 on seed 300, and above .9 on seed 0.
     "cartpole-r2d2": Preset(
         "CartPole-v1 by R2D2: sequences of 12 after a burn-in of 4",
         Config(
