@@ -171,6 +171,11 @@ HPARAMS_WRONG = {
     "value_weight": (-1, math.inf),
     "entropy_weight": (math.inf, math.nan),
     "weight_decay": (-1e-4, math.inf, math.nan),
+    "priority_exponent": (-0.1, 1.1, math.nan),
+    "importance_begin": (-0.1, 1.1),
+    "importance_end": (-0.1, 1.1, math.nan),
+    "importance_updates": (0, -1, math.nan),
+    "priority_epsilon": (0, -1, math.inf, math.nan),
 }
 
 

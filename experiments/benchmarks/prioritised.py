@@ -122,7 +122,7 @@ def measure(rounds: int) -> dict[str, Any]:
             }
     adds = {str(added): ours(SIZES[-1], BATCHES[0], added, False) for added in (1, 2)}
     seconds = common.interleaved(
-        {name: lambda call=call: [call() for _ in range(20)] for name, call in adds.items()}, rounds
+        {name: lambda call=call: [call() for _ in range(20)][-1] for name, call in adds.items()}, rounds
     )
     added = {name: common.median(values) / TURNS / 20 * 1e6 for name, values in seconds.items()}
     ratio = common.median_ratio(seconds["2"], seconds["1"])

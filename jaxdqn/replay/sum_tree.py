@@ -14,8 +14,8 @@ from jax import lax
 from jaxdqn.base import Array, Key
 
 FAN_OUT = 16
-_SUMS = np.hstack([np.eye(FAN_OUT), np.triu(np.ones((FAN_OUT, FAN_OUT + 1)), 1)]).astype(np.float32)
-"""[16, 33]: a group's masses times this are these masses, the sums before each of them, and the sum of all."""
+_SUMS = np.vstack([np.eye(FAN_OUT), np.tri(FAN_OUT + 1, FAN_OUT, -1)]).astype(np.float32)
+"""[33, 16]: this times a group's masses are these masses, the sums before each of them, and the sum of all."""
 
 
 class Tree(NamedTuple):
@@ -77,13 +77,13 @@ def descend(tree: Tree, uniforms: Array) -> tuple[Array, Array]:
     group the last child with a mass that begins within this part of the group's sum."""
     chosen, mass = jnp.zeros(uniforms.shape[1], jnp.int32), uniforms[0]
     for level, uniform in zip(reversed(tree.levels), uniforms, strict=True):
-        # A product is faster than a cumulative sum, and reads the level once, before anything is written. However it
-        # rounds, the first child begins at exactly 0.
-        sums = jnp.matmul(_groups(level)[chosen], _SUMS, precision=lax.Precision.HIGHEST)
-        masses, begins, end = sums[:, :FAN_OUT], sums[:, FAN_OUT:-1], sums[:, -1:]
-        child = jnp.arange(FAN_OUT)
-        last = jnp.max(jnp.where((masses > 0) & (begins <= uniform[:, None] * end), child, 0), axis=1, keepdims=True)
-        chosen, mass = chosen * FAN_OUT + last[:, 0], jnp.sum(jnp.where(child == last, masses, 0.0), axis=1)
+        # A product is faster than a cumulative sum, most so with the batch last, and reads the level once, before
+        # anything is written. However it rounds, the first child begins at exactly 0.
+        sums = jnp.matmul(_SUMS, _groups(level)[chosen].T, precision=lax.Precision.HIGHEST)
+        masses, begins, end = sums[:FAN_OUT], sums[FAN_OUT:-1], sums[-1]
+        child = jnp.arange(FAN_OUT)[:, None]
+        last = jnp.max(jnp.where((masses > 0) & (begins <= uniform * end), child, 0), axis=0)
+        chosen, mass = chosen * FAN_OUT + last, jnp.sum(jnp.where(child == last, masses, 0.0), axis=0)
     return chosen, mass
 
 
