@@ -88,6 +88,7 @@ PRESETS: dict[str, Preset] = {
             own={"td_lambda": 0.95},
         ),
     ),
+    # Both are first tries, not swept: 500.0 on seed 300, and above .9 on seed 0.
     "cartpole-r2d2": Preset(
         "CartPole-v1 by R2D2: sequences of 12 after a burn-in of 4",
         Config(

@@ -12,6 +12,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from test_modes_agree import run_fleet
 
 import jaxdqn
 from jaxdqn import acting, agents, networks, presets, replay, td
@@ -20,6 +21,7 @@ from jaxdqn.components import make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.axes import Axes
+from jaxdqn.parallel.compiled import memory, population, runner
 from jaxdqn.replay import ring
 from jaxdqn.replay.sequence import n_step_errors
 from jaxdqn.validation import validate
@@ -348,18 +350,40 @@ def test_members_are_their_own_runs_and_resume_is_bit_for_bit(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "axes, options",
-    [
-        (Axes(), {"num_devices": 2, "devices_per_agent": 2}),
-        (Axes("parameter_server", workers=2), {}),
-        (Axes("actor_learner", workers=2, merge_every=2), {}),
-    ],
-    ids=lambda x: getattr(x, "scheme", ""),
+    "axes",
+    [Axes("parameter_server", workers=2), Axes("actor_learner", workers=2, merge_every=2)],
+    ids=lambda axes: axes.scheme,
 )
-def test_schemes_carry_it(axes, options):
-    result = jaxdqn.train(dataclasses.replace(SMALL, agent="r2d2"), H, axes=axes, settings=QUIET, **options)
+def test_schemes_carry_it(axes):
+    result = jaxdqn.train(dataclasses.replace(SMALL, agent="r2d2"), H, axes=axes, settings=QUIET)
     assert result.summary["status"] == "finished"
     assert np.isfinite(result.metrics.loss.dropna()).all() and result.metrics.loss.notna().any()
+
+
+def test_chunks_vmapped_members_and_shards_agree():
+    config = dataclasses.replace(SMALL, agent="r2d2")
+    hparams = agents.complete(config, H)[1]
+    run = functools.partial(run_fleet, iterations=60, config=config)
+    three, four = (run(1, 1, [seed], [hparams]) for seed in (3, 4))
+    assert_equal(run(1, 1, [3], [hparams], chunk=17), three)
+    both = jax.tree.map(lambda *x: np.concatenate(x), three, four)
+    vmapped = run(1, 1, [3, 4], [hparams] * 2, width=2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), vmapped, both)  # sums in another order
+    sharded = run(2, 2, [3], [hparams])
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x[:, 0], x[:, 1]), sharded)
+
+
+def test_the_compiled_step_copies_neither_sequences_nor_their_tree():
+    own = {"period": 4, "memory_size": 4}
+    config = Config(agent="r2d2", num_envs=8, batch_size=8, hidden_sizes=(8,), updates_per_iteration=2, own=own)
+    config = dataclasses.replace(config, replay_capacity=400_000)
+    components = make_components(config)
+    hparams = components.agent.complete(HParams())
+    built, _ = runner.build(components, jax.devices()[:1], 1, population.assign(1, 1), [0], [hparams])
+    state = jax.eval_shape(components.replay.init)
+    analysis = built.program.memory_analysis()
+    assert analysis.alias_size_in_bytes >= memory.tree_bytes(state)
+    assert analysis.temp_size_in_bytes < 0.5 * memory.tree_bytes(state.tree)
 
 
 def test_an_exported_policy_takes_its_state_and_gives_the_next(tmp_path):
