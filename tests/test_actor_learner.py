@@ -22,7 +22,7 @@ from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import schemes
 from jaxdqn.parallel.asynchronous import actor_learner, workers
-from jaxdqn.parallel.asynchronous.actor import Actor, ActorNode, ActorPrograms
+from jaxdqn.parallel.asynchronous.actor import Actor, ActorNode, ActorPrograms, Local
 from jaxdqn.parallel.asynchronous.actor_learner import Axes
 from jaxdqn.parallel.asynchronous.workers import WorkerPool
 from jaxdqn.parallel.compiled import population, runner
@@ -246,7 +246,9 @@ def test_a_stream_is_cut_where_a_block_is_left_out(two_actors, blocks):
     chunk.deliveries, chunk.published = queue.Queue(), actor_learner.Published({}, 10)
     count = [0, 0]
     for actor, old in [(0, False), (1, False), (0, False), (1, False), *blocks]:
-        chunk.deliveries.put(actor_learner.Delivery(actor, clock_block(actor, count[actor]), 0 if old else 9))
+        chunk.deliveries.put(
+            actor_learner.Delivery(actor, Local(clock_block(actor, count[actor]), None), 0 if old else 9)
+        )
         count[actor] += 1
     chunk._receive()
     data, merged = jax.tree.map(np.asarray, (chunk.data, chunk.merged))
@@ -261,6 +263,37 @@ def clock_block(actor, index):
     before, after = (np.stack([name, a], -1).astype(np.float32) for a in (age, age + 1))
     no = np.zeros((2, 2), bool)
     return Transition(before, no.astype(np.int32), age + 1, np.ones((2, 2), np.float32), after, no)
+
+
+def test_an_actor_brings_the_errors_of_its_own_parameters():
+    """As priorities of what it delivers (Horgan et al., 2018): against a loop; and the learner draws by them."""
+    config = dataclasses.replace(SMALL, replay="prioritised", num_envs=4, replay_capacity=400)
+    components, axes = make_components(config), Axes(workers=2, merge_every=10)
+    scheme = actor_learner.ActorLearner(components, jax.devices()[:1], H, axes, pytest.fail, None, None)
+    chunk = actor_learner.Chunk(scheme, scheme.init(3), scheme.zero_metrics, learning=False)
+    chunk.lockstep(0, 10)
+    state = jax.tree.map(np.asarray, jax.device_get((chunk.broadcast[0], [a.local for a in chunk.actors])))
+    weights, blocks = state
+
+    def q(observation):
+        hidden = np.maximum(observation @ weights["Dense_0"]["kernel"] + weights["Dense_0"]["bias"], 0)
+        return hidden @ weights["Dense_1"]["kernel"] + weights["Dense_1"]["bias"]
+
+    masses = np.asarray(chunk.data.tree.levels[0][: 100 * 4]).reshape(2, 100, 2)  # actor, row, environment
+    for actor, block in enumerate(blocks):
+        for row in range(9):  # the last one's return is not complete
+            for env in range(2):
+                total, factor, last = 0.0, 1.0, row
+                for last in range(row, row + 2):
+                    total += factor * block.reward[last, env]
+                    factor *= H.gamma * block.discount[last, env]
+                    if block.episode_end[last, env]:
+                        break
+                bootstrap = q(block.next_observation[last, env]).max()
+                error = total + factor * bootstrap - q(block.observation[row, env])[block.action[row, env]]
+                expected = (abs(error) + H.priority_epsilon) ** H.priority_exponent
+                np.testing.assert_allclose(masses[actor, row, env], expected, rtol=1e-4)
+    assert not masses[:, 9:].any()
 
 
 @pytest.mark.parametrize("broken", [True, False])
