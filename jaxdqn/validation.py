@@ -42,7 +42,6 @@ def validate(config: Config, num_shards: int = 1) -> None:
             f"the replay needs {needed} rows before it can be sampled, and holds {replay_rows(config)} of "
             f"{config.num_envs} transitions; raise replay_capacity."
         )
-    agents.replay_of(config).check(config)
     if agents.of(config.agent).on_policy and config.learning_starts:
         raise UserError(
             f"learning_starts is {config.learning_starts}, but agent {config.agent!r} is on-policy and would throw "
