@@ -11,7 +11,6 @@ from jaxdqn.base import Agent, Environment, Network, RecurrentNetwork, Replay, S
 from jaxdqn.config import Config
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.files.documents import Fields
 from jaxdqn.learning import OPTIMIZERS
 from jaxdqn.replay import Kind
 
@@ -51,8 +50,7 @@ def in_programs(config: Config) -> Config:
 def make_agent(config: Config, spec: Spec) -> Agent:
     """The agent that `config` describes, for an environment's spec. Raises `UserError`."""
     declared, settings = agents.of(config.agent), agents.settings_of(config)
-    always: Fields = dict.fromkeys(declared.always, True)
-    config = dataclasses.replace(config, **always)
+    config = agents.with_always(config)
     optimizer, penalty = OPTIMIZERS[config.optimizer], td.PENALTIES[config.loss]
 
     def with_head(make: MakeHead) -> Network | RecurrentNetwork:

@@ -33,6 +33,7 @@ from jaxdqn.config import (
     values_of,
 )
 from jaxdqn.errors import UserError, shown, unknown_name
+from jaxdqn.files.documents import Fields
 from jaxdqn.replay import REPLAYS, Kind
 
 __all__ = ["AGENTS", "actor_critic", "double_dqn", "dqn", "ensemble_dqn", "partitioned_dqn", "r2d2", "random"]
@@ -91,6 +92,12 @@ def settings_of(config: Config) -> object:
 def with_settings(config: Config) -> Config:
     """`config` with all of the agent's own settings. Raises `UserError` as `settings_of` does."""
     return dataclasses.replace(config, own=settings_of(config))
+
+
+def with_always(config: Config) -> Config:
+    """`config` with the switches that are always on for the agent's network."""
+    switches: Fields = dict.fromkeys(of(config.agent).always, True)
+    return dataclasses.replace(config, **switches)
 
 
 def rows_needed(config: Config) -> int:

@@ -93,7 +93,7 @@ def check(components: Components, data: int, model: int) -> int:
 
 def num_heads(config: Config) -> int:
     """The dense layers that are heads."""
-    return agents.of(config.agent).head(1, config.dueling, agents.settings_of(config)).num_layers
+    return agents.of(config.agent).head(1, agents.with_always(config).dueling, agents.settings_of(config)).num_layers
 
 
 def parameter_spec(path: str, num_hidden: int) -> P:
