@@ -96,7 +96,9 @@ def batch():
 def test_loss_and_gradient_are_rlaxs(batch):
     agent, apply = (
         make_agent(CONFIG, SPEC),
-        network(SPEC, policy_and_value(SPEC.num_actions), "auto", (16,), False, "relu", "default", "patches").apply,
+        network(
+            SPEC, policy_and_value(SPEC.num_actions), "auto", (16,), False, "relu", "default", "patches", False
+        ).apply,
     )
     learner = agent.init(KEY, H)
 
@@ -119,7 +121,9 @@ def test_the_policy_gradient_is_the_enumerated_one():
     """A bandit with A arms: the expected gradient over the policy's actions is the gradient of sum_a pi(a) r(a)."""
     agent, apply = (
         make_agent(CONFIG, SPEC),
-        network(SPEC, policy_and_value(SPEC.num_actions), "auto", (16,), False, "relu", "default", "patches").apply,
+        network(
+            SPEC, policy_and_value(SPEC.num_actions), "auto", (16,), False, "relu", "default", "patches", False
+        ).apply,
     )
     hparams = H._replace(own=Weights(jnp.float32(0), jnp.float32(0)))
     learner = agent.init(KEY, hparams)
@@ -158,7 +162,9 @@ def test_terminations_are_masked_and_time_limits_bootstrapped(batch):
 def test_it_samples_its_policy_whatever_epsilon_is_and_is_greedy_only_when_asked():
     agent, apply = (
         make_agent(CONFIG, SPEC),
-        network(SPEC, policy_and_value(SPEC.num_actions), "auto", (16,), False, "relu", "default", "patches").apply,
+        network(
+            SPEC, policy_and_value(SPEC.num_actions), "auto", (16,), False, "relu", "default", "patches", False
+        ).apply,
     )
     params = agent.init(KEY, H).params
     observation = jnp.ones((20_000, 4))

@@ -282,7 +282,9 @@ def test_iqn_is_rlaxs_quantile_q_learning_at_three_draws_of_tau(double, batch):
 
 
 def test_iqn_at_fixed_taus_is_qr_dqn(batch):
-    network = networks.network(SPEC, networks.sampled_quantiles(A, K, 8), "mlp", (8,), False, "relu", "default", "lax")
+    network = networks.network(
+        SPEC, networks.sampled_quantiles(A, K, 8), "mlp", (8,), False, "relu", "default", "lax", False
+    )
     fixed = Network(network.init, lambda params, observation, key=None: network.apply(params, observation))
     quantiles = Network(network.init, lambda params, observation, key=None: network.apply(params, observation)[0])
     one = iqn.iqn(fixed, fixed, fixed, OPTIMIZERS["adam"])
@@ -325,7 +327,7 @@ def test_they_act_by_the_mean(name, batch):
 def test_dueling_is_for_each_atom_alone(num_taus, batch):
     """V + A - mean A of every atom, before any softmax, from the layers' own parameters."""
     head = networks.sampled_quantiles(A, num_taus, 8, True) if num_taus else networks.action_atoms(A, K, True)
-    network = networks.network(SPEC, head, "mlp", (16,), False, "relu", "default", "patches")
+    network = networks.network(SPEC, head, "mlp", (16,), False, "relu", "default", "patches", False)
     params = network.init(KEY)
     layers = [params[f"Dense_{i}"] for i in range(len(params))]
     dense = lambda i, x: x @ layers[i]["kernel"] + layers[i]["bias"]  # noqa: E731
