@@ -74,3 +74,23 @@ def test_asynchronous_presets_learn_cartpole(parallel, steps, tmp_path):
     final_returns(tmp_path / "run", "--parallel", parallel, "--total-steps", str(steps), "--seed", "1")
     metrics = pd.read_parquet(tmp_path / "run" / "metrics.parquet")
     assert metrics[metrics.env_steps > steps / 2].eval_return.median() >= 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "agent, steps",
+    [
+        ("munchausen", 100_000),
+        ("c51", 100_000),
+        ("hl_gauss", 100_000),
+        ("qr_dqn", 100_000),
+        ("iqn", 60_000),
+        ("rainbow", 60_000),
+        ("r2d2", 100_000),
+        ("pqn", 300_000),
+    ],
+)
+def test_each_agent_of_the_family_learns_cartpole(agent, steps, tmp_path):
+    """One seed, a part of the budget; whole results are in experiments/results/family. At random it is 22."""
+    flags = ["--env", "CartPole-v1", "--agent", agent, "--total-steps", str(steps), "--seed", "1"]
+    assert final_returns(tmp_path / "run", *flags)[0] >= 200
