@@ -423,7 +423,9 @@ SCHEMES = {
 }
 
 
-@pytest.mark.parametrize("agent", OWN)
+@pytest.mark.parametrize(
+    "agent", [name if name in ("c51", "iqn") else pytest.param(name, marks=pytest.mark.slow) for name in OWN]
+)
 def test_a_population_over_its_own_fields_is_one_compilation(agent, tmp_path, capsys, monkeypatch):
     """It is judged and exported, too; only a support that cuts off mass is warned about, and once."""
     calls, inner = [], acting.rollout
@@ -454,12 +456,27 @@ def test_a_population_over_its_own_fields_is_one_compilation(agent, tmp_path, ca
     assert not jaxdqn.train(config, vary=halved, settings=QUIET).metrics.empty and not calls
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize(
-    "agent", [name if name == "iqn" else pytest.param(name, marks=pytest.mark.slow) for name in OWN]
-)
+# Every scheme and every agent twice: all pairs are in docs/compatibility.md.
+PAIRS = [(name, scheme) for i, name in enumerate(OWN) for j, scheme in enumerate(SCHEMES) if (i + j) % len(OWN) < 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent, scheme", PAIRS)
 def test_every_scheme_carries_them(agent, scheme):
     axes, options = SCHEMES[scheme]
     result = jaxdqn.train(Config(agent=agent, own=OWN[agent][0], **SMALL), axes=axes, settings=QUIET, **options)
     assert result.summary["status"] == "finished"
     assert np.isfinite(result.metrics.loss.dropna()).all() and result.metrics.loss.notna().any()
+
+
+def test_rainbow_is_c51_with_the_other_parts():
+    """Bitwise: double selection, dueling streams, noisy layers, prioritised replay."""
+    parts = {"n_step": 3, "own": {"num_atoms": 11, "double": True}}
+    rainbow = jaxdqn.train(Config(agent="rainbow", **parts, **SMALL), settings=QUIET)
+    by_hand = Config(agent="c51", dueling=True, noisy=True, replay="prioritised", **parts, **SMALL)
+    other = jaxdqn.train(by_hand, settings=QUIET)
+    jax.tree.map(np.testing.assert_array_equal, rainbow.params, other.params)
+    layers = jax.tree.leaves_with_path(rainbow.params)
+    assert any("kernel_sigma" in jax.tree_util.keystr(path) for path, _ in layers)
+    plain = jaxdqn.train(Config(agent="rainbow", n_step=3, own={"num_atoms": 11}, **SMALL), settings=QUIET)
+    jax.tree.map(np.testing.assert_array_equal, rainbow.params, plain.params)  # double is its default

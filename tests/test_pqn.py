@@ -240,8 +240,8 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path):
     [
         (Axes(), {"num_devices": 2, "devices_per_agent": 2}),
         (Axes("parameter_server", workers=2), {}),
-        (Axes("averaging", workers=2), {}),
-        (Axes("sharding", workers=2), {}),
+        pytest.param(Axes("averaging", workers=2), {}, marks=pytest.mark.slow),
+        pytest.param(Axes("sharding", workers=2), {}, marks=pytest.mark.slow),
     ],
     ids=lambda x: getattr(x, "scheme", ""),
 )

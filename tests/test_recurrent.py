@@ -349,6 +349,7 @@ def test_members_are_their_own_runs_and_resume_is_bit_for_bit(whole, tmp_path):
     assert np.isfinite(resumed.evaluate(episodes=4, member=0).returns).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axes",
     [Axes("parameter_server", workers=2), Axes("actor_learner", workers=2, merge_every=2)],
@@ -360,6 +361,7 @@ def test_schemes_carry_it(axes):
     assert np.isfinite(result.metrics.loss.dropna()).all() and result.metrics.loss.notna().any()
 
 
+@pytest.mark.slow
 def test_chunks_vmapped_members_and_shards_agree():
     config = dataclasses.replace(SMALL, agent="r2d2")
     hparams = agents.complete(config, H)[1]
