@@ -134,7 +134,7 @@ def test_episodes_and_their_lengths_are_counted_exactly():
 
 # What is refused.
 
-LONG = Config(num_envs=1, rollout_length=1, batch_size=1, learning_starts=0, total_steps=LAST - 1)
+LONG = Config(num_envs=1, rollout_length=1, batch_size=1, learning_starts=0, total_steps=LAST - 1, replay_copies="two")
 
 
 @pytest.mark.parametrize(

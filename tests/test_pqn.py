@@ -123,7 +123,7 @@ def sampler(length, num_envs, size):
         extras=Targets(jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
     )
     memory = minibatches(example, length, num_envs, size)
-    return jax.jit(lambda block, progress: memory.sample(memory.add(memory.init(), block, 0), KEY, progress, H))
+    return jax.jit(lambda block, progress: memory.sample(memory.add(memory.init(), block, 0, H), KEY, progress, H))
 
 
 @given(st.sampled_from([(4, 6, 8), (5, 3, 15), (1, 8, 2), (6, 6, 1)]), st.integers(0, 10**6))
