@@ -213,6 +213,43 @@ def test_no_stack_reaches_over_a_cut():
         np.testing.assert_array_equal(batch.observation["frames"][b], given)
 
 
+@pytest.mark.parametrize("n_step, written", [(1, 6), (3, 6), (3, 14)])
+def test_void_starts_are_never_drawn_by_priority(n_step, written):
+    """All others are, once their blocks are complete; with the items that the uniform ring gives."""
+    data, record = history(written, 5), replay.prioritised(EXAMPLE, ROWS, ENVS, 2_000, n_step, 2, copies=1)
+    state = record.init()
+    for start in range(0, written, 2):
+        state = record.add(state, jax.tree.map(lambda x, s=start: jnp.asarray(x[s : s + 2]), data), jnp.int32(start), H)
+    batch = record.sample(state, jax.random.key(0), Progress(jnp.int32(written), jnp.int32(0), jnp.int32(0)), H)
+    complete = range(max(0, written - ROWS), written - 2 * -(-n_step // 2))
+    expected = {(e, row): one_copy_item(data, row, e, n_step) for row in complete for e in range(ENVS)}
+    kept = {key: item for key, item in expected.items() if item is not None}
+    assert len(kept) < len(expected) or written < 10
+    drawn = [(int(env), int(time) - 1) for env, time in np.asarray(batch.observation)]
+    assert set(drawn) == set(kept)
+    for b, key in enumerate(drawn[:200]):
+        np.testing.assert_allclose(batch.return_m[b], kept[key][0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(batch.bootstrap_discount[b], kept[key][1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_nothing_is_drawn_by_priority_whose_stack_is_overwritten(block):
+    example, data = played("first")
+    rows = 12
+    record = replay.prioritised(example, rows, ENVS, 500, 1, block, copies=1)
+    add, sample = jax.jit(record.add), jax.jit(record.sample)
+    state = record.init()
+    for start in range(0, 30, block):
+        state = add(state, jax.tree.map(lambda x, s=start: x[s : s + block], data), jnp.int32(start), H)
+    batch = sample(state, jax.random.key(0), Progress(jnp.int32(30), jnp.int32(0), jnp.int32(0)), H)
+    place = np.asarray(batch.indices)
+    row, env = 18 + (place // ENVS - 18) % rows, place % ENVS  # rows 18 to 29 are there
+    assert 20 <= row.min() <= 21 and row.max() == 30 - block - 1
+    for b in range(len(place)):
+        given = data.observation["frames"][row[b], env[b]]
+        np.testing.assert_array_equal(batch.observation["frames"][b], given)
+
+
 def test_two_copies_hold_stacks_whole():
     example, data = played("zeros")
     layout = ring.layout(example, 40, ENVS, copies=2)
