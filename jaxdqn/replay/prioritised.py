@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdqn.base import Array, Batch, Key, Progress, Replay, Transition
+from jaxdqn.base import Array, Batch, Key, Progress, PyTree, Replay, Transition
 from jaxdqn.config import HParams
 from jaxdqn.exploration import linear_schedule
 from jaxdqn.replay import ring as _ring
@@ -55,6 +55,13 @@ def importance(chances: Array, progress: Progress, hparams: HParams) -> Array:
     ends = hparams.importance_begin, hparams.importance_end
     beta = linear_schedule(*ends, hparams.importance_updates, progress.updates)
     return chances**-beta
+
+
+def update_priorities(state: PyTree, indices: Array, priorities: Array, hparams: HParams) -> PyTree:
+    """A state with a `tree` and the `highest` priority, of any prioritised replay, with new `priorities` [B]."""
+    priorities = raised(priorities, hparams)
+    tree = sum_tree.update(state.tree, indices, mass(priorities, hparams))
+    return state._replace(tree=tree, highest=jnp.maximum(state.highest, jnp.max(priorities)))
 
 
 def prioritised(
@@ -147,11 +154,6 @@ def prioritised_regions(
         batch = _ring.n_step_batch(ring, state.data, row, actor * envs_each + env, n_step, hparams)
         weights = importance(masses / sum_tree.total(state.tree), progress, hparams)
         return batch._replace(weights=weights / largest(jnp.max(weights)), indices=indices)
-
-    def update_priorities(state: Prioritised, indices: Array, priorities: Array, hparams: HParams) -> Prioritised:
-        priorities = raised(priorities, hparams)
-        tree = sum_tree.update(state.tree, indices, mass(priorities, hparams))
-        return state._replace(tree=tree, highest=jnp.maximum(state.highest, jnp.max(priorities)))
 
     def cut(state: Prioritised, written: tuple[Array, Array]) -> Prioritised:
         actor, row = written

@@ -14,7 +14,7 @@ from jaxdqn.base import Array, Key, Progress, Replay, SequenceBatch, Transition
 from jaxdqn.config import HParams
 from jaxdqn.replay import ring as _ring
 from jaxdqn.replay import sequence, sum_tree
-from jaxdqn.replay.prioritised import importance, mass, raised
+from jaxdqn.replay.prioritised import importance, mass, update_priorities
 from jaxdqn.replay.ring import Stored
 from jaxdqn.replay.sum_tree import Tree
 
@@ -95,11 +95,6 @@ def prioritised_sequence_regions(
         weights = importance(masses / sum_tree.total(state.tree), progress, hparams)
         batch = sequence.read(ring, state.data, slot, actor * envs_each + env)
         return batch._replace(weights=weights / largest(jnp.max(weights)), indices=indices)
-
-    def update_priorities(state: Prioritised, indices: Array, priorities: Array, hparams: HParams) -> Prioritised:
-        priorities = raised(priorities, hparams)
-        tree = sum_tree.update(state.tree, indices, mass(priorities, hparams))
-        return state._replace(tree=tree, highest=jnp.maximum(state.highest, jnp.max(priorities)))
 
     def cut(state: Prioritised, written: tuple[Array, Array]) -> Prioritised:
         actor, row = written
