@@ -24,6 +24,7 @@ def run(arguments: list[str]) -> int:
     print("\nagents (--agent; their own settings after it)")
     for name in AGENTS:
         print(f"  {name:26}{', '.join(names_of(name))}")
+    print("  ensemble_NAME             of any that acts by the values of one network, such as ensemble_c51")
     print("\npresets (--preset)")
     for name, preset in PRESETS.items():
         print(f"  {name:26}{preset.summary}")

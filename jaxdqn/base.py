@@ -277,11 +277,19 @@ class Greedy(Protocol):
         """(action [N], carry, extras), of observation [N, *O]."""
 
 
+class Values(Protocol):
+    """The values of actions; `key` is for networks that draw."""
+
+    def __call__(self, params: PyTree, observation: PyTree, key: Key | None = None) -> Array:
+        """[N, A], of observation [N, *O]."""
+
+
 class Policy(NamedTuple):
-    """How an agent chooses actions: `act` explores, `greedy` does not. See `Agent`."""
+    """How an agent chooses actions: `act` explores, `greedy` does not; `values` are what both follow. See `Agent`."""
 
     act: Act
     greedy: Greedy
+    values: Values | None = None
 
 
 class Loss(Protocol):
@@ -338,6 +346,7 @@ class Agent(NamedTuple):
     apply(learner, gradients, loss [], hparams) -> (learner, gradient_norm [])
     prepare(params, block [T, N], key, hparams) -> block     once an iteration, before the block is stored
     distribution(params, observation [N, *O], hparams) -> (returns, probabilities) [N, A, K]; None where none is learned
+    values(params, observation [N, *O], key=None) -> [N, A], by which it acts; None where it acts by something else
     own: the agent's own hyperparameters at their defaults, what `HParams.own` is for it
     """
 
@@ -350,6 +359,7 @@ class Agent(NamedTuple):
     prepare: Prepare = as_it_is
     own: PyTree = ()
     distribution: Distribution | None = None
+    values: Values | None = None
 
     def complete(self, hparams: HParams) -> HParams:
         """`hparams` with the agent's own at their defaults, where there are none."""

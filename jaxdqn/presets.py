@@ -316,8 +316,9 @@ def for_environment(env: str, agent: str | None = None) -> Preset:
         chosen = Preset(f"{env}", dataclasses.replace(CLASSIC, env=env), PRESETS["acrobot"].hparams)
     if agent is None:
         return chosen
-    if (env, agent) in BY_PAIR:
-        return PRESETS[BY_PAIR[env, agent]]
+    if (env, agents.member_of(agent)) in BY_PAIR:
+        found = PRESETS[BY_PAIR[env, agents.member_of(agent)]]
+        return found._replace(config=dataclasses.replace(found.config, agent=agent))
     if agents.of(agent).on_policy:
         general = PRESETS[BY_AGENT.get(agent, "cartpole-a2c")]
         kept = {name: getattr(chosen.config, name) for name in OF_ENVIRONMENT}

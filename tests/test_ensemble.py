@@ -10,8 +10,8 @@ import optax
 import probe_environments
 import pytest
 
-from jaxdqn import agents, learning, replay, td, training
-from jaxdqn.agents.dqn import double_dqn, double_dqn_loss, dqn, dqn_loss
+from jaxdqn import agents, learning, replay, training
+from jaxdqn.agents.dqn import double_dqn, dqn
 from jaxdqn.agents.multi import ensemble as ens
 from jaxdqn.agents.multi import ownership
 from jaxdqn.base import Batch, Network, Spec
@@ -28,7 +28,7 @@ SPEC = Spec("test", jax.ShapeDtypeStruct((4,), jnp.float32), A)
 H = jax.tree.map(jnp.float32, HParams(learning_rate=1e-2, target_period=3.0))
 NETWORK = q_network(SPEC, hidden_sizes=(8,))
 ADAM = OPTIMIZERS["adam"]
-LOSSES = {"dqn": (dqn, dqn_loss), "double_dqn": (double_dqn, double_dqn_loss)}
+MEMBERS = {"dqn": dqn, "double_dqn": double_dqn}
 
 
 def batches(count):
@@ -59,9 +59,9 @@ def repeated(learner, one):
 
 @pytest.mark.parametrize("name, max_grad_norm", [("dqn", 10.0), ("dqn", 0.01), ("double_dqn", 10.0)])
 def test_equal_members_learn_as_one_member(name, max_grad_norm):
-    plain, loss = LOSSES[name]
+    plain = MEMBERS[name]
     hparams = H._replace(max_grad_norm=jnp.float32(max_grad_norm))
-    agent, single = ens.ensemble(NETWORK, loss(NETWORK, td.squared), ADAM, M), plain(NETWORK, ADAM)
+    agent, single = ens.ensemble(plain(NETWORK, ADAM), M), plain(NETWORK, ADAM)
     one = single.init(KEY, hparams)
     many, many_output = trained(agent, repeated(agent.init(KEY, hparams), one), 30, hparams)
     one, one_output = trained(single, one, 30, hparams)
@@ -73,10 +73,10 @@ def test_equal_members_learn_as_one_member(name, max_grad_norm):
     np.testing.assert_allclose(many_output.priorities, one_output.priorities, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", MEMBERS)
 def test_equal_members_are_one_member_bitwise_where_float32_is_exact(name):
     """Binary fractions of few digits: every sum is exact, so its order cannot matter, and only the algorithm can."""
-    plain, loss = LOSSES[name]
+    plain = MEMBERS[name]
     init = lambda key: jax.random.randint(key, (4, A), -8, 8) / 4.0  # noqa: E731
     network = Network(init, lambda w, observation, key=None: observation @ w)
     hparams = H._replace(learning_rate=jnp.float32(0.25), target_period=jnp.float32(2), max_grad_norm=jnp.float32(1e9))
@@ -93,7 +93,7 @@ def test_equal_members_are_one_member_bitwise_where_float32_is_exact(name):
     def sgd(hparams):
         return optax.sgd(hparams.learning_rate)
 
-    agent, single = ens.ensemble(network, loss(network, td.squared), sgd, M), plain(network, sgd)
+    agent, single = ens.ensemble(plain(network, sgd), M), plain(network, sgd)
     start = one = single.init(KEY, hparams)
     many = repeated(agent.init(KEY, hparams), one)
     for i in range(3):
@@ -108,7 +108,7 @@ def test_equal_members_are_one_member_bitwise_where_float32_is_exact(name):
 @pytest.mark.parametrize("epsilon", [0.0, 0.3])
 @pytest.mark.parametrize("aggregate", [ens.mean, ens.vote, ens.ownership(ownership.directions(SPEC, M))])
 def test_equal_members_act_as_one(aggregate, epsilon):
-    agent = ens.ensemble(NETWORK, dqn_loss(NETWORK, td.squared), ADAM, M, aggregate)
+    agent = ens.ensemble(dqn(NETWORK, ADAM), M, aggregate)
     single = dqn(NETWORK, ADAM)
     one = single.init(KEY, H)
     many = repeated(agent.init(KEY, H), one)
@@ -122,14 +122,14 @@ def test_equal_members_act_as_one(aggregate, epsilon):
 
 
 def test_an_ensemble_of_one_is_its_member_from_the_same_key():
-    agent, single = ens.ensemble(NETWORK, dqn_loss(NETWORK, td.squared), ADAM, 1), dqn(NETWORK, ADAM)
+    agent, single = ens.ensemble(dqn(NETWORK, ADAM), 1), dqn(NETWORK, ADAM)
     many, _ = trained(agent, agent.init(KEY, H), 20)
     one, _ = trained(single, single.init(KEY, H), 20)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b), many.params, one.params)
 
 
 def test_members_start_apart_and_learn_as_if_alone():
-    agent, single = ens.ensemble(NETWORK, dqn_loss(NETWORK, td.squared), ADAM, M), dqn(NETWORK, ADAM)
+    agent, single = ens.ensemble(dqn(NETWORK, ADAM), M), dqn(NETWORK, ADAM)
     start = agent.init(KEY, H)
     kernels = np.asarray(start.params["Dense_0"]["kernel"])
     assert len({kernel.tobytes() for kernel in kernels}) == M
@@ -181,7 +181,7 @@ def test_ownership(values):
 
 
 def test_a_mask_gives_each_member_its_own_part_of_the_batch():
-    agent = ens.ensemble(NETWORK, dqn_loss(NETWORK, td.squared), ADAM, M, keep_probability=0.5)
+    agent = ens.ensemble(dqn(NETWORK, ADAM), M, keep_probability=0.5)
     start = agent.init(KEY, H)
     start = repeated(start, dqn(NETWORK, ADAM).init(KEY, H))
     (batch,) = batches(1)
@@ -198,7 +198,7 @@ def test_a_mask_gives_each_member_its_own_part_of_the_batch():
 
 
 def test_one_bad_member_stops_all():
-    agent = ens.ensemble(NETWORK, dqn_loss(NETWORK, td.squared), ADAM, M)
+    agent = ens.ensemble(dqn(NETWORK, ADAM), M)
     start = agent.init(KEY, H)
     gradients = jax.tree.map(lambda x: jnp.zeros_like(x).at[2].set(jnp.nan), start.params)
     after, _ = agent.apply(start, gradients, jnp.float32(0), H)
@@ -267,3 +267,58 @@ def test_stacks_are_not_split_over_devices_by_layer(agent):
     config = Config(agent=agent, hidden_sizes=(8, 8), num_envs=4, batch_size=8, replay_capacity=64)
     with pytest.raises(UserError, match=rf"agent '{agent}'.*model 1"):
         model_sharding.check(make_components(config), 1, 2)
+
+
+OF_ANY = ["double_dqn", "munchausen", "c51", "hl_gauss", "qr_dqn", "iqn", "rainbow"]
+
+
+@pytest.mark.parametrize("name", OF_ANY)
+def test_members_of_an_ensemble_of_any_agent_learn_as_if_alone(name):
+    config = Config(agent=name, hidden_sizes=(8,), batch_size=B)
+    agent, single = (make_agent(dataclasses.replace(config, agent=x), SPEC) for x in (f"ensemble_{name}", name))
+    hparams = jax.tree.map(jnp.float32, agent.complete(HParams(learning_rate=1e-2, target_period=1.0, target_tau=0.5)))
+    start, (batch,) = agent.init(KEY, hparams), batches(1)
+    many, output, _ = jax.jit(functools.partial(learning.update, agent))(start, batch, KEY, hparams)
+    alone, losses = jax.jit(functools.partial(learning.update, single)), []
+    for m, key in enumerate(jax.random.split(KEY, 5)):
+        mine, targets = (jax.tree.map(lambda x: x[m], tree) for tree in (start.params, start.target_params))
+        one = single.init(KEY, hparams)._replace(params=mine, target_params=targets)
+        one, own, _ = alone(one, batch, key, hparams)
+        losses.append(own.loss)
+        for ours, theirs in [(many.params, one.params), (many.target_params, one.target_params)]:
+            # Batched products add up in another order.
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a[m], b, rtol=1e-4, atol=1e-5), ours, theirs)
+    assert len({float(loss) for loss in losses}) == 5
+    np.testing.assert_allclose(output.loss, np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["c51", "iqn"])
+def test_the_return_distribution_of_an_ensemble_is_its_members_mixture(name):
+    config = Config(agent=f"ensemble_{name}", own={"ensemble_size": 3}, hidden_sizes=(8,))
+    agent, single = make_agent(config, SPEC), make_agent(Config(agent=name, hidden_sizes=(8,)), SPEC)
+    hparams = agent.complete(HParams())
+    params, observation = agent.init(KEY, hparams).params, jax.random.normal(KEY, (7, 4))
+    returns, probabilities = agent.distribution(params, observation, hparams)
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-5)
+    means = [single.values(jax.tree.map(lambda x: x[m], params), observation) for m in range(3)]
+    if name == "c51":  # whose values are in steps of the support, from its lower end
+        own = hparams.own
+        means = [own.v_min + (own.v_max - own.v_min) / 50 * q for q in means]
+    np.testing.assert_allclose((returns * probabilities).sum(axis=-1), np.mean(means, axis=0), rtol=1e-4, atol=1e-4)
+
+
+def test_an_ensemble_has_the_settings_of_its_members():
+    assert {"ensemble_size", "ensemble_act", "num_atoms", "v_min"} <= set(agents.names_of("ensemble_c51"))
+    with pytest.raises(UserError, match="num_atoms is 1"):
+        agents.check(Config(agent="ensemble_c51", own={"num_atoms": 1}))
+
+
+@pytest.mark.parametrize("name", ["a2c", "pqn", "r2d2", "partitioned_dqn", "ensemble_dqn", "random"])
+def test_what_there_are_no_ensembles_of(name):
+    with pytest.raises(UserError, match=rf"agent 'ensemble_{name}': ensembles are of agents that act by the values"):
+        make_agent(Config(agent=f"ensemble_{name}", hidden_sizes=(8,)), SPEC)
+
+
+def test_an_unknown_ensemble_is_an_unknown_agent():
+    with pytest.raises(UserError, match="unknown agent 'ensemble_of_dqn'"):
+        agents.of("ensemble_of_dqn")

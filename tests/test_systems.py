@@ -96,6 +96,7 @@ SYSTEMS = {
         "test_ensemble::test_vote",
         "test_ensemble::test_ownership",
         "test_ensemble::test_equal_members_act_as_one",
+        "test_ensemble::test_members_of_an_ensemble_of_any_agent_learn_as_if_alone",
     ],
     "a worker dies, a worker is slow": [
         "test_faults::test_three_of_four_workers_solve_cartpole",

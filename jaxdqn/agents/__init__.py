@@ -1,6 +1,7 @@
 """Agents by name, and what each declares. An agent is a file, and a line in `AGENTS`."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import TypeVar, get_type_hints
 
@@ -10,7 +11,7 @@ from jaxdqn.agents.declaration import Declaration
 from jaxdqn.agents.dqn import DOUBLE_DQN, DQN, double_dqn, dqn
 from jaxdqn.agents.hl_gauss import HL_GAUSS
 from jaxdqn.agents.iqn import IQN
-from jaxdqn.agents.multi.ensemble import ENSEMBLE_DQN, ensemble_dqn
+from jaxdqn.agents.multi.ensemble import ensemble_dqn, ensemble_of
 from jaxdqn.agents.multi.partitioned import PARTITIONED_DQN, partitioned_dqn
 from jaxdqn.agents.munchausen import MUNCHAUSEN
 from jaxdqn.agents.pqn import PQN
@@ -48,7 +49,7 @@ AGENTS: dict[str, Declaration] = {
     "qr_dqn": QR_DQN,
     "iqn": IQN,
     "rainbow": RAINBOW,
-    "ensemble_dqn": ENSEMBLE_DQN,
+    "ensemble_dqn": ensemble_of("dqn", DQN),
     "partitioned_dqn": PARTITIONED_DQN,
     "r2d2": R2D2,
     "drqn": DRQN,
@@ -59,10 +60,21 @@ AGENTS: dict[str, Declaration] = {
 
 
 def of(name: str) -> Declaration:
-    """What the agent called `name` declares. Raises `UserError` for an unknown one."""
-    if not isinstance(name, str) or name not in AGENTS:
-        raise unknown_name("agent", name, AGENTS, "`python experiments/list.py` shows all.")
-    return AGENTS[name]
+    """What the agent called `name` declares; "ensemble_NAME" is an ensemble of any other. Raises `UserError` for an
+    unknown one, and for what there are no ensembles of."""
+    if isinstance(name, str) and name in AGENTS:
+        return AGENTS[name]
+    if member_of(name) in AGENTS:
+        return _ensemble(member_of(name), AGENTS[member_of(name)])
+    raise unknown_name("agent", name, AGENTS, "`python experiments/list.py` shows all.")
+
+
+_ensemble = functools.lru_cache(maxsize=32)(ensemble_of)
+
+
+def member_of(name: str) -> str:
+    """The agent that an ensemble is of; of others the agent itself."""
+    return name.removeprefix("ensemble_") if isinstance(name, str) else name
 
 
 def replay_of(config: Config) -> Kind:

@@ -3,8 +3,6 @@
 The two differ in which network selects the action that the target network values.
 """
 
-from typing import Protocol
-
 import jax
 import jax.numpy as jnp
 
@@ -22,6 +20,7 @@ from jaxdqn.base import (
     PyTree,
     RecurrentNetwork,
     TargetBatch,
+    Values,
 )
 from jaxdqn.config import HParams
 from jaxdqn.exploration import epsilon_greedy
@@ -30,13 +29,6 @@ from jaxdqn.learning import Optimizer, sgd_agent
 from jaxdqn.td import Penalty
 
 NOISE = 0x6E6F6973
-
-
-class QValues(Protocol):
-    """The values by which an agent acts; `key` is for networks that draw."""
-
-    def __call__(self, params: PyTree, observation: PyTree, key: Key | None = None) -> Array:
-        """[N, A], of observation [N, *O]."""
 
 
 def dqn(network: Network, optimizer: Optimizer, penalty: Penalty = td.squared) -> Agent:
@@ -87,7 +79,7 @@ def value_loss(
     return LossOutput(loss, absolute, {"q_mean": jnp.mean(q_tm1), "td_error": jnp.mean(absolute)})
 
 
-def epsilon_greedy_policy(q_values: QValues) -> Policy:
+def epsilon_greedy_policy(q_values: Values) -> Policy:
     """Epsilon-greedy over the values of a network, without recurrent state or extras. The greedy policy draws nothing:
     without a key the values are those of the mean network."""
 
@@ -102,7 +94,7 @@ def epsilon_greedy_policy(q_values: QValues) -> Policy:
         del key
         return greedy_action(q_values(params, observation)), carry, ()
 
-    return Policy(act, greedy)
+    return Policy(act, greedy, q_values)
 
 
 def recurrent_policy(network: RecurrentNetwork) -> Policy:

@@ -14,16 +14,14 @@ from jaxdqn.config import HParams, traced
 from jaxdqn.learning import Optimizer
 
 
+def keys(key: Key, num: int) -> Key:
+    """A key [num] for each learner, the first being `key` itself, so that a stack of one starts as the one."""
+    return jnp.concatenate([key[None], jax.random.split(key, num)[1:]])
+
+
 def initialiser(network: Network, num: int) -> Callable[[Key], PyTree]:
-    """init(key) -> params [num, ...] of `num` independently initialised networks.
-
-    The first is what `network` alone gets from this key, so that a stack of one is the network.
-    """
-
-    def init(key: Key) -> PyTree:
-        return jax.vmap(network.init)(jnp.concatenate([key[None], jax.random.split(key, num)[1:]]))
-
-    return init
+    """init(key) -> params [num, ...] of `num` independently initialised networks."""
+    return lambda key: jax.vmap(network.init)(keys(key, num))
 
 
 def over_stack(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
