@@ -289,8 +289,8 @@ for _task, (_lowest, _highest) in SUPPORTS.items():
             _base.hparams._replace(own={"v_min": _lowest, "v_max": _highest}),
         )
 
-# Of twelve settings one of three without a dip on seeds 200-202 (experiments/sweeps/cartpole-munchausen.yaml, 2026-11-29):
-# with the rate of DQN and an alpha of .9 one seed in four ends in one.
+# One of the three of twelve settings without a dip on seeds 200-202 (experiments/sweeps/cartpole-munchausen.yaml,
+# 2026-11-29): with DQN's rate and an alpha of .9 one seed in four ends in one.
 _base = PRESETS["cartpole"]
 PRESETS["cartpole-munchausen"] = Preset(
     "CartPole-v1 by munchausen, with half the rate of dqn",
