@@ -89,7 +89,7 @@ def test_arrays_of_size_0_come_back_from_the_template(tmp_path):
 def test_fill_takes_a_prefix_and_names_what_is_missing_or_misshapen():
     arrays = {"state/a": np.ones(3)}
     np.testing.assert_array_equal(checkpoints.fill({"a": np.zeros(3)}, arrays, "state/")["a"], np.ones(3))
-    with pytest.raises(UserError, match=r"no state/b.*another configuration"):
+    with pytest.raises(UserError, match=r"no state/b.*another configuration.*--init-from"):
         checkpoints.fill({"b": np.zeros(3)}, arrays, "state/")
     with pytest.raises(UserError, match=r"state/a has shape \[3\], expected \[4\]"):
         checkpoints.fill({"a": np.zeros(4)}, arrays, "state/")

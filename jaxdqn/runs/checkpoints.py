@@ -39,6 +39,9 @@ _META: dict[str, type | tuple[type, ...]] = {
 _NAME = re.compile(r"(\d{4})-(\d{12})")
 
 
+HELP = "The run can be analysed and evaluated as it is; to train on from its parameters, start one with --init-from."
+
+
 class Checkpoint(NamedTuple):
     """What a checkpoint holds: arrays by path, and meta (batch, iteration, update, seconds, versions, device)."""
 
@@ -127,13 +130,13 @@ def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "") -> P
             return np.zeros(leaf.shape, leaf.dtype)
         if name not in arrays:
             raise UserError(
-                f"the checkpoint has no {name}: it was written by another version or with another configuration."
+                f"the checkpoint has no {name}: it was written by another version or with another configuration. {HELP}"
             )
         array = np.asarray(arrays[name])
         if array.shape != leaf.shape:
             raise UserError(
                 f"the checkpoint's {name} has shape {list(array.shape)}, expected {list(leaf.shape)}: it was written "
-                "with another configuration."
+                f"by another version or with another configuration. {HELP}"
             )
         return array
 
