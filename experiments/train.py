@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 # rest describes a new run, and is refused.
 ACT_ON_RESUME = frozenset(
     "resume total_steps stop_at_return max_minutes checkpoint_seconds dry_run profile tensorboard wandb quiet "
-    "tensorboard_members engine ray_address coordinator num_processes process_id connect_seconds".split()
+    "telemetry tensorboard_members engine ray_address coordinator num_processes process_id connect_seconds".split()
 )
 
 
@@ -104,6 +104,8 @@ class Args:
     """Least time between two checkpoints."""
     dry_run: bool = False
     """Print the configuration, its memory and an estimate of its time, and stop."""
+    telemetry: bool = False
+    """Measure dormant units, effective rank and what the replay draws at each evaluation, as further metrics."""
     profile: bool = False
     """Write a JAX profiler trace to the run directory."""
     tensorboard: bool = True
@@ -276,6 +278,7 @@ def settings(args: Args):  # type: ignore[no-untyped-def]
         tensorboard=args.tensorboard,
         tensorboard_members=args.tensorboard_members,
         wandb=args.wandb,
+        telemetry=args.telemetry,
         profile=args.profile,
         init_from=args.init_from,
         init_member=args.init_member,

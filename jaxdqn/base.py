@@ -89,16 +89,23 @@ class Apply(Protocol):
         """Head outputs; for Q-networks the values [B, A]."""
 
 
+Features = Callable[[PyTree, PyTree], Array]
+"""features(params, observation [B, *O]) -> activations [B, F] of a network's last hidden layer."""
+
+
 class Network(NamedTuple):
     """A function of a batch of observations as stored (bool and uint8 are decoded inside).
 
     init(key) -> params
     apply(params, observation [B, *O], key) -> head outputs, for Q-networks [B, A]; most networks ignore the key, and
     those with noise are their mean where it is None
+    features(params, observation [B, *O]) -> [B, F]     what the head reads, the last hidden layer, of the mean network;
+    None where there is no such layer
     """
 
     init: Callable[[Key], PyTree]
     apply: Apply
+    features: Features | None = None
 
 
 class Step(Protocol):
@@ -116,12 +123,14 @@ class RecurrentNetwork(NamedTuple):
     init(key) -> params
     initial_carry(num) -> the state [num, ...] at an episode's start
     step(params, carry [B, ...], observation [B, *O], key) -> (carry, head outputs [B, ...])
+    features: as in `Network`, of the layer before the memory, which does not depend on the carry
     `unroll` of networks.py takes `step` over a sequence.
     """
 
     init: Callable[[Key], PyTree]
     initial_carry: Callable[[int], PyTree]
     step: Step
+    features: Features | None = None
 
 
 class Transition(NamedTuple):
@@ -214,6 +223,13 @@ class UpdatePriorities(Protocol):
         """The replay's state, with new `priorities` [B] of what a batch had `indices` of."""
 
 
+class Describe(Protocol):
+    """What a replay says of what it would draw now."""
+
+    def __call__(self, state: PyTree, progress: Progress, hparams: HParams) -> dict[str, Array]:
+        """Scalars by column. `replay_age` is the expected number of rows written since the one that is drawn."""
+
+
 def no_priorities(state: PyTree, indices: PyTree, priorities: Array, hparams: HParams) -> PyTree:
     """The `update_priorities` of replays that draw without."""
     del indices, priorities, hparams
@@ -232,6 +248,7 @@ class Replay(NamedTuple):
     None where there is but one stream, which does not
     weighted(largest) -> sample     the same `sample`, whose importance weights are relative to the largest of all
     shards: largest(x []) is the maximum of their numbers x. None where all weights are 1
+    describe(state, progress, hparams) -> {column: []}     of what `sample` would draw; None where nothing is known
     """
 
     init: Callable[[], PyTree]
@@ -240,6 +257,7 @@ class Replay(NamedTuple):
     update_priorities: UpdatePriorities = no_priorities
     cut: Callable[[PyTree, Any], PyTree] | None = None
     weighted: Callable[[Callable[[Array], Array]], Sample] | None = None
+    describe: Describe | None = None
 
 
 class LossOutput(NamedTuple):
@@ -347,6 +365,7 @@ class Agent(NamedTuple):
     prepare(params, block [T, N], key, hparams) -> block     once an iteration, before the block is stored
     distribution(params, observation [N, *O], hparams) -> (returns, probabilities) [N, A, K]; None where none is learned
     values(params, observation [N, *O], key=None) -> [N, A], by which it acts; None where it acts by something else
+    features(params, observation [B, *O]) -> [B, F]     its network's; None where that has none
     own: the agent's own hyperparameters at their defaults, what `HParams.own` is for it
     """
 
@@ -360,6 +379,7 @@ class Agent(NamedTuple):
     own: PyTree = ()
     distribution: Distribution | None = None
     values: Values | None = None
+    features: Features | None = None
 
     def complete(self, hparams: HParams) -> HParams:
         """`hparams` with the agent's own at their defaults, where there are none."""

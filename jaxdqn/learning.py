@@ -157,4 +157,14 @@ def sgd_agent(
         target_params = jax.tree.map(lambda p, t: mix * p + (1.0 - mix) * t, params, learner.target_params)
         return LearnerState(params, target_params, opt_state, updates, first_bad), gradient_norm
 
-    return Agent(init, initial_carry, policy.act, policy.greedy, gradient, apply, own=own, values=policy.values)
+    return Agent(
+        init,
+        initial_carry,
+        policy.act,
+        policy.greedy,
+        gradient,
+        apply,
+        own=own,
+        values=policy.values,
+        features=network.features,
+    )

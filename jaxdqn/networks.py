@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from jaxdqn.acting import reset_where
-from jaxdqn.base import Array, Key, Network, PyTree, RecurrentNetwork, SequenceBatch, Spec, zeros_of
+from jaxdqn.base import Array, Features, Key, Network, PyTree, RecurrentNetwork, SequenceBatch, Spec, zeros_of
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
 from jaxdqn.td import quantile_midpoints
@@ -247,7 +247,8 @@ def configured(spec: Spec, head: Head, config: Config) -> Network:
 
 def network(spec: Spec, head: Head, torso: str, hidden_sizes: Sequence[int], *options: Any) -> Network:
     """A torso with a head; `options` are layer_norm, activation, initializer, convolution and noisy (False)."""
-    module = TorsoAndHead(head, _choose_torso(torso, spec.observation), tuple(hidden_sizes), *options)
+    parts = (_choose_torso(torso, spec.observation), tuple(hidden_sizes), *options)
+    module = TorsoAndHead(head, *parts)
 
     def init(key: Key) -> PyTree:
         return module.init(key, zeros_of(spec, 1))["params"]
@@ -255,14 +256,14 @@ def network(spec: Spec, head: Head, torso: str, hidden_sizes: Sequence[int], *op
     def apply(params: PyTree, observation: PyTree, key: Key | None = None) -> PyTree:
         return module.apply({"params": params}, observation, rngs=None if key is None else {NOISE: key})
 
-    return Network(init, apply)
+    return Network(init, apply, _features(*parts))
 
 
 def recurrent(spec: Spec, head: Head, config: Config, cell: Cell) -> RecurrentNetwork:
     """The torso that `config` describes, a recurrent cell and a head. Raises `UserError` as `q_network` does."""
-    torso = _choose_torso(config.network, spec.observation)
     options = (config.layer_norm, config.activation, config.initializer, config.convolution, config.noisy)
-    module = TorsoMemoryAndHead(head, torso, config.hidden_sizes, *options, cell)
+    parts = (_choose_torso(config.network, spec.observation), config.hidden_sizes, *options)
+    module = TorsoMemoryAndHead(head, *parts, cell)
 
     def init(key: Key) -> PyTree:
         return module.init(key, zeros_of(spec, 1), initial_carry(1))["params"]
@@ -274,7 +275,17 @@ def recurrent(spec: Spec, head: Head, config: Config, cell: Cell) -> RecurrentNe
     def step(params: PyTree, carry: PyTree, observation: PyTree, key: Key | None = None) -> tuple[PyTree, Any]:
         return module.apply({"params": params}, observation, carry, rngs=None if key is None else {NOISE: key})
 
-    return RecurrentNetwork(init, initial_carry, step)
+    return RecurrentNetwork(init, initial_carry, step, _features(*parts))
+
+
+def _features(*parts: Any) -> Features:
+    """What a torso of these `parts` puts out, of the parameters of a network that has it."""
+    torso = TorsoAndHead(Head(lambda dense, features: features, 0), *parts)
+
+    def features(params: PyTree, observation: PyTree) -> PyTree:
+        return torso.apply({"params": params}, observation)
+
+    return features
 
 
 def unroll(

@@ -30,6 +30,7 @@ LAYERS = {
     "presets": 6,
     "timeline": 6,
     "components": 6,
+    "telemetry": 7,
     "validation": 7,
     "parallel": 8,
     "tabular": 9,

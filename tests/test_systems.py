@@ -140,6 +140,12 @@ SYSTEMS = {
         "test_scripts::test_export_writes_a_policy_that_chooses_as_the_run_does",
         "test_modes_agree::test_an_interrupted_run_resumes_bit_for_bit",
     ],
+    "telemetry: dormant units, effective rank, replay": [
+        "test_telemetry::test_dormant_units_are_those_of_the_loop",
+        "test_telemetry::test_effective_rank_of_known_singular_values",
+        "test_telemetry::test_prioritised_age_and_histogram_are_those_of_the_loop",
+        "test_telemetry::test_a_run_is_the_same_bits_with_and_without",
+    ],
     "hyperparameter search, TensorBoard, W&B": [
         "test_sweeps::test_a_planted_optimum_is_found_and_halving_takes_half_the_steps",
         "test_sweeps::test_a_planted_optimum_is_found_by_tpe_round_by_round",

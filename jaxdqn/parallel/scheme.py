@@ -56,6 +56,7 @@ class Scheme(NamedTuple, Generic[A]):
     population: whether it trains many members at once, on agents of several devices and several hosts
     threaded: whether a worker is a thread, and the state lies on one device
     divides_iterations: whether it can stop within an iteration
+    measured: whether its runner has a `measure`: each shard has all parameters, and a replay
     """
 
     axes: type[A]
@@ -70,6 +71,7 @@ class Scheme(NamedTuple, Generic[A]):
     population: bool = False
     threaded: bool = False
     divides_iterations: bool = False
+    measured: bool = False
 
 
 def choose_devices(needs: Devices, num_devices: int | None) -> list[jax.Device]:

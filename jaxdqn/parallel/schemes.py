@@ -113,6 +113,16 @@ def check_engine(axes: Axes, engine: str) -> None:
         )
 
 
+def check_telemetry(axes: Axes, asked: bool) -> None:
+    """Raises `UserError` for telemetry of a scheme that does not have learner and replay at hand between two chunks."""
+    if asked and not of(axes).measured:
+        able = " and ".join(repr(name) for name, scheme in SCHEMES.items() if scheme.measured)
+        raise UserError(
+            f"telemetry is for the schemes {able}, not for {axes.scheme!r}: leave out --telemetry, or --parallel and "
+            "--axes."
+        )
+
+
 def check_components(axes: Axes, components: Components) -> None:
     """Raises `UserError` for a network that the axes cannot divide."""
     of(axes).check_components(complete(axes).own, components)

@@ -67,7 +67,11 @@ def _newest(example: Transition, length: int, num_envs: int, sample: Sample) -> 
         del state, written, hparams, priorities
         return block
 
-    return Replay(init, add, sample)
+    def describe(state: Transition, progress: Progress, hparams: HParams) -> dict[str, Array]:
+        del state, progress, hparams
+        return {"replay_age": jnp.float32((length - 1) / 2)}
+
+    return Replay(init, add, sample, describe=describe)
 
 
 def check_returns(config: Config) -> None:

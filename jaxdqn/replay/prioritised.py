@@ -22,6 +22,7 @@ from jaxdqn.replay import sum_tree
 from jaxdqn.replay.ring import Stored
 from jaxdqn.replay.sum_tree import Tree
 
+EDGES = ("1e-4", "1e-3", "1e-2", "1e-1", "1e0", "1e1")  # of the histogram of priorities, as columns spell them
 LEAST, MOST = 1e-14, 1e14  # of a mass, so that no total overflows, and no chance of being drawn is 0
 
 
@@ -64,6 +65,21 @@ def update_priorities(state: PyTree, indices: Array, priorities: Array, hparams:
     return state._replace(tree=tree, highest=jnp.maximum(state.highest, jnp.max(priorities)))
 
 
+def describe_masses(tree: Tree, ages: Array, num_envs: int, hparams: HParams) -> dict[str, Array]:
+    """The expected age of what `tree` draws, of its leaves' `ages` [K], num_envs leaves each; and the fractions of the
+    leaves that it can draw with a priority below each of `EDGES`, NaN with an exponent of 0, which forgets them."""
+    masses = tree.levels[0][: len(ages) * num_envs].reshape(len(ages), num_envs)
+    by_age, alpha = jnp.sum(masses, axis=1), jnp.asarray(hparams.priority_exponent, jnp.float32)
+    drawable = jnp.sum(masses > 0)
+
+    def below(edge: float) -> Array:
+        found = jnp.sum((masses > 0) & (masses < edge**alpha)) / drawable
+        return jnp.where(alpha > 0, found, jnp.nan)
+
+    fractions = {f"priorities_below_{name}": below(float(name)) for name in EDGES}
+    return {"replay_age": jnp.sum(by_age * ages) / jnp.sum(by_age), **fractions}
+
+
 def prioritised(
     example: Transition,
     rows: int,
@@ -86,7 +102,10 @@ def prioritised(
         added: Prioritised = one.add(state, block, (0, written), hparams, priorities)
         return added
 
-    return one._replace(add=add, cut=None)
+    def describe(state: Prioritised, progress: Progress, hparams: HParams) -> dict[str, Array]:
+        return describe_masses(state.tree, (progress.written - 1 - jnp.arange(rows)) % rows, num_envs, hparams)
+
+    return one._replace(add=add, cut=None, describe=describe)
 
 
 def prioritised_regions(

@@ -14,7 +14,7 @@ from jaxdqn.base import Array, Key, Progress, Replay, SequenceBatch, Transition
 from jaxdqn.config import HParams
 from jaxdqn.replay import ring as _ring
 from jaxdqn.replay import sequence, sum_tree
-from jaxdqn.replay.prioritised import importance, mass, update_priorities
+from jaxdqn.replay.prioritised import describe_masses, importance, mass, update_priorities
 from jaxdqn.replay.ring import Stored
 from jaxdqn.replay.sum_tree import Tree
 
@@ -33,6 +33,7 @@ def prioritised_sequences(
 ) -> Replay:
     """`sequence.sequences`, drawn by priority. Weights are relative to the largest of the batch. State: a
     `Prioritised`."""
+    ring = sequence.layout(example, rows, num_envs, length, period)
     one = prioritised_sequence_regions(example, rows, 1, num_envs, batch_size, length, period)
 
     def add(
@@ -41,7 +42,12 @@ def prioritised_sequences(
         added: Prioritised = one.add(state, block, (0, written), hparams, priorities)
         return added
 
-    return one._replace(add=add, cut=None)
+    def describe(state: Prioritised, progress: Progress, hparams: HParams) -> dict[str, Array]:
+        newest, slots = (progress.written - 1) // period, sequence.slots(ring)
+        ages = sequence.age(ring, progress.written, newest - (newest - jnp.arange(slots)) % slots)
+        return describe_masses(state.tree, ages, num_envs, hparams)
+
+    return one._replace(add=add, cut=None, describe=describe)
 
 
 def prioritised_sequence_regions(

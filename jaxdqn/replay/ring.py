@@ -273,8 +273,14 @@ def uniform(example: Transition, rows: int, num_envs: int, batch_size: int, n_st
         row, env = uniform_starts(ring, key, batch_size, progress.written, span(ring, n_step))
         return n_step_batch(ring, state, row, env, n_step, hparams)
 
+    def describe(state: Stored, progress: Progress, hparams: HParams) -> dict[str, Array]:
+        del state, hparams
+        oldest = jnp.minimum(progress.written, rows - ring.history) - 1
+        return {"replay_age": (oldest + span(ring, n_step) - 1) / 2}
+
     return Replay(
         init=lambda: empty(ring),
         add=lambda state, block, written, hparams, priorities=None: write(ring, state, block, written),
         sample=sample,
+        describe=describe,
     )

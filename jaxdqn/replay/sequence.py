@@ -77,13 +77,22 @@ def starts(ring: Layout, key: Key, count: int, written: Array) -> tuple[Array, A
     """`count` uniform (slot, env) of whole sequences; each int32 [count]. `written` [actors] are the rows that each
     actor ever wrote to its part of the columns; one must have written length + period - 1."""
     each = ring.steps.num_envs // written.shape[0]
-    oldest = -(-jnp.maximum(written - ring.steps.rows, 0) // ring.period)
-    newest = (written - ring.length) // ring.period
+    oldest, newest = whole(ring, written)
     ends = jnp.cumsum(jnp.maximum(newest - oldest + 1, 0) * each)
     flat = (jax.random.bits(key, (count,)) % ends[-1].astype(jnp.uint32)).astype(jnp.int32)
     actor = jnp.searchsorted(ends, flat, side="right")
     flat -= jnp.where(actor > 0, ends[actor - 1], 0)
     return (oldest[actor] + flat // each) % slots(ring), actor * each + flat % each
+
+
+def whole(ring: Layout, written: Array) -> tuple[Array, Array]:
+    """The oldest and the newest sequence that is there as a whole, by its number among all that ever began."""
+    return -(-jnp.maximum(written - ring.steps.rows, 0) // ring.period), (written - ring.length) // ring.period
+
+
+def age(ring: Layout, written: Array, number: Array) -> Array:
+    """The mean over a sequence's rows of how many were written after them, of its `number` as in `whole`."""
+    return written - 1 - number * ring.period - (ring.length - 1) / 2
 
 
 def sequences(example: Transition, rows: int, num_envs: int, batch_size: int, length: int, period: int = 1) -> Replay:
@@ -92,6 +101,7 @@ def sequences(example: Transition, rows: int, num_envs: int, batch_size: int, le
     A sequence may contain episode ends, also where a stream was `cut`; a loss stops there. It never crosses the write
     head. Its `carry` is what the actor stored as `extras` of its first row. State: as `empty` gives it.
     """
+    ring = layout(example, rows, num_envs, length, period)
     one = sequence_regions(example, rows, 1, num_envs, batch_size, length, period)
 
     def add(
@@ -103,7 +113,12 @@ def sequences(example: Transition, rows: int, num_envs: int, batch_size: int, le
     def sample(state: Stored, key: Key, progress: Progress, hparams: HParams) -> SequenceBatch:
         return one.sample(state, key, progress._replace(written=progress.written[None]), hparams)
 
-    return one._replace(add=add, sample=sample, cut=None)
+    def describe(state: Stored, progress: Progress, hparams: HParams) -> dict[str, Array]:
+        del state, hparams
+        oldest, newest = whole(ring, progress.written)
+        return {"replay_age": age(ring, progress.written, (oldest + newest) / 2)}
+
+    return one._replace(add=add, sample=sample, cut=None, describe=describe)
 
 
 def sequence_regions(

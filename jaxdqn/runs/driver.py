@@ -26,6 +26,7 @@ class Point(NamedTuple):
     metrics: list[PyTree]
     episodes: list[PyTree] | None  # of the greedy evaluation, where one was due
     telemetry: Mapping[str, Scalar]  # of the parallel scheme, scalars by column
+    measured: list[PyTree] | None = None  # `telemetry.measure`, where it was asked for and an evaluation was due
 
 
 class Progressed(NamedTuple):
@@ -69,8 +70,12 @@ def drive(runner: Runner, at: Progressed, line: Timeline, hooks: Hooks) -> Progr
         at_point = iteration > start and update == 0 and line.is_point(iteration)
         leaving = hooks.interrupted() or iteration >= line.total or (at_point and stopping)
         if at_point:
-            episodes = runner.evaluate(states, iteration) if line.is_evaluated(iteration) else None
-            pending.append(Point(iteration, metrics, episodes, runner.telemetry(states)))
+            evaluated = line.is_evaluated(iteration)
+            episodes = runner.evaluate(states, iteration) if evaluated else None
+            # Before the prefill is done there may be nothing that can be drawn.
+            asked = runner.measure if runner.measured and evaluated and iteration >= line.prefill else None
+            found = asked and asked(states, iteration)
+            pending.append(Point(iteration, metrics, episodes, runner.telemetry(states), found))
             if iteration % line.log_every == 0:  # else the run ends within a window, which an extension goes on with
                 at = at._replace(metrics=runner.zero_metrics)
         if leaving or (at_point and hooks.checkpoint_due()):

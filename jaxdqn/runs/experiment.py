@@ -129,6 +129,7 @@ def train(
     if not labels and continues is None:  # either tells members apart, too
         check_replicates(members(spec.hparams, spec.seeds, spec.vary))
     schemes.check_engine(spec.axes, settings.engine)
+    schemes.check_telemetry(spec.axes, settings.telemetry)
     ray_engine.check(settings.engine, settings.ray_address)
     settings = settings._replace(on_chunk=on_chunk or settings.on_chunk)
     if settings.init_member and not settings.init_from:

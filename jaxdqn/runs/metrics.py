@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxdqn import telemetry
 from jaxdqn.errors import UserError
 from jaxdqn.files.paths import write_atomically
 from jaxdqn.timeline import Timeline
@@ -95,7 +96,7 @@ def drop_extra(path: pathlib.Path, reached: Mapping[int, int], line: Timeline) -
         frame = _read_part(part)
         before = (frame.iteration < iteration).to_numpy()
         if line.is_point(iteration):
-            for name in frame.columns[frame.columns.str.startswith("eval_")]:
+            for name in frame.columns[frame.columns.str.startswith(("eval_", *telemetry.COLUMNS))]:
                 frame[name] = frame[name].where(before)
         else:
             frame = frame[before]

@@ -89,8 +89,8 @@ def measured(
 ) -> dict[str, np.ndarray]:
     """The columns [M] of a logging point's `training.Metrics` [M, shards]: means over episodes, and over updates.
 
-    evaluated: the `evaluation.Episodes` [M, shards, E], or None; counted: further columns [M], of the parallel scheme.
-    NaN where nothing was measured.
+    evaluated: the `evaluation.Episodes` [M, shards, E], or None; counted: further columns [M], of the parallel scheme
+    and of telemetry. NaN where nothing was measured.
     """
     episodes = sums.episodes.episodes.sum(axis=1)
     updates = sums.updates[:, 0].astype(np.float32)  # which every shard takes part in
@@ -281,7 +281,10 @@ class Recorder:
         if evaluated:
             self._note_unfinished(int((~evaluated.finished).sum()), at.iteration * line.steps_per_iteration)
         counted = workers.columns({name: x[:, 0] for name, x in sums.seen.items()})
-        means = measured(sums, evaluated, counted)
+        found = at.measured and jax.tree.map(collect, runner.gather(at.measured))  # [M, shards]
+        unknown = dict.fromkeys(runner.measured, np.full(len(batch.members), np.nan))
+        measures = {name: x.mean(axis=1) for name, x in found.items()} if found else unknown
+        means = measured(sums, evaluated, {**counted, **measures})
         self._note_alarms(batch.members, means)
         columns = {
             "iteration": at.iteration,

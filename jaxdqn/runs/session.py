@@ -15,7 +15,7 @@ from jaxdqn.files import paths
 from jaxdqn.parallel import hosts, schemes
 from jaxdqn.parallel.asynchronous import ray_engine
 from jaxdqn.parallel.compiled import memory, population
-from jaxdqn.parallel.compiled.runner import Runner
+from jaxdqn.parallel.compiled.runner import Runner, measuring
 from jaxdqn.runs import checkpoints, driver, metrics, recording, results, resuming
 from jaxdqn.runs import summary as _summary
 from jaxdqn.runs.directory import RunDirectory, RunSpec
@@ -48,6 +48,7 @@ class Session:
         if not hosts.is_first():
             settings = settings._replace(progress=False, tensorboard=False, wandb=None, profile=False, on_chunk=None)
         schemes.check_engine(spec.axes, settings.engine)
+        schemes.check_telemetry(spec.axes, settings.telemetry)
         self.spec, self.components, self.budget, self.settings = spec, components, budget, settings
         self.directory, self.line = run_directory, timeline(spec.config)
         self.population = recording.population_of(spec)
@@ -130,6 +131,8 @@ class Session:
         runner, states = schemes.build(
             spec.axes, self.components, devices, each, assignment, seeds, hparams, say, workers
         )
+        if self.settings.telemetry:
+            runner = measuring(runner, states)
         self.compile_seconds += runner.compile_seconds
         at = Progressed(states, runner.zero_metrics, 0)
         found = self.start.of_batch(number, members)

@@ -16,8 +16,9 @@ class Settings(NamedTuple):
     stop_at_return: stop once every member's greedy return reaches it; max_seconds: wall time of this session;
     stop_diverged: stop once no member's parameters change any more; checkpoint_seconds: at least this long between
     checkpoints; tensorboard_members: how many members, and means of settings, have curves there; figure: draw
-    curves.png. on_chunk(rows) is called with each logging point's rows. engine: where
-    workers live, "local" (threads) or "ray", there on this machine or on the cluster at `ray_address`.
+    curves.png; telemetry: measure network and replay where greedy episodes are played (`telemetry.py`).
+    on_chunk(rows) is called with each logging point's rows. engine: where workers live, "local" (threads) or "ray",
+    there on this machine or on the cluster at `ray_address`.
     """
 
     stop_at_return: float | None = None
@@ -28,6 +29,7 @@ class Settings(NamedTuple):
     tensorboard: bool = True
     tensorboard_members: int = 8
     figure: bool = True
+    telemetry: bool = False
     wandb: str | None = None
     profile: bool = False
     init_from: str | None = None

@@ -111,6 +111,7 @@ def ensemble(member: Agent, size: int, aggregate: Aggregate = mean, keep_probabi
         apply=apply,
         distribution=return_distribution and mixture,
         values=scores,
+        features=None,
     )
 
 

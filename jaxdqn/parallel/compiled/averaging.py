@@ -321,4 +321,5 @@ AVERAGING = Scheme(
     check,
     shards=lambda axes: axes.workers,
     replays=lambda axes: axes.workers,
+    measured=True,
 )

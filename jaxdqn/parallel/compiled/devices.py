@@ -24,8 +24,11 @@ def prepare_cpu(num_devices: int, one_thread_each: bool) -> None:
     """Makes the CPU appear as `num_devices` devices; call before the JAX backend starts, it is ignored after that.
 
     `one_thread_each` keeps XLA from spreading one small matmul over all cores, which costs a small network a quarter
-    of its speed and gains a convolution.
+    of its speed and gains a convolution. LAPACK, which SciPy loads later, gets one thread where nothing else is asked
+    for: on cores that also do other work its threads wait for one another, some 700 ms in an SVD of 256 x 84 that takes
+    one of them 0.6 ms (measured).
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     jax.config.update("jax_num_cpu_devices", num_devices)
     if one_thread_each:
         os.environ["PJRT_NPROC"] = "1"

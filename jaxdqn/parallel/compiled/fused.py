@@ -22,4 +22,5 @@ FUSED = Scheme(
     lambda axes: Devices(useful=None),
     population=True,
     divides_iterations=True,
+    measured=True,
 )

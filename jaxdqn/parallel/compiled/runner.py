@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from jaxdqn import acting, evaluation, training
+from jaxdqn import acting, evaluation, telemetry, training
 from jaxdqn.base import Array, PyTree, Scalar
 from jaxdqn.components import Components, in_programs
 from jaxdqn.config import HParams
@@ -98,6 +98,9 @@ class Runner(NamedTuple):
     prefill, step(states, metrics, start, stop) -> (states, metrics)
     evaluate(states, iteration, part=0) -> Episodes [D, W, E] per stack; for `part` see `evaluation.episode_key`
     telemetry(states) -> figures of the parallel scheme at a logging point, scalars by column name
+    measure(states, iteration) -> `telemetry.measure` [D, W] per stack, compiled when it is first called; None where the
+    scheme has no such thing
+    measured: the names of its columns, where it was asked for by `measuring`
     policy(states) -> the parameters that are judged and kept for use, where an agent's shards may differ between two
     logging points; None where they may not, and it is what any shard has learned
     part(states, metrics, iteration, first, last) -> (states, metrics): updates first <= u < last of an iteration, which
@@ -120,11 +123,22 @@ class Runner(NamedTuple):
     compile_seconds: float
     program: Any = None  # the compiled step of one stack, for its memory analysis, where there is one
     telemetry: Callable[[list[PyTree]], Mapping[str, Scalar]] = lambda states: {}
+    measure: Callable[[list[PyTree], int], list[dict[str, Array]]] | None = None
+    measured: tuple[str, ...] = ()
     policy: Callable[[list[PyTree]], list[PyTree]] | None = None
     adopted: Callable[[list[PyTree]], list[PyTree]] = lambda states: states
     part: Program | None = None
     gather: Callable[[list[PyTree]], PyTree] = gather
     scatter: Callable[[list[PyTree], PyTree], list[PyTree]] = scatter
+
+
+def measuring(runner: Runner, states: list[PyTree]) -> Runner:
+    """`runner`, asked for what it measures of states like these; it is compiled, which counts in `compile_seconds`."""
+    assert runner.measure is not None
+    began = time.perf_counter()
+    columns = jax.block_until_ready(runner.measure(states, 0))
+    seconds = runner.compile_seconds + time.perf_counter() - began
+    return runner._replace(measured=tuple(columns[0]), compile_seconds=seconds)
 
 
 class Lane(NamedTuple):
@@ -257,6 +271,7 @@ class Programs(NamedTuple):
     prefill: Program
     step: Program
     evaluate: Program
+    measure: Program
 
 
 def build(
@@ -316,6 +331,9 @@ def build(
         when = np.int32(iteration), np.int32(part)
         return [programs.evaluate(state, seed, *when) for state, seed in zip(states, own_seeds, strict=True)]
 
+    def measure(states: list[PyTree], iteration: int) -> list[dict[str, Array]]:
+        return [programs.measure(s, h, np.int32(iteration)) for s, h in zip(states, hparams, strict=True)]
+
     run = _stack_by_stack(programs.step, hparams)
     one_lane = tree_bytes(states[0].learner.params) / states[0].learner.updates.size
     moved = all_reduce_bytes(one_lane, devices_per_agent)
@@ -330,6 +348,7 @@ def build(
         compile_seconds=time.perf_counter() - began,
         program=programs.step,
         telemetry=lambda states: {"bytes_per_update": moved},
+        measure=measure,
         part=run if split else None,
     )
     return runner, states
@@ -371,11 +390,15 @@ def _compile(
     ) -> evaluation.Episodes:
         return greedy_episodes(components, lane.policy(state), seed, iteration, part, shard_index(shards))
 
+    def measure_lane(state: PyTree, hparams: HParams, iteration: Array) -> dict[str, Array]:
+        return telemetry.measure(components, state, iteration, hparams, shards.size if shards else 1)
+
     over_stack = over(population.over_lanes(evaluate_lane, num_shared=2), devices, num_mapped=2, num_shared=2)
     judge = _devices.compiled(over_stack, states, own_seeds, np.int32(0), np.int32(0))
     split = lane.part if _is_split(components, lane) else None
     step = chunk(lane.step, 0, 1) if split is None else chunk(split, 0, 0, 1)
-    return Programs(init, chunk(lane.prefill, 0, 1), step, judge)
+    measure = over(population.over_lanes(measure_lane, num_shared=1), devices, num_mapped=2, num_shared=1)
+    return Programs(init, chunk(lane.prefill, 0, 1), step, judge, measure)
 
 
 def all_reduce_bytes(size: float, num_devices: int) -> float:
