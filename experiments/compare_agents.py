@@ -5,8 +5,8 @@
 
 Each agent is one population of seeds on each environment, in a folder OUT/ENV-AGENT that holds config.yaml,
 metrics.parquet and summary.json, and appears when it is complete; what is there is not trained again, and what was
-stopped goes on. On one environment all agents take equally many steps, as its preset says, and are judged by 100 greedy
-episodes each time, which no other seed or step shares.
+stopped goes on. On one environment all agents take equally many steps, as its preset says, and are judged by the same
+number of greedy episodes each time, which no other seed or step shares.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import sys
 
 from jaxdqn import presets
 from jaxdqn.agents import complete
-from jaxdqn.config import MAX_MEMBERS, Config, HParams, check_whole
+from jaxdqn.config import MAX_MEMBERS, MOST_EPISODES, Config, HParams, check_whole
 from jaxdqn.environments.names import GYMNAX
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.runs import cli
@@ -31,7 +31,6 @@ AGENTS = {
 }
 FAMILY = ("munchausen", "c51", "hl_gauss", "qr_dqn", "iqn", "rainbow", "pqn", "r2d2", "drqn")
 CHANGES = {**AGENTS, **{name: {"agent": name} for name in FAMILY}}
-EPISODES = 100  # also on the curves: times to a threshold are read off them
 KEPT = ("config.yaml", "metrics.parquet", "summary.json")
 
 
@@ -48,6 +47,8 @@ class Args:
     """Seeds of each agent: 0, 1, ..."""
     steps: int | None = None
     """Environment steps of each seed; by default those of the environment's preset."""
+    episodes: int = 100
+    """Greedy episodes of each evaluation on the curve, from which times to a threshold are read."""
     out: pathlib.Path = pathlib.Path(__file__).parent / "results" / "compare_agents"
     """Where the folders ENV-AGENT go."""
 
@@ -56,6 +57,7 @@ def run(arguments: list[str]) -> int:
     """The script; returns its exit code."""
     args = cli.parse(Args, arguments, Args(), str(__doc__))
     check_whole("num_seeds", args.num_seeds, most=MAX_MEMBERS)
+    check_whole("episodes", args.episodes, most=MOST_EPISODES)
     if args.steps is not None:
         check_whole("steps", args.steps)
     from jaxdqn.runs import directory
@@ -65,7 +67,11 @@ def run(arguments: list[str]) -> int:
     for env in args.envs:
         if env not in GYMNAX:
             raise unknown_name("environment", env, GYMNAX, "`python experiments/list.py` shows all.")
-    cells = [(f"{env}-{agent}", *settings(env, agent, args.steps)) for env in args.envs for agent in args.agents]
+    cells = [
+        (f"{env}-{agent}", *settings(env, agent, args.steps, args.episodes))
+        for env in args.envs
+        for agent in args.agents
+    ]
     there = [name for name, *_ in cells if (args.out / name).exists()]
     for name, config, hparams in cells:
         if name in there:
@@ -80,13 +86,13 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def settings(env: str, agent: str, steps: int | None) -> tuple[Config, HParams]:
+def settings(env: str, agent: str, steps: int | None, episodes: int) -> tuple[Config, HParams]:
     """What an agent is trained with. Raises `UserError` for an unknown one."""
     if agent not in CHANGES:
         raise unknown_name("agent", agent, CHANGES)
     _, config, hparams = presets.for_environment(env, CHANGES[agent]["agent"])
     budget = presets.for_environment(env).config.total_steps if steps is None else steps
-    config = dataclasses.replace(config, **CHANGES[agent], total_steps=budget, eval_episodes=EPISODES)
+    config = dataclasses.replace(config, **CHANGES[agent], total_steps=budget, eval_episodes=episodes)
     return complete(config, hparams)
 
 

@@ -88,7 +88,7 @@ def test_mistakes_are_named_before_anything_is_trained(flags, message, tmp_path,
 
 @pytest.mark.parametrize("env", DEFAULT.envs)
 def test_agents_are_given_equally_many_steps_and_episodes(env):
-    configs = [agents.settings(env, agent, None)[0] for agent in DEFAULT.agents]
+    configs = [agents.settings(env, agent, None, 100)[0] for agent in DEFAULT.agents]
     assert len({(config.env, config.total_steps, config.eval_episodes) for config in configs}) == 1
     assert len({(config.agent, config.dueling) for config in configs}) == len(configs)
 
@@ -98,7 +98,7 @@ def test_agents_are_given_equally_many_steps_and_episodes(env):
 def test_the_committed_results_are_of_what_the_script_trains(env, agent):
     path = DEFAULT.out / f"{env}-{agent}"
     spec, _ = directory.load(path)
-    config, hparams = agents.settings(env, agent, None)
+    config, hparams = agents.settings(env, agent, None, 100)
     assert (spec.config, spec.hparams, spec.seeds) == (config.resolved(), hparams, tuple(range(10)))
     assert sorted(item.name for item in path.iterdir()) == sorted(agents.KEPT)
     frame = pd.read_parquet(path / "metrics.parquet")
