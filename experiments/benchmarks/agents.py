@@ -2,7 +2,8 @@
 
 The MinAtar network on Breakout's 10 x 10 x 4 bool observations, batch 128, double and dueling off; gradient, optimizer
 and target network. All take turns in one process that is pinned to one core and one thread; medians of per-round
-ratios. Targets: c51 and hl_gauss at most 1.4 times as long as dqn, qr_dqn 1.7, iqn 2.8, rainbow 2.7 (dueling, noisy, double).
+ratios. Targets: c51 and hl_gauss at most 1.4 times as long as dqn, qr_dqn 1.7, iqn 2.8, rainbow 2.7 (dueling,
+noisy, double).
 
     python experiments/benchmarks/agents.py [--rounds 9] [--agents c51 iqn]
 """
