@@ -10,12 +10,14 @@ import rlax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jaxdqn
 from jaxdqn.agents.actor_critic import Weights
 from jaxdqn.base import Batch, Spec, Transition
 from jaxdqn.components import make_agent, make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.networks import network, policy_and_value
+from jaxdqn.parallel.axes import Axes
 from jaxdqn.replay.latest import block_batch, latest
 from jaxdqn.timeline import timeline
 from jaxdqn.validation import validate
@@ -196,3 +198,19 @@ def test_on_policy_agents_refuse_old_experience():
     with pytest.raises(UserError, match="on-policy"):
         make_components(Config(agent="a2c", replay="uniform"))
     assert make_components(Config(agent="dqn", replay="latest")).replay.init().reward.shape == (1, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "axes, options",
+    [(Axes(), {"num_devices": 2, "devices_per_agent": 2}), (Axes("averaging", workers=2), {})],
+    ids=["devices", "averaging"],
+)
+def test_schemes_carry_it(axes, options):
+    """Those for which no test of the scheme takes it."""
+    blocks = {"env": "Catch-bsuite", "num_envs": 8, "rollout_length": 5, "n_step": 5, "learning_starts": 0}
+    config = dataclasses.replace(CONFIG, **blocks, total_steps=1_600, eval_episodes=2, final_episodes=2)
+    quiet = jaxdqn.Settings(progress=False, tensorboard=False, figure=False)
+    result = jaxdqn.train(config, axes=axes, settings=quiet, **options)
+    assert result.summary["status"] == "finished" and result.summary["updates"] == 40
+    assert np.isfinite(result.metrics.loss.dropna()).all() and result.metrics.loss.notna().any()

@@ -1,4 +1,4 @@
-"""PQN: lambda returns against rlax, float64 and exact values; its minibatches; and that it runs in every mode."""
+"""PQN: lambda returns against rlax, float64 and exact values; its minibatches; and its training."""
 
 import dataclasses
 import functools
@@ -15,12 +15,11 @@ import jaxdqn
 from jaxdqn import td
 from jaxdqn.agents.pqn import Trace
 from jaxdqn.base import Progress, Spec, Transition
-from jaxdqn.components import make_agent, make_components
+from jaxdqn.components import make_agent
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.networks import q_network
 from jaxdqn.parallel.axes import Axes
-from jaxdqn.parallel.compiled import population, runner
 from jaxdqn.replay.latest import Targets, minibatches
 from jaxdqn.validation import validate
 
@@ -179,7 +178,7 @@ def test_what_cannot_run_is_refused_in_a_line(changed, words):
         validate(dataclasses.replace(config, **changed))
 
 
-# -- in every mode ----------------------------------------------------------------------------------------------------
+# -- in training (in every mode: test_modes_agree.py) -----------------------------------------------------------------
 
 SMALL = Config(
     agent="pqn",
@@ -197,56 +196,19 @@ SMALL = Config(
     final_episodes=2,
 )
 QUIET = jaxdqn.Settings(progress=False, tensorboard=False, figure=False)
-MEMBERS = [HParams(own=Trace(0.65)), HParams(own=Trace(0.9), gamma=0.9), HParams(own=Trace(0.0))]
-
-
-def trained(seeds, settings, width=None, chunk=40):
-    """Parameters [M, ...] and targets after 40 iterations."""
-    assignment = population.assign(len(seeds), 1)
-    built, states = runner.build(make_components(SMALL), jax.devices()[:1], 1, assignment, seeds, settings, width)
-    metrics = built.zero_metrics
-    for start in range(0, 40, chunk):
-        states, metrics = built.step(states, metrics, start, min(start + chunk, 40))
-    kept = runner.gather([(state.learner.params, state.replay.extras) for state in states])
-    return jax.tree.map(assignment.collect, kept)
-
-
-def assert_equal(one, other, **tolerance):
-    compare = np.testing.assert_allclose if tolerance else np.testing.assert_array_equal
-    jax.tree.map(lambda a, b: compare(a, b, **tolerance), one, other)
-
-
-def test_members_and_chunks_make_no_difference():
-    alone = [trained([seed], [setting], chunk=7) for seed, setting in enumerate(MEMBERS)]
-    alone = jax.tree.map(lambda *x: np.concatenate(x), *alone)
-    together = trained([0, 1, 2], MEMBERS)
-    assert_equal(together, alone)
-    orders = together[1].order[:, 0].reshape(3, -1)
-    assert len(np.unique(orders, axis=0)) == 3  # members shuffle each in their own way
-    # Reductions run in another order when batched.
-    assert_equal(trained([0, 1, 2], MEMBERS, width=3), alone, atol=1e-5)
-
-
-def test_an_interrupted_run_resumes_bit_for_bit(tmp_path):
-    whole = jaxdqn.train(SMALL, seeds=[0, 1], settings=QUIET)
-    half = dataclasses.replace(SMALL.resolved(), total_steps=1_280)
-    jaxdqn.train(half, seeds=[0, 1], settings=QUIET, out=tmp_path / "run")
-    resumed = jaxdqn.resume(tmp_path / "run", total_steps=2_560, settings=QUIET)
-    assert_equal(resumed.params, whole.params)
 
 
 @pytest.mark.parametrize(
-    "axes, options",
+    "axes",
     [
-        (Axes(), {"num_devices": 2, "devices_per_agent": 2}),
-        (Axes("parameter_server", workers=2), {}),
-        pytest.param(Axes("averaging", workers=2), {}, marks=pytest.mark.slow),
-        pytest.param(Axes("sharding", workers=2), {}, marks=pytest.mark.slow),
+        Axes("parameter_server", workers=2),
+        pytest.param(Axes("averaging", workers=2), marks=pytest.mark.slow),
+        pytest.param(Axes("sharding", workers=2), marks=pytest.mark.slow),
     ],
     ids=lambda x: getattr(x, "scheme", ""),
 )
-def test_every_scheme_that_learns_from_blocks_carries_it(axes, options):
-    result = jaxdqn.train(SMALL, axes=axes, settings=QUIET, **options)
+def test_every_scheme_that_learns_from_blocks_carries_it(axes):
+    result = jaxdqn.train(SMALL, axes=axes, settings=QUIET)
     assert result.summary["status"] == "finished" and result.summary["updates"] == 320
     assert np.isfinite(result.metrics.loss.dropna()).all() and result.metrics.loss.notna().any()
 

@@ -301,6 +301,9 @@ def test_what_cannot_be_is_refused_in_one_line(changes, hparams, words):
         ("ensemble_dqn", Axes()),
         ("dqn", Axes("actor_learner", workers=2, merge_every=2)),
         ("dqn", Axes("sharding", workers=2)),
+        pytest.param("rainbow", Axes("actor_learner", workers=2, coupling="async"), marks=pytest.mark.slow),
+        pytest.param("rainbow", Axes("parameter_server", workers=2), marks=pytest.mark.slow),
+        pytest.param("rainbow", Axes("averaging", workers=2), marks=pytest.mark.slow),
     ],
     ids=lambda x: getattr(x, "scheme", x),
 )

@@ -1,4 +1,4 @@
-"""Recurrent Q-learning: its loss against loops in float64 and rlax, its states, its sequences, and its modes."""
+"""Recurrent Q-learning: its loss against loops in float64 and rlax, its states, its sequences, and its training."""
 
 import dataclasses
 import functools
@@ -12,7 +12,6 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from test_modes_agree import run_fleet
 
 import jaxdqn
 from jaxdqn import acting, agents, networks, presets, replay, td
@@ -329,50 +328,26 @@ def test_sequences_are_drawn_by_their_priorities():
     np.testing.assert_array_equal(started, np.stack([indices % 2, 1 + indices // 2 * 2], axis=-1))
 
 
-# -- in every mode ----------------------------------------------------------------------------------------------------
-
-
-def assert_equal(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-@pytest.fixture(scope="module")
-def whole():
-    return jaxdqn.train(SMALL, H, seeds=[3, 4], vary={"gamma": [0.9]}, settings=QUIET, num_devices=1)
-
-
-def test_members_are_their_own_runs_and_resume_is_bit_for_bit(whole, tmp_path):
-    half = dataclasses.replace(SMALL.resolved(), total_steps=640)
-    jaxdqn.train(half, H._replace(gamma=0.9), seeds=[4], out=tmp_path / "run", settings=QUIET, num_devices=1)
-    resumed = jaxdqn.resume(tmp_path / "run", total_steps=SMALL.total_steps, settings=QUIET)
-    assert_equal(jax.tree.map(lambda x: x[0], resumed.params), jax.tree.map(lambda x: x[1], whole.params))
-    assert np.isfinite(resumed.evaluate(episodes=4, member=0).returns).all()
+# -- in training (in every mode: test_modes_agree.py) -----------------------------------------------------------------
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("agent", ["drqn", "r2d2"])
 @pytest.mark.parametrize(
-    "axes",
-    [Axes("parameter_server", workers=2), Axes("actor_learner", workers=2, merge_every=2)],
-    ids=lambda axes: axes.scheme,
+    "axes, options",
+    [
+        (Axes(), {"num_devices": 2, "devices_per_agent": 2}),
+        (Axes("parameter_server", workers=2), {}),
+        (Axes("actor_learner", workers=2, merge_every=2), {}),
+        (Axes("actor_learner", workers=2, merge_every=2, coupling="async"), {}),
+        (Axes("averaging", workers=2), {}),
+    ],
+    ids=["devices", "server", "lockstep", "async", "averaging"],
 )
-def test_schemes_carry_it(axes):
-    result = jaxdqn.train(dataclasses.replace(SMALL, agent="r2d2"), H, axes=axes, settings=QUIET)
+def test_schemes_carry_it(agent, axes, options):
+    result = jaxdqn.train(dataclasses.replace(SMALL, agent=agent), H, axes=axes, settings=QUIET, **options)
     assert result.summary["status"] == "finished"
     assert np.isfinite(result.metrics.loss.dropna()).all() and result.metrics.loss.notna().any()
-
-
-@pytest.mark.slow
-def test_chunks_vmapped_members_and_shards_agree():
-    config = dataclasses.replace(SMALL, agent="r2d2")
-    hparams = agents.complete(config, H)[1]
-    run = functools.partial(run_fleet, iterations=60, config=config)
-    three, four = (run(1, 1, [seed], [hparams]) for seed in (3, 4))
-    assert_equal(run(1, 1, [3], [hparams], chunk=17), three)
-    both = jax.tree.map(lambda *x: np.concatenate(x), three, four)
-    vmapped = run(1, 1, [3, 4], [hparams] * 2, width=2)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), vmapped, both)  # sums in another order
-    sharded = run(2, 2, [3], [hparams])
-    jax.tree.map(lambda x: np.testing.assert_array_equal(x[:, 0], x[:, 1]), sharded)
 
 
 def test_the_compiled_step_copies_neither_sequences_nor_their_tree():

@@ -1,4 +1,4 @@
-"""What each system must show, and the tests and benchmarks that show it: the index, and that it is true.
+"""What systems, agents and pairs must show, and the tests and benchmarks that show it: the index, and that it is true.
 
 A row is "file::test" (under tests/) or a script. What only long runs show is in the table of compare_parallel.py.
 """
@@ -8,6 +8,8 @@ import functools
 import pathlib
 
 import pytest
+
+from jaxdqn import agents
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -66,7 +68,7 @@ SYSTEMS = {
     ],
     "data parallelism": [
         "test_modes_agree::test_data_parallel_training_on_given_batches_is_that_of_one_device",
-        "test_modes_agree::test_shards_of_an_agent_stay_equal_bitwise",
+        "test_modes_agree::test_shards_stay_equal_and_a_group_is_as_it_is_alone_bitwise",
         "test_several_hosts::test_two_processes_train_as_two_devices_of_one",
     ],
     "model parallelism": [
@@ -160,15 +162,120 @@ SYSTEMS = {
 }
 
 
+AGENTS = {
+    "dqn": ["test_agents::test_loss_gradient_and_priorities_are_rlaxs"],
+    "double_dqn": ["test_agents::test_loss_gradient_and_priorities_are_rlaxs"],
+    "munchausen": ["test_distributional::test_munchausen_in_both_algebraic_forms"],
+    "c51": ["test_distributional::test_c51_is_rlaxs_categorical_q_learning"],
+    "hl_gauss": ["test_distributional::test_hl_gauss_is_a_loop_over_scipys_normal_distribution"],
+    "qr_dqn": ["test_distributional::test_qr_dqn_is_rlaxs_quantile_q_learning"],
+    "iqn": ["test_distributional::test_iqn_is_rlaxs_quantile_q_learning_at_three_draws_of_tau"],
+    "rainbow": ["test_distributional::test_rainbow_is_c51_with_the_other_parts"],
+    "ensemble_dqn": [
+        "test_ensemble::test_members_start_apart_and_learn_as_if_alone",
+        "test_ensemble::test_equal_members_learn_as_one_member",
+    ],
+    "partitioned_dqn": [
+        "test_partitioned::test_the_configured_agent_with_one_partition_is_the_configured_dqn_bitwise",
+        "test_partitioned::test_separate_nodes_equal_the_partitioned_agent",
+    ],
+    "r2d2": [
+        "test_recurrent::test_the_loss_is_that_of_a_loop",
+        "test_recurrent::test_sequences_are_drawn_by_their_priorities",
+    ],
+    "drqn": ["test_recurrent::test_the_loss_is_that_of_a_loop"],
+    "a2c": ["test_actor_critic::test_loss_and_gradient_are_rlaxs"],
+    "pqn": ["test_pqn::test_errors_are_those_of_rlaxs_q_lambda"],
+    "random": ["test_agents::test_the_random_agent_is_uniform_even_when_asked_to_be_greedy"],
+}
+"""That an agent is what its name says."""
+
+PAIRS = {
+    "one agent, population": {
+        "uniform": "test_modes_agree::test_members_one_after_the_other_equal_their_own_runs_bitwise",
+        "prioritised": "test_modes_agree::test_of_each_kind_members_and_chunks_are_own_runs_bitwise",
+        "sequences": "test_recurrent::test_an_exported_policy_takes_its_state_and_gives_the_next",
+        "prioritised_sequences": "test_modes_agree::test_of_each_kind_members_and_chunks_are_own_runs_bitwise",
+        "latest": "test_learning_curves::test_a2c_solves_cartpole",
+        "minibatches": "test_modes_agree::test_of_each_kind_members_and_chunks_are_own_runs_bitwise",
+    },
+    "over devices": {
+        "uniform": "test_modes_agree::test_shards_stay_equal_and_a_group_is_as_it_is_alone_bitwise",
+        "latest": "test_actor_critic::test_schemes_carry_it",
+        "sequences": "test_recurrent::test_schemes_carry_it",
+        **dict.fromkeys(
+            ["prioritised", "prioritised_sequences", "minibatches"],
+            "test_modes_agree::test_of_each_kind_shards_stay_equal_and_groups_know_nothing_of_each_other_bitwise",
+        ),
+    },
+    "actors and learner": {
+        "uniform": "test_axes::test_a_scheme_trains_and_leaves_a_run",
+        "prioritised": "test_prioritised::test_schemes_carry_it",
+        **dict.fromkeys(["sequences", "prioritised_sequences"], "test_recurrent::test_schemes_carry_it"),
+    },
+    "lockstep": {
+        "uniform": "test_actor_learner::test_one_actor_in_lockstep_is_the_fused_loop",
+        "sequences": "test_recurrent::test_schemes_carry_it",
+        **dict.fromkeys(
+            ["prioritised", "prioritised_sequences"],
+            "test_modes_agree::test_of_each_kind_one_actor_in_lockstep_is_the_fused_loop_bitwise",
+        ),
+    },
+    "parameter server": {
+        "uniform": "test_axes::test_a_scheme_trains_and_leaves_a_run",
+        "prioritised": "test_prioritised::test_schemes_carry_it",
+        **dict.fromkeys(["sequences", "prioritised_sequences"], "test_recurrent::test_schemes_carry_it"),
+        "latest": "test_parameter_server::test_one_worker_is_the_fused_loop",
+        "minibatches": "test_pqn::test_every_scheme_that_learns_from_blocks_carries_it",
+    },
+    "averaging": {
+        "uniform": "test_averaging::test_one_replica_equals_plain_training_bitwise",
+        "prioritised": "test_prioritised::test_schemes_carry_it",
+        **dict.fromkeys(["sequences", "prioritised_sequences"], "test_recurrent::test_schemes_carry_it"),
+        "latest": "test_actor_critic::test_schemes_carry_it",
+        "minibatches": "test_pqn::test_every_scheme_that_learns_from_blocks_carries_it",
+    },
+    "sharding": {
+        "uniform": "test_model_sharding::test_a_sharded_network_learns_what_the_whole_one_does",
+        "prioritised": "test_prioritised::test_schemes_carry_it",
+        "latest": "test_model_sharding::test_a_sharded_network_learns_what_the_whole_one_does",
+        "minibatches": "test_pqn::test_every_scheme_that_learns_from_blocks_carries_it",
+    },
+}
+"""That a parallel form trains from a replay: of an agent, a scheme sees only the replay and what it gives. Whether each
+agent may is in docs/compatibility.md, and test_docs.py asks the checks."""
+
+
+def rows_of_compatibility():
+    """(agent, replay, {form: whether it is allowed}) of each row of docs/compatibility.md."""
+    lines = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    (_, _, *forms), _, *rows = cells
+    return [(agent, replay, {f: x == "x" for f, x in zip(forms, xs, strict=True)}) for agent, replay, *xs in rows]
+
+
 @functools.cache
 def functions_of(module):
     tree = ast.parse((ROOT / "tests" / f"{module}.py").read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_what_shows_a_system_exists(system):
-    assert SYSTEMS[system]
-    for shown_by in SYSTEMS[system]:
+def check_shown(rows):
+    assert rows
+    for shown_by in rows:
         module, _, name = shown_by.partition("::")
         assert name in functions_of(module) if name else (ROOT / shown_by).exists(), shown_by
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_what_shows_a_system_exists(system):
+    check_shown(SYSTEMS[system])
+
+
+def test_each_agent_and_each_allowed_pair_has_a_row_and_no_other():
+    table = rows_of_compatibility()
+    assert AGENTS.keys() == set(agents.AGENTS) == {agent for agent, _, _ in table}
+    allowed = {(form, replay) for _, replay, forms in table for form, yes in forms.items() if yes}
+    assert {(form, replay) for form, rows in PAIRS.items() for replay in rows} == allowed
+    for rows in (*AGENTS.values(), *(list(rows.values()) for rows in PAIRS.values())):
+        check_shown(rows)
