@@ -23,6 +23,8 @@ BY_DEFAULT = (
     "octax/target_shooter1",
     "xminigrid/MiniGrid-Empty-5x5",
     "xminigrid/MiniGrid-EmptyRandom-6x6",
+    "pgx/minatar-breakout",
+    "pgx/minatar-freeway",
 )
 OF_SUITES = [
     pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.slow])
@@ -69,6 +71,22 @@ def xminigrid(name: str) -> Itself:
         return after, after.observation, after.reward, terminated, after.last() & ~terminated
 
     return Itself(reset, step, {"env_params": {"max_steps": LIMIT}})
+
+
+def pgx(name: str) -> Itself:
+    import pgx
+
+    env = pgx.make(name.partition("/")[2])
+
+    def reset(key):
+        state = env.init(key)
+        return state, state.observation
+
+    def step(key, state, action):
+        after = env.step(state, action, key)
+        return after, after.observation, after.rewards[0], after.terminated, after.truncated
+
+    return Itself(reset, step, {})
 
 
 def itself(name: str) -> Itself:
@@ -145,16 +163,19 @@ def test_a_trajectory_is_that_of_the_suite_itself(name):
     np.testing.assert_array_equal(step.reward, reward)
     np.testing.assert_array_equal(step.discount, 1.0 - terminated)  # so a time limit keeps 1
     np.testing.assert_array_equal(step.episode_end, terminated | truncated)
-    assert np.any(truncated & ~terminated) or np.any(terminated)
+    assert np.any(truncated | terminated) or not itself(name).limited
 
 
 @pytest.mark.parametrize("name", OF_SUITES)
 def test_an_episode_is_no_longer_than_its_limit(name):
     _, step = rollout(name)
+    assert np.all(step.episode_end[step.discount == 0.0])
+    if not itself(name).limited:
+        assert limited(name).spec.max_episode_steps is None
+        return
     assert limited(name).spec.max_episode_steps == LIMIT
     for end in step.episode_end.T:
         assert np.diff(np.flatnonzero(end), prepend=-1).max() <= LIMIT
-    assert np.all(step.episode_end[step.discount == 0.0])
 
 
 @pytest.mark.parametrize("name", OF_SUITES)
@@ -185,11 +206,39 @@ def test_a_start_after_an_end_is_drawn_anew():
     assert len(after) > 8 and after <= {x.tobytes() for x in np.asarray(fresh)}
 
 
+@pytest.mark.parametrize("game, channels", [("breakout", 4), ("space_invaders", 6)])
+def test_pgxs_minatar_has_the_rules_of_gymnaxs(game, channels):
+    """The two games without chance but in the start, over the same actions until the first end."""
+    pytest.importorskip("pgx")
+    other = "".join(part.capitalize() for part in game.split("_")) + "-MinAtar"
+    ours = registry.make(f"pgx/minatar-{game}", env_kwargs={"sticky_action_prob": 0.0}), registry.make(other)
+    actions = jax.random.randint(jax.random.key(2), (STEPS,), 0, ours[0].spec.num_actions)
+
+    def run(environment, seed):
+        state, first = environment.reset(jax.random.key(seed))
+        step = lambda state, action: environment.step(jax.random.key(0), state, action)  # noqa: E731
+        return first, jax.lax.scan(step, state, actions)[1]
+
+    def by_start(environment):
+        episodes = (jax.jit(run, static_argnums=0)(environment, seed) for seed in range(8))
+        return {np.asarray(first).tobytes(): step for first, step in episodes}
+
+    runs = [by_start(environment) for environment in ours]
+    assert runs[0].keys() == runs[1].keys() and len(runs[0]) == (2 if game == "breakout" else 1)
+    for start, one in runs[0].items():
+        two = runs[1][start]
+        length = 1 + int(np.argmax(one.episode_end))
+        assert one.episode_end.any() and one.final_observation.shape[-1] == channels
+        for field in ("final_observation", "reward", "discount"):
+            np.testing.assert_array_equal(getattr(one, field)[:length], getattr(two, field)[:length])
+
+
 # The table.
 
 
 def test_names_are_those_that_the_suites_have():
-    pytest.importorskip("octax"), pytest.importorskip("xminigrid")
+    for module in ("octax", "xminigrid", "pgx"):
+        pytest.importorskip(module)
     import octax.environments
     from octax.environments import get_rom_path
 
@@ -201,6 +250,8 @@ def test_names_are_those_that_the_suites_have():
     known = importlib.import_module("xminigrid").registered_environments()
     no_goal = {name for name in known if name.startswith("XLand")} | {"MiniGrid-Playground"}
     assert {name.partition("/")[2] for name in suites.XMINIGRID.names} == set(known) - no_goal
+    games = {name for name in importlib.import_module("pgx").available_envs() if name.startswith("minatar")}
+    assert {name.partition("/")[2] for name in suites.PGX.names} == games
 
 
 def test_the_table_needs_neither_jax_nor_the_suites():
@@ -239,6 +290,8 @@ def test_the_name_of_a_suites_environment_is_taken():
 @pytest.mark.parametrize(
     "name, given, parts",
     [
+        ("pgx/minatar-breakout", {"env_params": {"x": 1}}, ["takes no env_params"]),
+        ("pgx/minatar-breakout", {"env_kwargs": {"sticky_action_prob": 2}}, ["is 2.0", "from 0 to 1"]),
         ("octax/brix", {"env_params": {"x": 1}}, ["takes no env_params"]),
         ("octax/brix", {"env_kwargs": {"frame_skp": 1}}, ["did you mean 'frame_skip'"]),
         ("octax/brix", {"env_kwargs": {"fps": 0}}, ["fps", "at least 1"]),

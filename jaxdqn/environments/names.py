@@ -66,4 +66,11 @@ XMINIGRID = (
     *(f"MiniGrid-MemoryS{width}" for width in (8, 16, 32, 64, 128)),
 )
 
-CONVOLVED = ("MinAtar", "Pong-misc", "octax/")  # in the names of environments whose default network convolves
+PGX = tuple(f"minatar-{game}" for game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"))
+
+CONVOLVED = (
+    "MinAtar",
+    "Pong-misc",
+    "octax/",
+    "pgx/minatar-",
+)  # in the names of environments whose default network convolves

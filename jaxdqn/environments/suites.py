@@ -42,7 +42,8 @@ OCTAX = Suite("octax", "octax", ("octax", "cv2"), f"{HERE}.octax_adapter", _pref
 XMINIGRID = Suite(
     "XLand-MiniGrid", "xminigrid", ("xminigrid",), f"{HERE}.xminigrid_adapter", _prefixed("xminigrid", names.XMINIGRID)
 )
-SUITES = (GYMNAX, OCTAX, XMINIGRID)
+PGX = Suite("pgx", "pgx", ("pgx",), f"{HERE}.pgx_adapter", _prefixed("pgx", names.PGX))
+SUITES = (GYMNAX, OCTAX, XMINIGRID, PGX)
 NAMES = tuple(name for suite in SUITES for name in suite.names)
 
 
