@@ -17,8 +17,9 @@ import sys
 from jaxdqn import presets
 from jaxdqn.agents import complete
 from jaxdqn.config import MAX_MEMBERS, MOST_EPISODES, Config, HParams, check_whole
-from jaxdqn.environments.names import GYMNAX
+from jaxdqn.environments import suites
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.files.paths import flat
 from jaxdqn.runs import cli
 
 # What is changed of the preset of environment and agent.
@@ -65,10 +66,9 @@ def run(arguments: list[str]) -> int:
     if not args.envs or not args.agents:
         raise UserError("nothing to compare: --envs and --agents need at least one name each.")
     for env in args.envs:
-        if env not in GYMNAX:
-            raise unknown_name("environment", env, GYMNAX, "`python experiments/list.py` shows all.")
+        suites.find(env)
     cells = [
-        (f"{env}-{agent}", *settings(env, agent, args.steps, args.episodes))
+        (f"{flat(env)}-{agent}", *settings(env, agent, args.steps, args.episodes))
         for env in args.envs
         for agent in args.agents
     ]

@@ -23,8 +23,8 @@ from typing import Any
 
 from jaxdqn.analysis.thresholds import seconds_to_threshold, steps_to_threshold
 from jaxdqn.config import MAX_MEMBERS, UINT32_MAX, check_number, check_whole
-from jaxdqn.environments.names import GYMNAX
-from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.environments import suites
+from jaxdqn.errors import UserError
 from jaxdqn.files import documents
 from jaxdqn.files.paths import write_atomically, write_text
 from jaxdqn.parallel.axes import preset
@@ -94,8 +94,7 @@ def run(arguments: list[str]) -> int:
     for name in ("steps", "on_policy_steps"):
         check_whole(name, getattr(args, name))
     check_number("threshold", args.threshold)
-    if args.env not in GYMNAX:
-        raise unknown_name("environment", args.env, GYMNAX, "`python experiments/list.py` shows all.")
+    suites.find(args.env)
     if not args.presets:
         raise UserError("nothing to compare: --presets needs at least one name.")
     script = load_train()

@@ -6,7 +6,8 @@ python experiments/list.py
 import sys
 
 from jaxdqn.agents import AGENTS, names_of
-from jaxdqn.environments.names import CONTINUOUS, GYMNAX
+from jaxdqn.environments.names import CONTINUOUS
+from jaxdqn.environments.suites import SUITES
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.axes import PARALLEL
 from jaxdqn.presets import BY_ENVIRONMENT, PRESETS
@@ -18,8 +19,10 @@ def run(arguments: list[str]) -> int:
     if arguments not in ([], ["--help"], ["-h"]):
         raise UserError(f"list.py takes no arguments; it got {' '.join(arguments)}.")
     print("environments (--env; their preset is used by default)")
-    for name in GYMNAX:
-        print(f"  {name:26}{BY_ENVIRONMENT.get(name, '')}")
+    for suite in SUITES:
+        print(f"  of {suite.title}{'' if suite.installed else f', which is not installed: {suite.install}'}")
+        for name in suite.names:
+            print(f"    {name:38}{BY_ENVIRONMENT.get(name, '')}".rstrip())
     print(f"  not possible, actions are continuous: {', '.join(CONTINUOUS)}")
     print("\nagents (--agent; their own settings after it)")
     for name in AGENTS:

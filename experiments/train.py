@@ -200,7 +200,10 @@ def run(arguments: list[str]) -> int:
     if args.dry_run:
         dry_run(args, seeds, vary)
         return 0
-    stem = pathlib.Path("runs") / f"{args.config.env}-{args.config.agent}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    stem = (
+        pathlib.Path("runs")
+        / f"{paths.flat(args.config.env)}-{args.config.agent}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    )
     with contextlib.ExitStack() as stack:
         if args.out is not None or not hosts.is_first():
             out = args.out or stem

@@ -37,12 +37,25 @@ class Frames:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))  # as a `ShapeDtypeStruct` does
 
 
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """A leaf of `Spec.observation` that holds codes of categories, not quantities: number k on its last axis is one of
+    0 .. sizes[k] - 1, and networks take it one-hot."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))  # as a `ShapeDtypeStruct` does
+
+
 class Spec(NamedTuple):
     """What an agent must know of an environment.
 
     `observation` gives shape and dtype of one observation as stored (bool for 0/1 grids), or a pytree of these, which
-    are `Frames` where the environment stacks frames; `max_episode_steps` is the time limit in environment steps, or
-    None where there is none.
+    are `Frames` where the environment stacks frames and `Codes` where it names categories; `max_episode_steps` is the
+    time limit in environment steps, or None where there is none.
     """
 
     name: str

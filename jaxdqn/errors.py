@@ -15,7 +15,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") 
     known = list(known)
     folded = {option.lower(): option for option in known}
     close = difflib.get_close_matches(shown(name).strip("'").lower(), list(folded), n=1, cutoff=0.5)
-    suggestion = f"did you mean {folded[close[0]]!r}?" if close else f"known: {', '.join(sorted(known))}."
+    suggestion = f"did you mean {folded[close[0]]!r}?" if close else f"known: {shortened(', '.join(sorted(known)))}."
     return UserError(f"unknown {kind} {shown(name)}: {suggestion}{' ' + hint if hint else ''}")
 
 

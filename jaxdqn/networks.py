@@ -1,6 +1,7 @@
 """Torsos and heads; the only place that imports flax modules.
 
-Networks take observations as stored: bool becomes 0/1, uint8 becomes [0, 1], the rest is used as it is.
+Networks take observations as stored: codes become one-hot, bool becomes 0/1, uint8 becomes [0, 1], the rest is used
+as it is.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,10 +10,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn.initializers import Initializer
 
 from jaxdqn.acting import reset_where
-from jaxdqn.base import Array, Features, Key, Network, PyTree, RecurrentNetwork, SequenceBatch, Spec, zeros_of
+from jaxdqn.base import Array, Codes, Features, Key, Network, PyTree, RecurrentNetwork, SequenceBatch, Spec, zeros_of
 from jaxdqn.config import Config
 from jaxdqn.errors import UserError
 from jaxdqn.td import quantile_midpoints
@@ -26,7 +28,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 NOISE = "noise"  # flax's name of the key that layers draw from; each folds its own name into it
 SIGMA = 0.5  # size of the noise at first, divided by the square root of a layer's inputs
-NATURE_MIN_SIDE = 36  # the smallest image on which its three convolutions leave at least one pixel
+# The shorter side from which on "auto" takes a torso, and below which it is refused: convolutions leave at least one
+# pixel, and on screens of 32 x 64 (octax) the dense layer of minatar would have four million weights.
+SMALLEST = {"mlp": 0, "minatar": 3, "nips": 32, "nature": 36}
+STRIDED = {"nips": ((16, 8, 4), (32, 4, 2)), "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1))}  # features, size, stride
 
 
 Dense = Callable[[int, float], Callable[[Array], Array]]
@@ -165,6 +170,7 @@ class TorsoAndHead(nn.Module):
     """A torso by name, and a head on its features."""
 
     head: Head
+    decode: Callable[[PyTree], Array]
     torso: str
     hidden_sizes: Sequence[int]
     layer_norm: bool
@@ -175,7 +181,7 @@ class TorsoAndHead(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Array) -> PyTree:
-        return self.head.apply(self._dense, self._torso(_decode(observation)))
+        return self.head.apply(self._dense, self._torso(self.decode(observation)))
 
     def _torso(self, x: Array) -> Array:
         if self.torso == "mlp":
@@ -186,10 +192,10 @@ class TorsoAndHead(nn.Module):
         if self.torso == "minatar":
             x = self._activate(Conv3x3(16, self._kernel_init(2**0.5), self.convolution)(x))
             return self._activate(self._dense(128)(x.reshape(x.shape[0], -1)))
-        for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+        for features, size, stride in STRIDED[self.torso]:
             kernel_init = self._kernel_init(2**0.5)
             x = self._activate(nn.Conv(features, (size, size), stride, "VALID", kernel_init=kernel_init)(x))
-        return self._activate(self._dense(512)(x.reshape(x.shape[0], -1)))
+        return self._activate(self._dense(256 if self.torso == "nips" else 512)(x.reshape(x.shape[0], -1)))
 
     def _activate(self, x: Array) -> Array:
         return ACTIVATIONS[self.activation](nn.LayerNorm()(x) if self.layer_norm else x)
@@ -215,7 +221,7 @@ class TorsoMemoryAndHead(TorsoAndHead):
 
     @nn.compact
     def __call__(self, observation: Array, carry: PyTree) -> Any:  # type: ignore[override]
-        carry, features = self.cell(carry, self._torso(_decode(observation)))
+        carry, features = self.cell(carry, self._torso(self.decode(observation)))
         return carry, self.head.apply(self._dense, features)
 
 
@@ -230,10 +236,11 @@ def q_network(
     convolution: str = "patches",
     noisy: bool = False,
 ) -> Network:
-    """The Q-network for an environment: "mlp", "minatar" (Young and Tian, 2019) or "nature" (Mnih et al., 2015).
+    """The Q-network for an environment: "mlp", "minatar" (Young and Tian, 2019), "nips" (Mnih et al., 2013) or
+    "nature" (Mnih et al., 2015).
 
-    "auto" takes nature for images of at least 36 x 36, minatar for smaller grids with channels, else mlp. Raises
-    `UserError` where the torso does not fit the observation.
+    "auto" takes nature for images of at least 36 x 36, nips for those of at least 32 x 32, minatar for smaller grids
+    with channels, else mlp. Raises `UserError` where the torso does not fit the observation.
     """
     head = action_values(spec.num_actions, dueling)
     return network(spec, head, torso, hidden_sizes, layer_norm, activation, initializer, convolution, noisy)
@@ -247,7 +254,7 @@ def configured(spec: Spec, head: Head, config: Config) -> Network:
 
 def network(spec: Spec, head: Head, torso: str, hidden_sizes: Sequence[int], *options: Any) -> Network:
     """A torso with a head; `options` are layer_norm, activation, initializer, convolution and noisy (False)."""
-    parts = (_choose_torso(torso, spec.observation), tuple(hidden_sizes), *options)
+    parts = (*_input(torso, spec.observation), tuple(hidden_sizes), *options)
     module = TorsoAndHead(head, *parts)
 
     def init(key: Key) -> PyTree:
@@ -262,7 +269,7 @@ def network(spec: Spec, head: Head, torso: str, hidden_sizes: Sequence[int], *op
 def recurrent(spec: Spec, head: Head, config: Config, cell: Cell) -> RecurrentNetwork:
     """The torso that `config` describes, a recurrent cell and a head. Raises `UserError` as `q_network` does."""
     options = (config.layer_norm, config.activation, config.initializer, config.convolution, config.noisy)
-    parts = (_choose_torso(config.network, spec.observation), config.hidden_sizes, *options)
+    parts = (*_input(config.network, spec.observation), config.hidden_sizes, *options)
     module = TorsoMemoryAndHead(head, *parts, cell)
 
     def init(key: Key) -> PyTree:
@@ -319,26 +326,42 @@ def unroll_after(network: RecurrentNetwork, params: PyTree, batch: SequenceBatch
     return part(jax.lax.stop_gradient(carry), slice(burn_in, None), rest_key)[1]
 
 
-def _choose_torso(torso: str, observation: PyTree) -> str:
-    arrays = jax.tree.leaves(observation)
-    shape = arrays[0].shape if len(arrays) == 1 else ()
+def _input(torso: str, observation: PyTree) -> tuple[Callable[[PyTree], Array], str]:
+    """What a torso is given of an observation, and which torso that is."""
+    decode = decoder(observation)
+    shape = jax.eval_shape(
+        decode, jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), observation)
+    ).shape
+    return decode, _choose_torso(torso, shape[1:])
+
+
+def _choose_torso(torso: str, shape: tuple[int, ...]) -> str:
     side = min(shape[:2]) if len(shape) == 3 else 0
     if torso == "auto":
-        return "nature" if side >= NATURE_MIN_SIDE else "minatar" if side >= 3 else "mlp"
-    smallest = {"mlp": 0, "minatar": 3, "nature": NATURE_MIN_SIDE}[torso]
-    if side < smallest:
+        return next(name for name, smallest in reversed(SMALLEST.items()) if side >= smallest)
+    if side < SMALLEST[torso]:
         raise UserError(
-            f"network {torso!r} needs observations [H, W, C] of at least {smallest} x {smallest}; this environment's "
-            f"are {list(shape)}. Use network 'auto' or 'mlp'."
+            f"network {torso!r} needs observations [H, W, C] of at least {SMALLEST[torso]} x {SMALLEST[torso]}; this "
+            f"environment's are {list(shape)}. Use network 'auto' or 'mlp'."
         )
     return torso
 
 
-def _decode(observation: PyTree) -> Array:
-    """What a torso takes: of several arrays their numbers side by side, [B, F]."""
-    arrays = [_numbers(x) for x in jax.tree.leaves(observation)]
-    return arrays[0] if len(arrays) == 1 else jnp.concatenate([x.reshape(len(x), -1) for x in arrays], axis=-1)
+def decoder(observation: PyTree) -> Callable[[PyTree], Array]:
+    """What makes the numbers that a torso takes of a batch of observations like those of a spec: float32 [B, H, W, C],
+    say, or of several arrays their numbers side by side, [B, F]."""
+    kinds = jax.tree.leaves(observation)
+
+    def decode(batch: PyTree) -> Array:
+        arrays = [_numbers(kind, x) for kind, x in zip(kinds, jax.tree.leaves(batch), strict=True)]
+        return arrays[0] if len(arrays) == 1 else jnp.concatenate([x.reshape(len(x), -1) for x in arrays], axis=-1)
+
+    return decode
 
 
-def _numbers(array: Array) -> Array:
+def _numbers(kind: PyTree, array: Array) -> Array:
+    if isinstance(kind, Codes):
+        place = np.repeat(np.arange(len(kind.sizes)), kind.sizes)
+        value = np.concatenate([np.arange(size) for size in kind.sizes])
+        return (array[..., place] == value).astype(jnp.float32)
     return array.astype(jnp.float32) / 255.0 if array.dtype == jnp.uint8 else array.astype(jnp.float32)

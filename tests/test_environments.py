@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from jaxdqn.base import Array, Environment, Frames, PyTree, Spec, TimeStep
 from jaxdqn.environments import encoding, registry
 from jaxdqn.environments.gymnax_adapter import BINARY
-from jaxdqn.environments.registry import CONTINUOUS, GYMNAX
+from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.environments.sticky import sticky
 from jaxdqn.errors import UserError
 

@@ -163,7 +163,8 @@ def kernel_shapes(network):
         ((2, 10, 3), "mlp"),
         ((3, 3, 1), "minatar"),
         ((10, 10, 4), "minatar"),
-        ((35, 84, 3), "minatar"),
+        ((31, 64, 4), "minatar"),
+        ((32, 64, 4), "nips"),
         ((36, 36, 3), "nature"),
         ((84, 84, 4), "nature"),
     ],
@@ -171,11 +172,18 @@ def kernel_shapes(network):
 def test_auto_takes_the_torso_that_fits(shape, expected):
     network, named = q_network(spec(shape)), q_network(spec(shape), expected)
     assert kernel_shapes(network) == kernel_shapes(named)
-    first = {"mlp": (int(np.prod(shape)), 128), "minatar": (3, 3, shape[-1:], 16), "nature": (8, 8, shape[-1:], 32)}
+    first = {
+        "mlp": (int(np.prod(shape)), 128),
+        "minatar": (3, 3, shape[-1:], 16),
+        "nips": (8, 8, shape[-1:], 16),
+        "nature": (8, 8, shape[-1:], 32),
+    }
     assert tuple(np.hstack(first[expected])) in kernel_shapes(network)
 
 
-@pytest.mark.parametrize("torso, shape", [("minatar", (4,)), ("minatar", (2, 9, 3)), ("nature", (35, 35, 3))])
+@pytest.mark.parametrize(
+    "torso, shape", [("minatar", (4,)), ("minatar", (2, 9, 3)), ("nips", (31, 31, 3)), ("nature", (35, 35, 3))]
+)
 def test_a_torso_that_does_not_fit_is_refused(torso, shape):
     with pytest.raises(ValueError, match=rf"'{torso}'.*\[{', '.join(map(str, shape))}\].*'mlp'"):
         q_network(spec(shape), torso)

@@ -333,3 +333,7 @@ def test_half_written_files_go_with_the_next_session(trained, tmp_path):
     assert [path.name for path in sorted((tmp_path / "run").rglob(".*")) if path.name != ".lock"] == [".mine"]
     assert metrics.read(tmp_path / "run" / "metrics.parquet").equals(trained.metrics)
     assert isinstance(trained.metrics, pd.DataFrame)
+
+
+def test_the_folder_of_a_suites_environment_is_one():
+    assert paths.flat("octax/brix") == "octax-brix" and paths.flat("CartPole-v1") == "CartPole-v1"

@@ -20,7 +20,8 @@ from scripts import script
 import jaxdqn
 from jaxdqn.agents import AGENTS
 from jaxdqn.analysis import intervals
-from jaxdqn.environments.names import CONTINUOUS, GYMNAX
+from jaxdqn.environments import suites
+from jaxdqn.environments.names import CONTINUOUS
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import devices, memory
 from jaxdqn.presets import PRESETS
@@ -268,10 +269,16 @@ def test_export_writes_a_policy_that_chooses_as_the_run_does(inside, trained, tm
 def test_list_shows_everything(capsys):
     assert script("list").run([]) == 0
     out = capsys.readouterr().out
-    for name in (*GYMNAX, *CONTINUOUS, *PRESETS, *AGENTS):
+    for name in (*suites.NAMES, *CONTINUOUS, *PRESETS, *AGENTS):
         assert name in out
     with pytest.raises(UserError, match="takes no arguments"):
         script("list").run(["--wat"])
+
+
+def test_list_says_how_to_install_a_suite(capsys, monkeypatch):
+    monkeypatch.setattr(suites.Suite, "installed", False)
+    assert script("list").run([]) == 0
+    assert 'octax, which is not installed: pip install -e ".[octax]"' in capsys.readouterr().out
 
 
 HELP = """

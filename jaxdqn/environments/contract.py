@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxdqn.base import Environment, Frames, Key, PyTree, Spec, TimeStep
+from jaxdqn.base import Codes, Environment, Frames, Key, PyTree, Spec, TimeStep
 from jaxdqn.errors import UserError, shortened, shown
 
 
@@ -50,6 +50,10 @@ def _check_spec(spec: Spec) -> None:
                 f"environment {spec.name!r} has {leaf}; frames lie on the last axis, two or more, and padding is "
                 "'first' or 'zeros'."
             )
+        if isinstance(leaf, Codes) and not (
+            jnp.issubdtype(dtype, jnp.integer) and leaf.shape[-1:] == (len(leaf.sizes),)
+        ):
+            raise UserError(f"environment {spec.name!r} has {leaf}; codes are integers, one on the last axis per size.")
 
 
 def one_array(name: str, observation: PyTree) -> jax.ShapeDtypeStruct:

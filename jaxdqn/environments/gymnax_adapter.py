@@ -8,10 +8,9 @@ from typing import Any
 import gymnax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxdqn.base import Array, Environment, Key, PyTree, Spec, TimeStep
-from jaxdqn.environments import encoding, trial
+from jaxdqn.environments import arguments, encoding, trial
 from jaxdqn.environments.contract import line, one_array
 from jaxdqn.environments.names import GYMNAX
 from jaxdqn.errors import UserError, shown, unknown_name
@@ -29,8 +28,22 @@ BINARY = {
 }
 
 
-TINIEST, LARGEST = (float(end) for end in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
-MOST_SIZE = 1_000  # of what a constructor makes arrays of
+def make(
+    name: str,
+    env_params: dict[str, object],
+    env_kwargs: dict[str, object],
+    factory: Callable[..., object] | None = None,
+) -> Environment:
+    """gymnax's environment of that name, or what a registered `factory` makes: a gymnax environment or our record.
+
+    Raises `UserError` as `construct` and `adapt` do, and for parameters of a record, which has none.
+    """
+    environment = construct(name, factory, env_kwargs)
+    if not isinstance(environment, Environment):
+        return adapt(name, environment, env_params)
+    if env_params:
+        raise UserError(f"environment {name!r} takes no env_params; it got {', '.join(sorted(env_params))}.")
+    return environment
 
 
 def construct(name: str, factory: Callable[..., object] | None, env_kwargs: dict[str, object]) -> Any:
@@ -46,24 +59,13 @@ def construct(name: str, factory: Callable[..., object] | None, env_kwargs: dict
                 raise UserError(f"environment {name!r} takes no env_kwargs; it got {argument!r}.")
             raise unknown_name(f"env_kwargs field of {name}", argument, known)
         what = f"env_kwargs.{argument} of {name}"
-        given[argument] = _argument(what, value, parameters[argument].default) if own else value
+        given[argument] = arguments.sized(what, value, parameters[argument].default) if own else value
     try:
         return factory(**given)
     except UserError:
         raise
     except Exception as error:  # of any kind: it is other people's code
         raise UserError(f"environment {name!r} cannot be made with env_kwargs {shown(given)}: {line(error)}") from error
-
-
-def _argument(what: str, value: object, default: object) -> object:
-    """`value` as the type of `default`, where that is a single value; a size within reason."""
-    if not isinstance(default, (bool, int, float)):
-        return value
-    given = _like(what, value, default)
-    least = min(default, 1)
-    if type(default) is int and not least <= given <= MOST_SIZE and "seed" not in what:
-        raise UserError(f"{what} is {given}; it must be a whole number from {least} to {MOST_SIZE:,}.")
-    return given
 
 
 def adapt(name: str, env: Any, env_params: dict[str, object]) -> Environment:
@@ -119,37 +121,9 @@ def _try(name: str, env: Any, params: PyTree, raw: jax.ShapeDtypeStruct, actions
         trial.check_bounds(name, env, params, actions, encoding.bounds(name, raw, env.observation_space(params)))
 
 
-def _replace_params(name: str, params: PyTree, changes: dict[str, object]) -> PyTree:
+def _replace_params(name: str, params: PyTree, env_params: dict[str, object]) -> PyTree:
     known = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
-    converted = {}
-    for field, value in changes.items():
-        if field not in known:
-            raise unknown_name(f"env_params field of {name}", field, known)
-        converted[field] = _like(f"env_params.{field} of {name}", value, known[field])
-        if field == "max_steps_in_episode" and converted[field] < 1:
-            raise UserError(f"env_params.{field} of {name} is {value!r}; it must be at least 1.")
-    return params.replace(**converted)
-
-
-def _like(what: str, value: object, default: object) -> Any:
-    """`value` as the type of `default`: gymnax selects between values of both, and neither mixes nor converts."""
-    for kind, accepted, words in (
-        (bool, (bool,), "True or False"),
-        (int, (int,), "a whole number"),
-        (float, (int, float), "a number"),
-    ):
-        if isinstance(default, kind):
-            if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-                raise UserError(f"{what} is {shown(value)}; it must be {words}, as its default {default!r} is.")
-            if kind is int and abs(value) > jnp.iinfo(jnp.int32).max:
-                raise UserError(f"{what} is {shown(value)}; it must lie within 32 bits.")
-            if kind is float and not (value == 0 or TINIEST <= abs(value) <= LARGEST):
-                raise UserError(
-                    f"{what} is {shown(value)}; it must be 0, or between {TINIEST:.2g} and "
-                    f"{LARGEST:.2g} in size, as a float32 is."
-                )
-            return kind(value)
-    raise UserError(f"{what} is not a single value; it cannot be changed here.")
+    return params.replace(**arguments.among("env_params", name, env_params, known, {"max_steps_in_episode"}))
 
 
 def _strong(tree: PyTree) -> PyTree:

@@ -1,4 +1,5 @@
-"""The gymnax ids, listed so that they can be shown and checked without importing gymnax (seconds) or JAX."""
+"""The names of environments in their suites, listed so that they can be shown and checked without importing these
+(seconds) or JAX."""
 
 # Left out: MNISTBandit, which downloads when it is made.
 GYMNAX = (
@@ -24,3 +25,52 @@ GYMNAX = (
     "FrozenLake-misc",
 )
 CONTINUOUS = ("Pendulum-v1", "MountainCarContinuous-v0", "PointRobot-misc", "Reacher-misc", "Swimmer-misc")
+
+# Left out: the ROMs cavern4a and cavern4b, which octax cannot make.
+OCTAX = (
+    "airplane",
+    "blinky",
+    "brix",
+    *(f"cavern{level}" for level in (1, 2, 3, 5, 6)),
+    "deep",
+    "filter",
+    "flight_runner",
+    "missile",
+    "pong",
+    "rocket",
+    "shooting_stars",
+    *(f"space_flight{level}" for level in range(1, 11)),
+    "spacejam",
+    "squash",
+    "submarine",
+    "tank",
+    *(f"target_shooter{level}" for level in (1, 2, 3)),
+    "tetris",
+    "ufo",
+    "vertical_brix",
+    "wipe_off",
+    "worm",
+)
+
+# Left out, as they have no goal without a ruleset, so that no reward is ever paid: XLand-MiniGrid-* and
+# MiniGrid-Playground.
+XMINIGRID = (
+    *(f"MiniGrid-Empty-{side}x{side}" for side in (5, 6, 8, 16)),
+    *(f"MiniGrid-EmptyRandom-{side}x{side}" for side in (5, 6, 8, 16)),
+    *(f"MiniGrid-DoorKey-{side}x{side}" for side in (5, 6, 8, 16)),
+    "MiniGrid-FourRooms",
+    "MiniGrid-LockedRoom",
+    "MiniGrid-Unlock",
+    "MiniGrid-UnlockPickUp",
+    "MiniGrid-BlockedUnlockPickUp",
+    *(f"MiniGrid-MemoryS{width}" for width in (8, 16, 32, 64, 128)),
+)
+
+PGX = tuple(f"minatar-{game}" for game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"))
+
+CONVOLVED = (
+    "MinAtar",
+    "Pong-misc",
+    "octax/",
+    "pgx/minatar-",
+)  # in the names of environments whose default network convolves

@@ -56,6 +56,11 @@ def remove_empty(made: Sequence[pathlib.Path]) -> None:
             folder.rmdir()
 
 
+def flat(name: str) -> str:
+    """The name of an environment as that of a folder, or as a part of it: octax/brix as octax-brix."""
+    return name.replace("/", "-")
+
+
 @contextlib.contextmanager
 def fresh(stem: pathlib.Path) -> Iterator[pathlib.Path]:
     """Makes a directory that was not there: `stem`, or where that is taken (by a process of the same second, say)

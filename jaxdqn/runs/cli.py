@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, get_args, get_origin, get_typ
 import tyro
 
 from jaxdqn.config import Config, HParams
+from jaxdqn.environments.names import CONVOLVED
 from jaxdqn.errors import UserError, shortened, unknown_name
 from jaxdqn.files import documents, paths
 from jaxdqn.parallel import hosts
@@ -210,7 +211,7 @@ def prepare_backend(
         if count > cores:
             print(f"warning: {count} CPU devices share {cores} cores; they will be slow.", file=sys.stderr)
         # Only a convolution gains from more than one thread, where there is a core to spare.
-        convolves = config.network in ("minatar", "nature") or ("MinAtar" in config.env or "Pong" in config.env)
+        convolves = config.network in ("minatar", "nips", "nature") or any(part in config.env for part in CONVOLVED)
         devices.prepare_cpu(count, one_thread_each=not convolves or count >= cores)
     devices.prepare_cache()
 

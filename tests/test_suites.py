@@ -1,0 +1,327 @@
+"""The table of suites, and one contract for all of their environments: each is stepped beside the suite itself."""
+
+import functools
+import importlib
+import pkgutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdqn import networks
+from jaxdqn.base import Codes, Environment, Spec
+from jaxdqn.environments import registry, suites
+from jaxdqn.errors import UserError
+
+STEPS, ENVS, LIMIT = 500, 2, 60
+BY_DEFAULT = (
+    "octax/brix",
+    "octax/target_shooter1",
+    "xminigrid/MiniGrid-Empty-5x5",
+    "xminigrid/MiniGrid-EmptyRandom-6x6",
+    "pgx/minatar-breakout",
+    "pgx/minatar-freeway",
+)
+OF_SUITES = [
+    pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.slow])
+    for suite in suites.SUITES[1:]
+    for name in suite.names
+]
+
+
+class Itself(NamedTuple):
+    """A suite without our adapter: reset(key) -> (state, observation), step(key, state, action) -> (state,
+    observation, reward, terminated, truncated), and how the time limit is set through our adapter."""
+
+    reset: object
+    step: object
+    limited: dict
+
+
+def octax(name: str) -> Itself:
+    from octax.environments import create_environment
+
+    game, _ = create_environment(name.partition("/")[2], max_num_steps_per_episodes=LIMIT)
+    show = lambda frames: frames.transpose(2, 1, 0)  # noqa: E731
+    reset = lambda key: (game.reset(key)[0], show(game.reset(key)[1]))  # noqa: E731
+
+    def step(key, state, action):
+        state, frames, *rest, _ = game.step(state, action)
+        return state, show(frames), *rest
+
+    return Itself(reset, step, {"env_kwargs": {"max_num_steps_per_episodes": LIMIT}})
+
+
+def xminigrid(name: str) -> Itself:
+    import xminigrid
+
+    env, params = xminigrid.make(name.partition("/")[2], max_steps=LIMIT)
+
+    def reset(key):
+        timestep = env.reset(params, key)
+        return timestep, timestep.observation
+
+    def step(key, timestep, action):
+        after = env.step(params, timestep, action)
+        terminated = after.discount == 0
+        return after, after.observation, after.reward, terminated, after.last() & ~terminated
+
+    return Itself(reset, step, {"env_params": {"max_steps": LIMIT}})
+
+
+def pgx(name: str) -> Itself:
+    import pgx
+
+    env = pgx.make(name.partition("/")[2])
+
+    def reset(key):
+        state = env.init(key)
+        return state, state.observation
+
+    def step(key, state, action):
+        after = env.step(state, action, key)
+        return after, after.observation, after.rewards[0], after.terminated, after.truncated
+
+    return Itself(reset, step, {})
+
+
+def itself(name: str) -> Itself:
+    for module in suites.of(name).modules:
+        pytest.importorskip(module)
+    return globals()[name.partition("/")[0]](name)
+
+
+@functools.cache
+def limited(name: str) -> Environment:
+    return registry.make(name, **itself(name).limited)
+
+
+def inputs(num_actions: int):
+    reset_key, action_key, step_key = jax.random.split(jax.random.key(0), 3)
+    action = jax.random.randint(action_key, (STEPS, ENVS), 0, num_actions)
+    return jax.random.split(reset_key, ENVS), jax.random.split(step_key, (STEPS, ENVS)), action
+
+
+@functools.cache
+def rollout(name: str):
+    """Random actions, through our record: the first observations, and `TimeStep`s [STEPS, ENVS, ...]."""
+    environment = limited(name)
+
+    @jax.jit
+    def run(reset_keys, step_keys, actions):
+        state, first = jax.vmap(environment.reset)(reset_keys)
+        step = lambda state, x: jax.vmap(environment.step)(x[0], state, x[1])  # noqa: E731
+        return first, jax.lax.scan(step, state, (step_keys, actions))[1]
+
+    given = inputs(environment.spec.num_actions)
+    once, again = (jax.tree.map(np.asarray, run(*given)) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, once, again)  # keys fix everything
+    return once
+
+
+@functools.cache
+def golden(name: str):
+    """The same with the suite's own functions, reset by hand: (observation, reward, terminated, truncated, the next
+    observation, which is a start's after an end), each [STEPS, ENVS, ...]."""
+    suite = itself(name)
+
+    @jax.jit
+    def run(reset_keys, step_keys, actions):
+        def one(state, key, action):
+            step_key, reset_key = jax.random.split(key)
+            after, observation, reward, terminated, truncated = suite.step(step_key, state, action)
+            start, first = suite.reset(reset_key)
+            end = terminated | truncated
+            # A weak type, and score * 1.0 of a uint8, change in the first step.
+            select = lambda new, old: jnp.where(end, new, jnp.asarray(old).astype(new.dtype))  # noqa: E731
+            state = jax.tree.map(select, jax.tree.map(strong, start), after)
+            return state, (observation, reward, terminated, truncated, jnp.where(end, first, observation))
+
+        state, first = jax.vmap(suite.reset)(reset_keys)
+        step = lambda state, x: jax.vmap(one)(state, *x)  # noqa: E731
+        return first, jax.lax.scan(step, jax.tree.map(strong, state), (step_keys, actions))[1]
+
+    return jax.tree.map(np.asarray, run(*inputs(limited(name).spec.num_actions)))
+
+
+def strong(x):
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(x, x.dtype)
+
+
+@pytest.mark.parametrize("name", OF_SUITES)
+def test_a_trajectory_is_that_of_the_suite_itself(name):
+    first, step = rollout(name)
+    expected_first, (observation, reward, terminated, truncated, following) = golden(name)
+    np.testing.assert_array_equal(first, expected_first)
+    np.testing.assert_array_equal(step.final_observation, observation)
+    np.testing.assert_array_equal(step.observation, following)
+    np.testing.assert_array_equal(step.reward, reward)
+    np.testing.assert_array_equal(step.discount, 1.0 - terminated)  # so a time limit keeps 1
+    np.testing.assert_array_equal(step.episode_end, terminated | truncated)
+    assert np.any(truncated | terminated) or not itself(name).limited
+
+
+@pytest.mark.parametrize("name", OF_SUITES)
+def test_an_episode_is_no_longer_than_its_limit(name):
+    _, step = rollout(name)
+    assert np.all(step.episode_end[step.discount == 0.0])
+    if not itself(name).limited:
+        assert limited(name).spec.max_episode_steps is None
+        return
+    assert limited(name).spec.max_episode_steps == LIMIT
+    for end in step.episode_end.T:
+        assert np.diff(np.flatnonzero(end), prepend=-1).max() <= LIMIT
+
+
+@pytest.mark.parametrize("name", OF_SUITES)
+def test_shapes_dtypes_and_values_are_those_of_the_spec(name):
+    (_, step), spec = rollout(name), limited(name).spec
+    for observation in (step.observation, step.final_observation):
+        assert (observation.shape[2:], observation.dtype) == (spec.observation.shape, spec.observation.dtype)
+        if isinstance(spec.observation, Codes):
+            assert np.all(observation < np.asarray(spec.observation.sizes))
+    assert (step.reward.dtype, step.discount.dtype, step.episode_end.dtype) == (np.float32, np.float32, np.bool_)
+    assert np.all(np.isfinite(step.reward))
+
+
+@pytest.mark.parametrize("name", OF_SUITES)
+def test_nothing_is_weakly_typed(name):
+    environment = limited(name)
+    state, observation = jax.eval_shape(environment.reset, jax.random.key(0))
+    stepped = jax.eval_shape(environment.step, jax.random.key(0), state, jnp.int32(0))
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves((state, observation, stepped)))
+
+
+def test_a_start_after_an_end_is_drawn_anew():
+    """EmptyRandom begins anywhere: the starts of many episodes are as many kinds as those of many resets."""
+    name = "xminigrid/MiniGrid-EmptyRandom-6x6"
+    _, step = rollout(name)
+    after = {x.tobytes() for x in step.observation[step.episode_end]}
+    fresh = jax.jit(jax.vmap(limited(name).reset))(jax.random.split(jax.random.key(1), 2000))[1]
+    assert len(after) > 8 and after <= {x.tobytes() for x in np.asarray(fresh)}
+
+
+@pytest.mark.parametrize("game, channels", [("breakout", 4), ("space_invaders", 6)])
+def test_pgxs_minatar_has_the_rules_of_gymnaxs(game, channels):
+    """The two games without chance but in the start, over the same actions until the first end."""
+    pytest.importorskip("pgx")
+    other = "".join(part.capitalize() for part in game.split("_")) + "-MinAtar"
+    ours = registry.make(f"pgx/minatar-{game}", env_kwargs={"sticky_action_prob": 0.0}), registry.make(other)
+    actions = jax.random.randint(jax.random.key(2), (STEPS,), 0, ours[0].spec.num_actions)
+
+    def run(environment, seed):
+        state, first = environment.reset(jax.random.key(seed))
+        step = lambda state, action: environment.step(jax.random.key(0), state, action)  # noqa: E731
+        return first, jax.lax.scan(step, state, actions)[1]
+
+    def by_start(environment):
+        episodes = (jax.jit(run, static_argnums=0)(environment, seed) for seed in range(8))
+        return {np.asarray(first).tobytes(): step for first, step in episodes}
+
+    runs = [by_start(environment) for environment in ours]
+    assert runs[0].keys() == runs[1].keys() and len(runs[0]) == (2 if game == "breakout" else 1)
+    for start, one in runs[0].items():
+        two = runs[1][start]
+        length = 1 + int(np.argmax(one.episode_end))
+        assert one.episode_end.any() and one.final_observation.shape[-1] == channels
+        for field in ("final_observation", "reward", "discount"):
+            np.testing.assert_array_equal(getattr(one, field)[:length], getattr(two, field)[:length])
+
+
+# The table.
+
+
+def test_names_are_those_that_the_suites_have():
+    for module in ("octax", "xminigrid", "pgx"):
+        pytest.importorskip(module)
+    import octax.environments
+    from octax.environments import get_rom_path
+
+    modules = {module.name for module in pkgutil.iter_modules(octax.environments.__path__)}
+    listed = {name.partition("/")[2] for name in suites.OCTAX.names}
+    assert modules == {name if name in modules else name.rstrip("0123456789") for name in listed}
+    for name in listed - modules:
+        assert get_rom_path(f"{name}.ch8")
+    known = importlib.import_module("xminigrid").registered_environments()
+    no_goal = {name for name in known if name.startswith("XLand")} | {"MiniGrid-Playground"}
+    assert {name.partition("/")[2] for name in suites.XMINIGRID.names} == set(known) - no_goal
+    games = {name for name in importlib.import_module("pgx").available_envs() if name.startswith("minatar")}
+    assert {name.partition("/")[2] for name in suites.PGX.names} == games
+
+
+def test_the_table_needs_neither_jax_nor_the_suites():
+    code = (
+        "import sys; from jaxdqn.environments import suites; [s.installed for s in suites.SUITES]; print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"jax", "gymnax", "octax", "cv2", "xminigrid"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "wrong, nearest",
+    [
+        ("octax/brx", "octax/brix"),
+        ("brix", "octax/brix"),
+        ("MiniGrid-Empty-8x8", "xminigrid/MiniGrid-Empty-8x8"),
+        ("CartPole", "CartPole-v1"),
+    ],
+)
+def test_a_misspelt_name_suggests_the_nearest_of_any_suite(wrong, nearest):
+    with pytest.raises(UserError, match=f"did you mean '{nearest}'"):
+        registry.make(wrong)
+
+
+def test_a_suite_that_is_not_installed_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(suites, "SUITES", [suite._replace(modules=("nowhere",)) for suite in suites.SUITES])
+    with pytest.raises(UserError, match=r'is octax\'s, which is not installed: pip install -e ".\[octax\]"'):
+        registry.make("octax/brix")
+
+
+def test_the_name_of_a_suites_environment_is_taken():
+    with pytest.raises(UserError, match="is octax's"):
+        registry.register("octax/brix", lambda: None)
+
+
+@pytest.mark.parametrize(
+    "name, given, parts",
+    [
+        ("pgx/minatar-breakout", {"env_params": {"x": 1}}, ["takes no env_params"]),
+        ("pgx/minatar-breakout", {"env_kwargs": {"sticky_action_prob": 2}}, ["is 2.0", "from 0 to 1"]),
+        ("octax/brix", {"env_params": {"x": 1}}, ["takes no env_params"]),
+        ("octax/brix", {"env_kwargs": {"frame_skp": 1}}, ["did you mean 'frame_skip'"]),
+        ("octax/brix", {"env_kwargs": {"fps": 0}}, ["fps", "at least 1"]),
+        ("xminigrid/MiniGrid-Empty-5x5", {"env_kwargs": {"x": 1}}, ["takes no env_kwargs"]),
+        ("xminigrid/MiniGrid-Empty-5x5", {"env_params": {"max_step": 1}}, ["did you mean 'max_steps'"]),
+        ("xminigrid/MiniGrid-Empty-5x5", {"env_params": {"view_size": 4}}, ["view_size", "odd"]),
+        ("xminigrid/MiniGrid-Empty-5x5", {"env_params": {"height": 4}}, ["height", "at least 5"]),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(name, given, parts):
+    itself(name)
+    with pytest.raises(UserError) as error:
+        registry.make(name, **given)
+    assert "\n" not in str(error.value) and all(part in str(error.value) for part in (name, *parts))
+
+
+def test_the_time_limit_follows_the_size_of_the_grid():
+    itself("xminigrid/MiniGrid-Empty-5x5")
+    for height, limit in ((5, 100), (7, 140)):
+        made = registry.make("xminigrid/MiniGrid-Empty-5x5", {"height": height})
+        assert made.spec.max_episode_steps == limit
+
+
+# Codes.
+
+
+def test_networks_take_codes_one_hot():
+    kind, rng = Codes((3, 4, 2), np.uint8, (5, 3)), np.random.default_rng(0)
+    codes = np.stack([rng.integers(0, size, (6, 3, 4)) for size in kind.sizes], axis=-1).astype(np.uint8)
+    expected = np.concatenate([np.eye(5)[codes[..., 0]], np.eye(3)[codes[..., 1]]], axis=-1)
+    np.testing.assert_array_equal(networks.decoder(kind)(codes), expected)
+    kernel = networks.q_network(Spec("test", kind, 3)).init(jax.random.key(0))["Conv3x3_0"]["kernel"]
+    assert kernel.shape == (3, 3, 8, 16)
