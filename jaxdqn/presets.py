@@ -292,7 +292,7 @@ for _task, (_lowest, _highest) in SUPPORTS.items():
 
 # Rate and target period: the best of the same eight settings for each, on seeds 200-201 at 150,000 steps
 # (experiments/sweeps/breakout-*.yaml, 2026-11-29).
-BREAKOUT = {"double_dqn": (5e-4, 100), "c51": (1e-3, 100), "qr_dqn": (1e-3, 100)}
+BREAKOUT = {"double_dqn": (5e-4, 100), "c51": (1e-3, 100), "qr_dqn": (1e-3, 100), "rainbow": (1e-3, 100)}
 for _agent, (_rate, _period) in BREAKOUT.items():
     _name = "minatar-breakout" if _agent == "double_dqn" else f"minatar-breakout-{_agent}"
     _base = PRESETS.get(_name, PRESETS["minatar-breakout"])
