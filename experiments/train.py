@@ -159,7 +159,7 @@ def chosen(arguments: list[str]) -> tuple[Config, HParams, Axes]:
         if flag.startswith("axes."):  # one that the scheme has not says so
             schemes.complete(Axes(scheme, **{flag.removeprefix("axes."): None}))
         owners = [name for name in agents.AGENTS if flag.removeprefix("hparams.") in agents.names_of(name)]
-        if owners and config.agent not in owners:
+        if owners and flag.removeprefix("hparams.") not in agents.names_of(config.agent):
             shown = flag.replace("_", "-")
             whose = f"agent{'s' * (len(owners) > 1)} {', '.join(map(repr, owners))}"
             raise UserError(f"--{shown} belongs to {whose}, not to {config.agent!r}; choose one by --agent.")

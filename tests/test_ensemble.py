@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import probe_environments
 import pytest
+from scripts import script
 
 from jaxdqn import agents, learning, replay, training
 from jaxdqn.agents.dqn import double_dqn, dqn
@@ -322,3 +323,12 @@ def test_what_there_are_no_ensembles_of(name):
 def test_an_unknown_ensemble_is_an_unknown_agent():
     with pytest.raises(UserError, match="unknown agent 'ensemble_of_dqn'"):
         agents.of("ensemble_of_dqn")
+
+
+def test_an_ensemble_has_the_flags_of_its_members_and_their_preset():
+    flags = ["--agent", "ensemble_c51", "--ensemble-size", "3", "--num-atoms", "21", "--hparams.v-max", "50"]
+    args, _ = script("train").parse(flags)
+    assert (args.config.own.ensemble_size, args.config.own.num_atoms) == (3, 21)
+    assert (args.hparams.own.v_min, args.hparams.own.v_max) == (0.0, 50.0) and args.config.n_step == 8
+    with pytest.raises(UserError, match=r"--num-atoms belongs to agents .*, not to 'ensemble_dqn'"):
+        script("train").parse(["--agent", "ensemble_dqn", "--num-atoms", "21"])

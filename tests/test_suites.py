@@ -27,7 +27,7 @@ BY_DEFAULT = (
     "pgx/minatar-freeway",
 )
 OF_SUITES = [
-    pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.slow])
+    pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.every])
     for suite in suites.SUITES[1:]
     for name in suite.names
 ]
