@@ -51,8 +51,8 @@ APEX = {"agent": "double_dqn", "dueling": True, "n_step": 3, "replay": "prioriti
 ON_POLICY = {"num_envs": 16, "rollout_length": 8, "n_step": 8, "learning_starts": 0, "total_steps": 2_000_000}
 # Sixteen environments, five steps: with half the environments or longer blocks one seed in eight fails.
 SHORT = {**ON_POLICY, "rollout_length": 5, "n_step": 5, "agent": "dqn", "replay": "latest"}
-# An epsilon for each environment, as each thread of the paper has: with .05 for all, what a good policy never does is
-# forgotten, and one-step Q-learning ends near 110, whatever its loss and rate.
+# An epsilon for each environment, as each thread of the paper has. With .05 for all, what a good policy never does is
+# forgotten: one-step C51 ended near 110 at three rates; so it ends at 500 on three seeds of four, DQN on one of two.
 Q_LEARNING = {
     "learning_rate": 1e-3,
     "learning_rate_end": 0.05,
