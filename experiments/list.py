@@ -20,9 +20,13 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"list.py takes no arguments; it got {' '.join(arguments)}.")
     print("environments (--env; their preset is used by default)")
     for suite in SUITES:
-        print(f"  of {suite.title}{'' if suite.installed else f', which is not installed: {suite.install}'}")
+        where = ", on the host: with --parallel parallel_dqn, apex or lockstep_dqn" if suite.on_host else ""
+        missing = "" if suite.installed else f", which is not installed: {suite.install}"
+        print(f"  of {suite.title}{where}{missing}")
         for name in suite.names:
             print(f"    {name:38}{BY_ENVIRONMENT.get(name, '')}".rstrip())
+        if suite.prefix:
+            print(f"    {suite.prefix}ID for any other with discrete actions")
     print(f"  not possible, actions are continuous: {', '.join(CONTINUOUS)}")
     print("\nagents (--agent; their own settings after it)")
     for name in AGENTS:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdqn.base import Agent, Array, Environment, Key, PyTree, Transition
+from jaxdqn.base import Agent, Array, Environment, Key, PyTree, TimeStep, Transition
 
 
 class ActorState(NamedTuple):
@@ -56,37 +56,46 @@ def rollout(
     num_envs = exploration.shape[0]
 
     def step(state: ActorState, keys: Key) -> tuple[ActorState, tuple[Transition, EpisodeSums]]:
-        action, carry, extras = agent.act(params, state.carry, state.observation, keys[0], exploration)
-        env_state, timestep = jax.vmap(environment.step)(keys[1:], state.env_state, action)
-        end = timestep.episode_end
-        transition = Transition(
-            state.observation,
-            action,
-            timestep.reward,
-            timestep.discount,
-            timestep.final_observation,
-            end,
-            extras,
-        )
-        episode_return = state.episode_return + timestep.reward
-        episode_length = state.episode_length + 1
-        sums = EpisodeSums(
-            jnp.sum(end, dtype=jnp.int32),
-            jnp.sum(jnp.where(end, episode_return, 0.0)),
-            jnp.sum(jnp.where(end, episode_length, 0), dtype=jnp.int32),
-        )
-        next_state = ActorState(
-            env_state,
-            timestep.observation,
-            reset_where(end, agent.initial_carry(num_envs), carry),
-            jnp.where(end, 0.0, episode_return),
-            jnp.where(end, 0, episode_length),
-        )
-        return next_state, (transition, sums)
+        chosen = agent.act(params, state.carry, state.observation, keys[0], exploration)
+        env_state, timestep = jax.vmap(environment.step)(keys[1:], state.env_state, chosen[0])
+        state, transition, sums = followed(state, chosen, env_state, timestep, agent.initial_carry(num_envs))
+        return state, (transition, sums)
 
     keys = jax.random.split(key, (length, 1 + num_envs))  # one draw for all: each costs microseconds
     state, (block, sums) = jax.lax.scan(step, state, keys, unroll=min(length, 2))
     return state, block, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+
+
+def followed(
+    state: ActorState, chosen: tuple[Array, PyTree, PyTree], env_state: PyTree, timestep: TimeStep, initial: PyTree
+) -> tuple[ActorState, Transition, EpisodeSums]:
+    """What follows on `state` where the agent chose (action [N], carry, extras), and the environments went on to
+    `env_state` and returned `timestep` [N]: (state, transition [N], sums). `initial` [N] is the carry at a start."""
+    (action, carry, extras), end = chosen, timestep.episode_end
+    transition = Transition(
+        state.observation,
+        action,
+        timestep.reward,
+        timestep.discount,
+        timestep.final_observation,
+        end,
+        extras,
+    )
+    episode_return = state.episode_return + timestep.reward
+    episode_length = state.episode_length + 1
+    sums = EpisodeSums(
+        jnp.sum(end, dtype=jnp.int32),
+        jnp.sum(jnp.where(end, episode_return, 0.0)),
+        jnp.sum(jnp.where(end, episode_length, 0), dtype=jnp.int32),
+    )
+    next_state = ActorState(
+        env_state,
+        timestep.observation,
+        reset_where(end, initial, carry),
+        jnp.where(end, 0.0, episode_return),
+        jnp.where(end, 0, episode_length),
+    )
+    return next_state, transition, sums
 
 
 def reset_where(end: Array, initial: PyTree, carry: PyTree) -> PyTree:

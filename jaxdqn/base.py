@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdqn.config import HParams
 
@@ -81,16 +82,50 @@ class TimeStep(NamedTuple):
     episode_end: Array
 
 
+class HostStep(NamedTuple):
+    """What one step of N environments on the host returned: NumPy arrays [N, ...], otherwise as in `TimeStep`.
+
+    Of an observation that is `Frames` there is the newest alone, [N, ..., 1]. A `discount` of 0 without `episode_end`
+    is a termination for the learner only: a lost life.
+    """
+
+    observation: PyTree
+    reward: np.ndarray
+    discount: np.ndarray
+    final_observation: PyTree
+    episode_end: np.ndarray
+
+
+class HostEnvironments(NamedTuple):
+    """N environments with auto-reset that JAX cannot see, stepped together.
+
+    reset(seed) -> observation [N, *O], of `Frames` the newest; the seed, below 2^31, fixes all that follows
+    step(actions int64 [N]) -> HostStep
+    close()
+    kill(): ends what keeps a step from returning, as far as that can be done from another thread
+    render() -> [H, W, 3] uint8 of the first environment; None where it draws nothing
+    """
+
+    reset: Callable[[int], PyTree]
+    step: Callable[[np.ndarray], HostStep]
+    close: Callable[[], None]
+    kill: Callable[[], None] = lambda: None
+    render: Callable[[], np.ndarray] | None = None
+
+
 class Environment(NamedTuple):
     """A single environment with auto-reset; callers `vmap` it.
 
     reset(key) -> (state, observation [*O])
     step(key, state, action []) -> (state, TimeStep)
+    on_host(num_envs) -> HostEnvironments, where JAX cannot see the environment: then `reset` gives an observation of
+    zeros, until there is a first one, and `step` raises `UserError`. None for environments in JAX
     """
 
     reset: Callable[[Key], tuple[PyTree, PyTree]]
     step: Callable[[Key, PyTree, Array], tuple[PyTree, TimeStep]]
     spec: Spec
+    on_host: Callable[[int], HostEnvironments] | None = None
 
 
 class Apply(Protocol):

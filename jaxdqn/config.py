@@ -79,6 +79,8 @@ class HParams(NamedTuple):
     """Where the Huber loss becomes linear; unused by the squared loss."""
     reward_scale: Annotated[float, FINITE] = 1.0
     """Factor on every reward the learner sees; reported returns are unscaled."""
+    reward_clip: Annotated[float, ABOVE_ZERO] = math.inf
+    """Bound on the size of every reward the learner sees, before it is scaled; reported returns are unclipped."""
     optimizer_epsilon: Annotated[float, NOT_NEGATIVE] = 0.0
     """Denominator constant; 0 takes the optimizer's usual one: 1e-8, and .01 of RMSProp, whose constant is added to the
     variance (Mnih et al., 2015)."""
@@ -110,6 +112,8 @@ class Config:
     """Environment constructor arguments: --env-kwargs.use-minimal-action-set False."""
     sticky_actions: float = 0.0
     """Probability that the environment repeats the previous action instead (Machado et al., 2018)."""
+    env_timeout: float = 60.0
+    """Seconds after which an environment on the host that does not answer is given up, and replaced; inf waits."""
 
     agent: str = "dqn"
     """Agent; `python experiments/list.py` shows all. Its own settings come with it: --agent NAME --help."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxdqn import acting, exploration, fingerprints
 from jaxdqn.acting import ActorState
-from jaxdqn.base import Agent, Array, Environment, Key, PyTree
+from jaxdqn.base import Agent, Array, Environment, Key, PyTree, Transition
 
 EVALUATION_SEED = 20_150_226
 
@@ -45,6 +45,24 @@ def sometimes_random(agent: Agent, num_actions: int, epsilon: float) -> Agent:
     return agent._replace(greedy=greedy)
 
 
+def none_yet(num_episodes: int) -> Episodes:
+    """Episodes of which nothing is played."""
+    kinds = jnp.float32, jnp.int32, jnp.bool_, jnp.uint32
+    return Episodes(*(jnp.zeros(num_episodes, kind) for kind in kinds))
+
+
+def extended(episodes: Episodes, row: Transition) -> Episodes:
+    """`episodes` [E] with a transition [E] of each more, where they still run."""
+    alive = ~episodes.finished
+    seen = fingerprints.extend(episodes.fingerprints, row.observation, row.reward)
+    return Episodes(
+        episodes.returns + jnp.where(alive, row.reward, 0.0),
+        episodes.lengths + alive,
+        episodes.finished | row.episode_end,
+        jnp.where(alive, seen, episodes.fingerprints),
+    )
+
+
 def evaluate(
     environment: Environment,
     agent: Agent,
@@ -69,18 +87,8 @@ def evaluate(
         actor, episodes, step = carry
         key = jax.random.fold_in(step_key, step)
         actor, block, _ = acting.rollout(environment, agent, params, actor, key, zeros, length=1)
-        alive = ~episodes.finished
-        seen = fingerprints.extend(
-            episodes.fingerprints, jax.tree.map(lambda x: x[0], block.observation), block.reward[0]
-        )
-        episodes = Episodes(
-            episodes.returns + jnp.where(alive, block.reward[0], 0.0),
-            episodes.lengths + alive,
-            episodes.finished | block.episode_end[0],
-            jnp.where(alive, seen, episodes.fingerprints),
-        )
+        episodes = extended(episodes, jax.tree.map(lambda x: x[0], block))
         return actor, episodes, step + 1
 
     actor = acting.start(environment, agent, num_episodes, start_key)
-    none = Episodes(zeros, *(jnp.zeros(num_episodes, kind) for kind in (jnp.int32, jnp.bool_, jnp.uint32)))
-    return jax.lax.while_loop(running, body, (actor, none, jnp.int32(0)))[1]
+    return jax.lax.while_loop(running, body, (actor, none_yet(num_episodes), jnp.int32(0)))[1]

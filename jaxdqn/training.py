@@ -93,8 +93,9 @@ def transition_example(spec: Spec, agent: Agent) -> Transition:
 
 
 def as_stored(spec: Spec, agent: Agent, params: PyTree, block: Transition, key: Key, hparams: HParams) -> Transition:
-    """A block [T, N] after `agent.prepare`, with its actions in a byte each where they fit."""
-    block = agent.prepare(params, block, key, hparams)
+    """A block [T, N] with its rewards clipped, after `agent.prepare`, and its actions in a byte each where they fit."""
+    clipped = jnp.clip(block.reward, -hparams.reward_clip, hparams.reward_clip)
+    block = agent.prepare(params, block._replace(reward=clipped), key, hparams)
     return block._replace(action=block.action.astype(jnp.uint8 if spec.num_actions <= 256 else jnp.int32))
 
 
@@ -140,25 +141,36 @@ class Learn(Protocol):
         """(learner, replay, sums)."""
 
 
+def make_epsilons(config: Config, total_envs: int) -> Callable[[Array, Array | int, HParams], tuple[Array, Array]]:
+    """epsilons(iteration [], first [], hparams) -> (epsilon [], that of each environment [N]), as in `make_act`."""
+    schedule = {"linear": exploration.linear_schedule, "exponential": exploration.exponential_schedule}[
+        config.epsilon_schedule
+    ]
+
+    def epsilons(iteration: Array, first: Array | int, hparams: HParams) -> tuple[Array, Array]:
+        env_steps = iteration.astype(jnp.float32) * (config.rollout_length * total_envs)
+        epsilon = schedule(hparams.epsilon_begin, hparams.epsilon_end, hparams.epsilon_steps, env_steps)
+        ladder = exploration.epsilon_ladder(epsilon, hparams.ladder_power, config.num_envs, first, total_envs)
+        return jnp.float32(epsilon), ladder
+
+    return epsilons
+
+
 def make_act(environment: Environment, agent: Agent, config: Config, total_envs: int) -> Act:
     """The acting half of an iteration, for config.num_envs of `total_envs` environments.
 
     act(params, actor, key, iteration [], first [], hparams) -> (actor, block [T, N], episode sums, epsilon []); `first`
     is the index of the first of these environments, and iteration counts what all environments did together.
     """
-    schedule = {"linear": exploration.linear_schedule, "exponential": exploration.exponential_schedule}[
-        config.epsilon_schedule
-    ]
+    epsilons = make_epsilons(config, total_envs)
 
     def act(
         params: PyTree, actor: ActorState, key: Key, iteration: Array, first: Array | int, hparams: HParams
     ) -> tuple[ActorState, Transition, EpisodeSums, Array]:
-        env_steps = iteration.astype(jnp.float32) * (config.rollout_length * total_envs)
-        epsilon = schedule(hparams.epsilon_begin, hparams.epsilon_end, hparams.epsilon_steps, env_steps)
-        ladder = exploration.epsilon_ladder(epsilon, hparams.ladder_power, config.num_envs, first, total_envs)
+        epsilon, ladder = epsilons(iteration, first, hparams)
         actor, block, sums = acting.rollout(environment, agent, params, actor, key, ladder, config.rollout_length)
         block = as_stored(environment.spec, agent, params, block, jax.random.fold_in(key, PREPARE), hparams)
-        return actor, block, sums, jnp.float32(epsilon)
+        return actor, block, sums, epsilon
 
     return act
 

@@ -3,7 +3,17 @@
 import dataclasses
 
 from jaxdqn import agents
-from jaxdqn.config import FLOAT_WHOLE, INT32_MAX, MOST, MOST_EPISODES, MOST_WIDE, Config, check_fields, replay_rows
+from jaxdqn.config import (
+    FLOAT_WHOLE,
+    INT32_MAX,
+    MOST,
+    MOST_EPISODES,
+    MOST_WIDE,
+    Config,
+    check_fields,
+    check_number,
+    replay_rows,
+)
 from jaxdqn.errors import UserError, shown
 from jaxdqn.timeline import Timeline, timeline
 
@@ -23,6 +33,9 @@ def validate(config: Config, num_shards: int = 1) -> None:
         raise UserError(f"sticky_actions is {shown(config.sticky_actions)}; it is a probability in [0, 1).")
     if not 0.0 <= config.eval_epsilon <= 1.0:
         raise UserError(f"eval_epsilon is {shown(config.eval_epsilon)}; it is a probability in [0, 1].")
+    check_number("env_timeout", config.env_timeout)
+    if config.env_timeout <= 0:
+        raise UserError(f"env_timeout is {shown(config.env_timeout)}; it must be above 0, in seconds; inf waits.")
     steps = config.num_envs * config.rollout_length
     capacity = replay_rows(config) * config.num_envs
     if config.batch_size > capacity:

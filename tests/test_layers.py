@@ -27,6 +27,7 @@ LAYERS = {
     "agents": 5,
     "evaluation": 5,
     "training": 5,
+    "evaluation_on_host": 6,
     "presets": 6,
     "timeline": 6,
     "components": 6,

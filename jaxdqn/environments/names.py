@@ -68,9 +68,37 @@ XMINIGRID = (
 
 PGX = tuple(f"minatar-{game}" for game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"))
 
+# A few of Gymnasium's; any other id works, too.
+GYMNASIUM = (
+    "CartPole-v1",
+    "Acrobot-v1",
+    "MountainCar-v0",
+    "FrozenLake-v1",
+    "CliffWalking-v1",
+    "Taxi-v4",
+    "LunarLander-v3",
+)
+
+ATARI = tuple(
+    f"{game}-v5"
+    for game in (
+        "Adventure AirRaid Alien Amidar Assault Asterix Asteroids Atlantis Atlantis2 Backgammon BankHeist BasicMath "
+        "BattleZone BeamRider Berzerk Blackjack Bowling Boxing Breakout Carnival Casino Centipede ChopperCommand "
+        "CrazyClimber Crossbow Darkchambers Defender DemonAttack DonkeyKong DoubleDunk Earthworld ElevatorAction "
+        "Enduro Entombed Et FishingDerby FlagCapture Freeway Frogger Frostbite Galaxian Gopher Gravitar Hangman "
+        "HauntedHouse Hero HumanCannonball IceHockey Jamesbond JourneyEscape Kaboom Kangaroo KeystoneKapers "
+        "KingKong Klax Koolaid Krull KungFuMaster LaserGates LostLuggage MarioBros MiniatureGolf MontezumaRevenge "
+        "MrDo MsPacman NameThisGame Othello Pacman Phoenix Pitfall Pitfall2 Pong Pooyan PrivateEye Qbert Riverraid "
+        "RoadRunner Robotank Seaquest SirLancelot Skiing Solaris SpaceInvaders SpaceWar StarGunner Superman "
+        "Surround Tennis Tetris TicTacToe3D TimePilot Trondead Turmoil Tutankham UpNDown Venture VideoCheckers "
+        "VideoChess VideoCube VideoPinball WizardOfWor WordZapper YarsRevenge Zaxxon"
+    ).split()
+)
+
 CONVOLVED = (
     "MinAtar",
     "Pong-misc",
     "octax/",
     "pgx/minatar-",
+    "ALE/",
 )  # in the names of environments whose default network convolves

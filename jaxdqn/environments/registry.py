@@ -50,7 +50,7 @@ def make(
     """
     if name in CONTINUOUS:
         raise UserError(f"environment {name!r} has continuous actions; jaxdqn needs discrete ones, as in CartPole-v1.")
-    if name not in names():
+    if name not in _registered and suites.of(name) is None:
         raise unknown_name("environment", name, names(), "`python experiments/list.py` shows all.")
     from jaxdqn.environments import gymnax_adapter, sticky
 

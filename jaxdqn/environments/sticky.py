@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdqn.base import Array, Environment, Key, PyTree, TimeStep
+from jaxdqn.errors import UserError
 
 
 class StickyState(NamedTuple):
@@ -16,7 +17,13 @@ class StickyState(NamedTuple):
 
 
 def sticky(environment: Environment, probability: float) -> Environment:
-    """`environment`, repeating its last executed action with `probability` at each step."""
+    """`environment`, repeating its last executed action with `probability` at each step. Raises `UserError` for one on
+    the host."""
+    if environment.on_host is not None:
+        raise UserError(
+            f"sticky_actions {probability:g} is for environments in JAX, and {environment.spec.name!r} runs on the "
+            "host; ALE's have --env-kwargs.sticky."
+        )
 
     def reset(key: Key) -> tuple[StickyState, Array]:
         env_state, observation = environment.reset(key)

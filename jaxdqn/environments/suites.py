@@ -12,7 +12,8 @@ class Suite(NamedTuple):
 
     title: what people call it; extra: what `pip install` is asked for ("" where it comes with jaxdqn); modules: without
     which it is not installed; adapter: where make(name, env_params, env_kwargs) is, which gives an `Environment`;
-    names: as `--env` takes them, all but gymnax's with a prefix, as in octax/brix.
+    names: as `--env` takes them, all but gymnax's with a prefix, as in octax/brix; prefix: with which any other name is
+    the suite's, too ("" where there are no others); on_host: whether its environments run outside of JAX.
     """
 
     title: str
@@ -20,6 +21,8 @@ class Suite(NamedTuple):
     modules: tuple[str, ...]
     adapter: str
     names: tuple[str, ...]
+    prefix: str = ""
+    on_host: bool = False
 
     @property
     def installed(self) -> bool:
@@ -43,13 +46,24 @@ XMINIGRID = Suite(
     "XLand-MiniGrid", "xminigrid", ("xminigrid",), f"{HERE}.xminigrid_adapter", _prefixed("xminigrid", names.XMINIGRID)
 )
 PGX = Suite("pgx", "pgx", ("pgx",), f"{HERE}.pgx_adapter", _prefixed("pgx", names.PGX))
-SUITES = (GYMNAX, OCTAX, XMINIGRID, PGX)
+GYMNASIUM = Suite(
+    "Gymnasium",
+    "",
+    ("gymnasium",),
+    f"{HERE}.gymnasium_adapter",
+    _prefixed("gymnasium", names.GYMNASIUM),
+    prefix="gymnasium/",
+    on_host=True,
+)
+ALE = Suite("ALE", "atari", ("ale_py",), f"{HERE}.ale_adapter", _prefixed("ALE", names.ATARI), on_host=True)
+SUITES = (GYMNAX, OCTAX, XMINIGRID, PGX, GYMNASIUM, ALE)
 NAMES = tuple(name for suite in SUITES for name in suite.names)
 
 
 def of(name: str) -> Suite | None:
     """The suite that has an environment of this name; None where none has."""
-    return next((suite for suite in SUITES if name in suite.names), None)
+    others = (suite for suite in SUITES if suite.prefix and name.startswith(suite.prefix))
+    return next((suite for suite in SUITES if name in suite.names), None) or next(others, None)
 
 
 def find(name: str) -> Suite:

@@ -57,6 +57,7 @@ class Scheme(NamedTuple, Generic[A]):
     threaded: whether a worker is a thread, and the state lies on one device
     divides_iterations: whether it can stop within an iteration
     measured: whether its runner has a `measure`: each shard has all parameters, and a replay
+    steps_hosts: whether its actors step environments on the host, too
     """
 
     axes: type[A]
@@ -72,6 +73,7 @@ class Scheme(NamedTuple, Generic[A]):
     threaded: bool = False
     divides_iterations: bool = False
     measured: bool = False
+    steps_hosts: bool = False
 
 
 def choose_devices(needs: Devices, num_devices: int | None) -> list[jax.Device]:

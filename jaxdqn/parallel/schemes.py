@@ -124,7 +124,13 @@ def check_telemetry(axes: Axes, asked: bool) -> None:
 
 
 def check_components(axes: Axes, components: Components) -> None:
-    """Raises `UserError` for a network that the axes cannot divide."""
+    """Raises `UserError` for a network that the axes cannot divide, and environments that the scheme cannot step."""
+    environment = components.environment
+    if environment.on_host is not None and not of(axes).steps_hosts:
+        raise UserError(
+            f"environment {environment.spec.name!r} runs on the host, and scheme {axes.scheme!r} steps environments in "
+            "JAX; use --parallel parallel_dqn, apex or lockstep_dqn."
+        )
     of(axes).check_components(complete(axes).own, components)
 
 

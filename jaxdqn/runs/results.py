@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxdqn import acting, evaluation
+from jaxdqn import acting, evaluation, evaluation_on_host
 from jaxdqn.base import Agent, Environment, Key, PyTree
 from jaxdqn.components import Components, make_components
 from jaxdqn.config import MOST_EPISODES, UINT32_MAX, Config, HParams, check_probability, check_whole, members, varying
@@ -79,14 +79,18 @@ def evaluate_params(
     check_whole("episodes", episodes, most=MOST_EPISODES)
     check_whole("seed", seed, 0, UINT32_MAX)
     check_probability("epsilon", epsilon)
-    most = components.config.eval_max_steps
-    run = _evaluator(components.environment, components.agent, episodes, most, float(epsilon))
+    bounds = components.config.eval_max_steps, float(epsilon), components.config.env_timeout
+    run = _evaluator(components.environment, components.agent, episodes, *bounds)
     return jax.tree.map(np.asarray, run(params, jax.random.fold_in(jax.random.key(seed), stream)))
 
 
 @functools.lru_cache(maxsize=8)  # or every call would compile anew
-def _evaluator(environment: Environment, agent: Agent, episodes: int, max_steps: int, epsilon: float) -> Any:
+def _evaluator(
+    environment: Environment, agent: Agent, episodes: int, max_steps: int, epsilon: float, timeout: float
+) -> Any:
     """`evaluation.evaluate` of (params, key), compiled when it is first called."""
+    if environment.on_host is not None:
+        return evaluation_on_host.player(environment, agent, episodes, max_steps, epsilon, timeout)
     return jax.jit(
         lambda params, key: evaluation.evaluate(environment, agent, params, key, episodes, max_steps, epsilon)
     )
@@ -98,6 +102,13 @@ def watch(result: Result, member: int, seed: int) -> np.ndarray:
     components, environment = result.components, result.components.environment
     params = member_params(result.params, member)
     bound = min(environment.spec.max_episode_steps or MAX_WATCHED, MAX_WATCHED)
+
+    if environment.on_host is not None:
+        seen: list[PyTree] = []
+        timeout = components.config.env_timeout
+        play = evaluation_on_host.player(environment, components.agent, 1, bound, 0.0, timeout)
+        play(params, jax.random.key(seed), lambda observation, _: seen.append(observation))
+        return np.concatenate(seen)
 
     @jax.jit
     def run(key: Key) -> PyTree:

@@ -6,6 +6,7 @@ An `ActorNode` or `WorkerNode` is one of them where it lives.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -42,19 +43,29 @@ class Local(NamedTuple):
 
 
 class Full(NamedTuple):
-    """A full local replay, and the number of the broadcast with which it was begun."""
+    """A full local replay, and the number of the broadcast with which it was begun; `broke` says that it does not
+    follow on the one before."""
 
     local: Local
     begun: int
+    broke: bool
 
 
 class ActorPrograms(NamedTuple):
-    """What an actor computes, compiled; and the sums it starts a chunk with."""
+    """What an actor computes, compiled; and the sums it starts a chunk with.
+
+    broke(index) -> whether an actor's stream broke off right after its last full local replay; asked once
+    notes() -> what there is to say since this was asked last
+    close(): has done with environments on the host, until the next call
+    """
 
     act: Program
     prefill: Program
     full: Program
     zeros: EpisodeSums
+    broke: Callable[[int], bool] = lambda index: False
+    notes: Callable[[], list[str]] = list
+    close: Callable[[], None] = lambda: None
 
 
 def start_actor(components: Components, num_actors: int, merge_every: int, stream: Key) -> Actor:
@@ -89,7 +100,10 @@ def compile_actor(components: Components, num_actors: int, merge_every: int) -> 
         acted, block, new, epsilon = rollout(params, actor.state, key, iteration, index * each, hparams)
         return store(actor, acted, block), jax.tree.map(jnp.add, sums, new), epsilon
 
-    def prefill(params: PyTree, actor: Actor, sums: EpisodeSums, hparams: HParams) -> tuple[Actor, EpisodeSums]:
+    def prefill(
+        params: PyTree, actor: Actor, sums: EpisodeSums, hparams: HParams, index: Array
+    ) -> tuple[Actor, EpisodeSums]:
+        del index  # nothing of it depends on which actor this is
         key, _ = training.stream_keys(actor.key, actor.acted)
         acted, block, new = random_rollout(params, actor.state, key, hparams)
         return store(actor, acted, block), jax.tree.map(jnp.add, sums, new)
@@ -136,11 +150,11 @@ class ActorNode:
 
     def act(self, params: PyTree, version: int, iteration: int, learning: bool) -> Full | None:
         """One rollout with the parameters of broadcast `version`, into the local replay: that, where it is full now."""
-        actor, episodes, epsilon = self._now
+        (actor, episodes, epsilon), index = self._now, np.int32(self._index)
         if learning:
-            new = self._programs.act(params, actor, episodes, self._hparams, np.int32(iteration), np.int32(self._index))
+            new = self._programs.act(params, actor, episodes, self._hparams, np.int32(iteration), index)
         else:
-            new = *self._programs.prefill(params, actor, episodes, self._hparams), epsilon
+            new = *self._programs.prefill(params, actor, episodes, self._hparams, index), epsilon
         # Waited for first: what a failing program returns is nobody's state.
         self._now = Ended(*jax.block_until_ready(new))
         if self._acted % self._merge_every == 0:
@@ -148,7 +162,16 @@ class ActorNode:
         self._acted += 1
         if self._acted % self._merge_every:
             return None
-        return Full(self._programs.full(params, self._now.actor, self._hparams), self._begun)
+        local = self._programs.full(params, self._now.actor, self._hparams)
+        return Full(local, self._begun, self._programs.broke(self._index))
+
+    def notes(self) -> list[str]:
+        """What there is to say of its environments since this was asked last."""
+        return self._programs.notes()
+
+    def close(self) -> None:
+        """Has done with environments on the host, until it acts again."""
+        self._programs.close()
 
     def end(self) -> Ended:
         """The actor after the chunk."""

@@ -28,7 +28,8 @@ from jaxdqn.components import Components, make_regions
 from jaxdqn.config import INT32_MAX, Config, HParams, replay_rows
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
-from jaxdqn.parallel.asynchronous.actor import Actor, ActorNode, Local, compile_actor, start_actor
+from jaxdqn.parallel.asynchronous.actor import Actor, ActorNode, Local, start_actor
+from jaxdqn.parallel.asynchronous.host_actor import actor_programs
 from jaxdqn.parallel.asynchronous.ray_engine import Engine, remake
 from jaxdqn.parallel.asynchronous.workers import (
     LAGS,
@@ -37,6 +38,7 @@ from jaxdqn.parallel.asynchronous.workers import (
     Work,
     WorkerPool,
     added,
+    answered,
     ended,
     mended,
     rollouts_of,
@@ -193,7 +195,7 @@ def make_node(
 ) -> ActorNode:
     """An actor in a process of its own; `factory` makes its environment where that is a user's."""
     components = remake(config, factory)
-    programs = compile_actor(components, axes.workers, axes.merge_every)
+    programs = actor_programs(components, axes.workers, axes.merge_every)
     return ActorNode(programs, hparams, index, axes.merge_every)
 
 
@@ -265,14 +267,14 @@ class ActorLearner:
     ) -> None:
         self.components, self.axes, self.fault_hook = components, axes, fault_hook
         self.config = components.config
-        self.devices = devices
+        self.devices, self._report, self._restarts = devices, report, 0
         self.actor_devices = list(devices[1:]) or list(devices)
         self.hparams = traced_hparams(components.agent.complete(hparams))
         self.pool = WorkerPool(axes.workers, report)
         self.seen = Seen(
             (*LAGS, "dropped", *rollouts_of(axes.workers)), ("actor_wait", "queue_wait", "learner_wait", "running")
         )
-        self.acting = compile_actor(components, axes.workers, axes.merge_every)
+        self.acting = actor_programs(components, axes.workers, axes.merge_every)
         self.programs = _compile_learner(components, axes)
         seen = zeros(self.seen.take()) if axes.coupling == "async" else {}
         self.zero_metrics = self.programs.zeros(self.hparams.gamma)._replace(seen=seen)
@@ -284,6 +286,12 @@ class ActorLearner:
         else:
             recipe = self.config, registry.factory(self.config.env), axes, self.hparams
             self.nodes = [engine.spawn(make_node, *recipe, index) for index in indices]
+
+    def tell(self, notes: Sequence[str]) -> None:
+        """Reports failures of environments, each of which made new ones."""
+        self._restarts += len(notes)
+        for note in notes:
+            self._report(f"warning: {note}")
 
     def device_of(self, index: int) -> jax.Device:
         """Where an actor in this process acts."""
@@ -304,6 +312,7 @@ class ActorLearner:
             self.nodes[index].begin(first)
             for count in range(max(2, self.axes.merge_every)):  # until it has been full
                 self.nodes[index].act(params, 0, 0, count > 0)
+            self.nodes[index].close()
 
         # Threads wait for processes; in this one the first actor of a device compiles for all of them.
         count = self.axes.workers if self.apart else min(self.axes.workers, len(self.actor_devices))
@@ -322,9 +331,12 @@ class ActorLearner:
         per_iteration = self.axes.workers * local / self.axes.merge_every
         moved = self.axes.workers * params / self.axes.broadcast_every
         moved += per_iteration / self.config.updates_per_iteration
-        if self.axes.coupling == "lockstep":
-            return {"bytes_per_update": moved}
-        return {"bytes_per_update": moved, "dead_workers": self.pool.num_dead}
+        figures: dict[str, Scalar] = {"bytes_per_update": moved}
+        if self.components.environment.on_host is not None:
+            figures["env_restarts"] = self._restarts
+        if self.axes.coupling == "async":
+            figures["dead_workers"] = self.pool.num_dead
+        return figures
 
     def run(
         self,
@@ -354,6 +366,7 @@ class Delivery(NamedTuple):
     actor: int
     local: Local
     version: int
+    broke: bool
 
 
 class Chunk:
@@ -421,10 +434,13 @@ class Chunk:
                 self._act(index, iteration)
             if (iteration + 1) % self.axes.merge_every == 0:
                 for index, actor in enumerate(self.actors):
+                    if self.scheme.acting.broke(index):
+                        self.cut(index)
                     full = self.scheme.acting.full(self.broadcast[0], actor, self.scheme.hparams)
                     self.insert(index, full)
             if self.learning:
                 self.learn(iteration)
+        self.scheme.tell(self.scheme.acting.notes())
 
     def _act(self, index: int, iteration: int) -> None:
         programs, params, actor = self.scheme.acting, self.broadcast[0], self.actors[index]
@@ -432,7 +448,8 @@ class Chunk:
             at = self.scheme.hparams, np.int32(iteration), np.int32(index)
             self.actors[index], self.episodes, self.epsilon = programs.act(params, actor, self.episodes, *at)
         else:
-            self.actors[index], self.episodes = programs.prefill(params, actor, self.episodes, self.scheme.hparams)
+            rest = self.scheme.hparams, np.int32(index)
+            self.actors[index], self.episodes = programs.prefill(params, actor, self.episodes, *rest)
 
     def asynchronous(self, start: int, stop: int) -> None:
         """Actor threads take rollouts as tickets; this thread learns. Neither gets ahead by more than `slack`."""
@@ -461,7 +478,9 @@ class Chunk:
         """The actors and their sums, from where they were."""
         home = self.scheme.devices[0]
         for index in sorted(self.begun, key=lambda index: self.latest.get(index, -1)):
-            if end := ended(self.scheme.nodes[index].end, index in self.scheme.pool.alive):
+            node, alive = self.scheme.nodes[index], index in self.scheme.pool.alive
+            self.scheme.tell(answered(node.notes, alive) or [])
+            if end := ended(node.end, alive):
                 self.actors[index], episodes, epsilon = jax.device_put(end, home)
                 self.episodes = jax.tree.map(jnp.add, self.episodes, episodes)
                 if self.learning and index in self.latest:
@@ -491,7 +510,8 @@ class Chunk:
         self.latest[index] = iteration
         scheme.seen.count(f"rollouts_{index}")
         if full is not None:
-            self._deliver(work, Delivery(index, jax.device_put(full.local, scheme.devices[0]), full.begun))
+            local = jax.device_put(full.local, scheme.devices[0])
+            self._deliver(work, Delivery(index, local, full.begun, full.broke))
 
     def _deliver(self, work: Work, delivery: Delivery) -> None:
         while not work.stopping:
@@ -540,6 +560,8 @@ class Chunk:
                 return
             lag = self.published.version - delivery.version
             self.scheme.seen.lag(lag)
+            if delivery.broke:
+                self.cut(delivery.actor)
             if self.axes.max_lag and lag > self.axes.max_lag:
                 self.scheme.seen.count("dropped")
                 self.cut(delivery.actor)
@@ -559,4 +581,5 @@ ACTOR_LEARNER = Scheme(
     check,
     remote=lambda axes: bool(axes.coupling == "async"),
     threaded=True,
+    steps_hosts=True,
 )

@@ -129,6 +129,7 @@ class WorkerPool:
 
 
 W = TypeVar("W", bound=PyTree)
+T = TypeVar("T")
 
 
 def intact(tree: PyTree) -> bool:
@@ -142,13 +143,18 @@ def intact(tree: PyTree) -> bool:
 
 def ended(end: Callable[[], PyTree], alive: bool) -> PyTree:
     """What a node made of a chunk, its `end()`; None where a dead one took that with it."""
+    made = answered(end, alive)
+    return made if intact(made) else None
+
+
+def answered(ask: Callable[[], T], alive: bool) -> T | None:
+    """What a node answers; None where it is dead, and cannot."""
     try:
-        made = end()
+        return ask()
     except Exception:
         if alive:
             raise
         return None
-    return made if intact(made) else None
 
 
 def mended(workers: Sequence[W], dead: Collection[int]) -> list[W]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from jaxdqn import acting, evaluation, telemetry, training
+from jaxdqn import acting, evaluation, evaluation_on_host, telemetry, training
 from jaxdqn.base import Array, PyTree, Scalar
 from jaxdqn.components import Components, in_programs
 from jaxdqn.config import HParams
@@ -199,10 +199,15 @@ def greedy_episodes(
     shard: Array | int = 0,
 ) -> evaluation.Episodes:
     """One shard's episodes in an evaluation of a member with this seed; with common evaluation, the same for all."""
-    config = components.config
-    key = evaluation.episode_key(0 if config.common_evaluation else seed, iteration, part, shard)
+    config, key = components.config, _episode_key(components, seed, iteration, part, shard)
     bounds = config.eval_episodes, config.eval_max_steps
     return evaluation.evaluate(components.environment, components.agent, params, key, *bounds, config.eval_epsilon)
+
+
+def _episode_key(
+    components: Components, seed: Array | int, iteration: Array | int, part: Array | int, shard: Array | int = 0
+) -> Array:
+    return evaluation.episode_key(0 if components.config.common_evaluation else seed, iteration, part, shard)
 
 
 def traced_hparams(hparams: HParams) -> HParams:
@@ -212,8 +217,13 @@ def traced_hparams(hparams: HParams) -> HParams:
 
 @once_each
 def evaluator(components: Components) -> Callable[..., evaluation.Episodes]:
-    """evaluate(params, seed, iteration [], part []) -> Episodes of one member on one device."""
-    return jax.jit(functools.partial(greedy_episodes, components))
+    """evaluate(params, seed, iteration [], part []) -> Episodes of one member on one device, or on the host."""
+    if components.environment.on_host is None:
+        return jax.jit(functools.partial(greedy_episodes, components))
+    config = components.config
+    bounds = config.eval_episodes, config.eval_max_steps, config.eval_epsilon, config.env_timeout
+    play = evaluation_on_host.player(components.environment, components.agent, *bounds)
+    return lambda params, *when: play(params, _episode_key(components, *when))
 
 
 class HostLoop(Protocol):
@@ -247,7 +257,8 @@ def of_host_loop(make: Callable[[], HostLoop], seed: int) -> tuple[Runner, list[
         return [judge(states[0].learner.params, np.uint32(seed), np.int32(iteration), np.int32(part))]
 
     loop.warm_up(state)
-    jax.block_until_ready(evaluate([state], 0))
+    if loop.components.environment.on_host is None:  # there, an evaluation is long, and its programs are small
+        jax.block_until_ready(evaluate([state], 0))
     runner = Runner(
         components=loop.components,
         assignment=population.assign(1, 1),
