@@ -59,7 +59,7 @@ def test_a_twin_on_the_host_learns_the_same_bits(padding, n_step, copies):
     axes = Axes(workers=1, merge_every=2, broadcast_every=3)
     made = []
     for environment in (frames_only(padding), twin(frames_only(padding), SEED, config.rollout_length)):
-        built, states, metrics = run(components(environment, config), axes, 60)
+        _, states, metrics = run(components(environment, config), axes, 60)
         made.append(jax.tree.map(np.asarray, runner.gather_one([(states[0].learner, states[0].replay, metrics[0])])))
     jax.tree.map(np.testing.assert_array_equal, *made)
     assert made[0][2].episodes.episodes > 10
@@ -151,7 +151,7 @@ def test_two_runs_in_lockstep_are_the_same_bits_whatever_the_chunks():
 def test_the_other_schemes_refuse_them():
     parts = components(Counters().environment)
     for name in ("fused", "parameter_server", "averaging", "sharding"):
-        with pytest.raises(UserError, match="runs on the host.*--parallel parallel_dqn, apex or lockstep_dqn"):
+        with pytest.raises(UserError, match=r"runs on the host.*--parallel parallel_dqn, apex or lockstep_dqn"):
             schemes.check_components(schemes.complete(schemes.Axes(name)), parts)
 
 

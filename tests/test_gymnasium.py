@@ -1,0 +1,162 @@
+"""Gymnasium's environments on the host: each step is that of the environment itself, and so is a judged episode."""
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from jaxdqn import evaluation, evaluation_on_host
+from jaxdqn.base import Codes
+from jaxdqn.components import make_agent
+from jaxdqn.config import Config
+from jaxdqn.environments import gymnasium_adapter, host, registry
+from jaxdqn.errors import UserError
+
+STEPS, ENVS, SEED = 300, 3, 11
+
+
+def alone(identity: str, actions: np.ndarray, **kwargs):
+    """Rows (observation, reward, terminated, end, next observation) of single environments, reset by hand."""
+    columns = []
+    for index in range(actions.shape[1]):
+        env = gymnasium.make(identity, **kwargs)
+        first, _ = env.reset(seed=SEED + index)
+        column = []
+        for action in actions[:, index]:
+            observation, reward, terminated, truncated, _ = env.step(int(action))
+            end = terminated or truncated
+            column.append((observation, reward, terminated, end, env.reset()[0] if end else observation))
+        columns.append((first, column))
+    firsts = np.stack([first for first, _ in columns])
+    rows = [np.stack([[row[k] for row in column] for _, column in columns], axis=1) for k in range(5)]
+    return firsts, *rows
+
+
+@pytest.mark.parametrize(
+    "identity, kwargs, how",
+    [
+        ("CartPole-v1", {"max_episode_steps": 15}, "sync"),
+        ("CartPole-v1", {}, "async"),
+        ("FrozenLake-v1", {"is_slippery": True}, "sync"),
+    ],
+)
+def test_steps_are_those_of_the_environment_itself(identity, kwargs, how):
+    environment = registry.make(f"gymnasium/{identity}", env_kwargs={**kwargs, "vectorization": how})
+    spec = environment.spec
+    actions = np.random.default_rng(0).integers(0, spec.num_actions, (STEPS, ENVS))
+    guarded = host.Guarded(environment, ENVS, 60.0)
+    first, steps = guarded.reset(SEED), [guarded.step(row) for row in actions]
+    guarded.close()
+    expected_first, observation, reward, terminated, end, following = alone(identity, actions, **kwargs)
+
+    def stored(raw):
+        return np.asarray(raw, spec.observation.dtype).reshape(*raw.shape[:-1], -1, *spec.observation.shape[1:])
+
+    if isinstance(spec.observation, Codes):  # numbers, where ours are vectors of one
+        expected_first, observation, following = (x[..., None] for x in (expected_first, observation, following))
+    seen = jax.tree.map(lambda *rows: np.stack(rows), *steps)
+    np.testing.assert_array_equal(first, stored(expected_first))
+    np.testing.assert_array_equal(seen.final_observation, stored(observation))
+    np.testing.assert_array_equal(seen.observation, stored(following))
+    np.testing.assert_array_equal(seen.reward, reward.astype(np.float32))
+    np.testing.assert_array_equal(seen.discount, 1.0 - terminated)  # so a time limit keeps 1
+    np.testing.assert_array_equal(seen.episode_end, end)
+    assert end.any() and (terminated != end).any() == ("max_episode_steps" in kwargs)
+    assert spec.max_episode_steps == kwargs.get("max_episode_steps", gymnasium.spec(identity).max_episode_steps)
+
+
+def test_judged_episodes_are_those_that_the_policy_plays():
+    """The same greedy policy played by hand, one environment at a time."""
+    environment = registry.make("gymnasium/CartPole-v1")
+    agent = make_agent(Config(hidden_sizes=(16,)), environment.spec)
+    params, key = agent.init(jax.random.key(1), agent.defaults).params, jax.random.key(2)
+    play = evaluation_on_host.player(environment, agent, 4, 120, 0.0, 60.0)
+    episodes = jax.tree.map(np.asarray, play(params, key))
+    seed = int(host.seed_of(jax.random.split(key)[0]))
+    values = jax.jit(lambda observation: agent.values(params, observation[None])[0])
+    for index in range(4):
+        env, total, length, ended = gymnasium.make("CartPole-v1"), 0.0, 0, False
+        observation, _ = env.reset(seed=seed + index)
+        while not ended and length < 120:
+            observation, reward, terminated, truncated, _ = env.step(int(np.argmax(values(observation))))
+            total, length, ended = total + reward, length + 1, terminated or truncated
+        assert (episodes.returns[index], episodes.lengths[index]) == (total, length)
+        assert episodes.finished[index] == ended
+    assert len(set(episodes.fingerprints)) == 4
+
+
+class Odd(gymnasium.Env):
+    """Spaces as they come."""
+
+    def __init__(self, observed=None, actions=None) -> None:
+        self.observation_space = observed or spaces.Box(0, 255, (6, 5), np.uint8)
+        self.action_space = actions or spaces.Discrete(3, start=2)
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(int(action))
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def odd():
+    gymnasium.register("Odd-v0", Odd)
+    yield
+    del gymnasium.registry["Odd-v0"]
+
+
+@pytest.mark.parametrize(
+    "space, shape, dtype",
+    [
+        (spaces.Box(0, 255, (6, 5), np.uint8), (6, 5, 1), np.uint8),
+        (spaces.Box(0, 255, (6, 5, 3), np.uint8), (6, 5, 3), np.uint8),
+        (spaces.Box(-1, 1, (4,), np.float64), (4,), np.float32),
+        (spaces.Discrete(5, start=1), (1,), np.int32),
+        (spaces.MultiDiscrete([3, 4]), (2,), np.int32),
+        (spaces.MultiBinary(3), (3,), np.bool_),
+    ],
+)
+def test_spaces_become_what_is_stored(space, shape, dtype):
+    environment = gymnasium_adapter.make("gymnasium/Odd-v0", {}, {"observed": space})
+    leaf = environment.spec.observation
+    assert (leaf.shape, leaf.dtype) == (shape, dtype)
+    made = environment.on_host(2)
+    for observation in (made.reset(0), made.step(np.array([0, 2])).final_observation):  # actions 2 and 4 there
+        assert (observation.shape, observation.dtype) == ((2, *shape), dtype)
+        if isinstance(leaf, Codes):
+            assert np.all((observation >= 0) & (observation < leaf.sizes))
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "name, given, parts",
+    [
+        ("gymnasium/CartPole-v7", {}, ["did you mean 'gymnasium/CartPole-v"]),
+        ("gymnasium/CartPole-v1", {"env_kwargs": {"vectorization": "asink"}}, ["did you mean 'async'"]),
+        ("gymnasium/CartPole-v1", {"env_kwargs": {"gravity": 3}}, ["cannot be made with env_kwargs", "gravity"]),
+        ("gymnasium/CartPole-v1", {"env_params": {"x": 3}}, ["takes no env_params"]),
+        ("gymnasium/CartPole-v1", {"sticky_actions": 0.5}, ["sticky_actions 0.5", "on the host"]),
+        ("gymnasium/Pendulum-v1", {}, ["discrete"]),
+        ("gymnasium/Blackjack-v1", {}, ["Tuple", "FlattenObservation"]),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(name, given, parts):
+    with pytest.raises(UserError) as error:
+        registry.make(name, **given)
+    assert "\n" not in str(error.value) and all(part in str(error.value) for part in (name, *parts))
+
+
+def test_an_epsilon_is_the_share_of_random_actions():
+    """With 1, both actions are taken as often; by the sign of what a policy of one action gets otherwise."""
+    environment = registry.make("gymnasium/CartPole-v1")
+    agent = make_agent(Config(hidden_sizes=(16,)), environment.spec)
+    params = jax.tree.map(np.zeros_like, agent.init(jax.random.key(1), agent.defaults).params)
+    always, never = (
+        evaluation_on_host.player(environment, agent, 20, 500, epsilon, 60.0)(params, jax.random.key(0))
+        for epsilon in (1.0, 0.0)
+    )
+    assert isinstance(always, evaluation.Episodes)
+    assert np.mean(always.lengths) > 1.5 * np.mean(never.lengths)  # of action 0 alone an episode has 9 steps
