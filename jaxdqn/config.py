@@ -136,7 +136,7 @@ class Config:
     initializer: Literal["default", "orthogonal"] = "default"
     """Weight initialisation: LeCun normal (flax's default) or orthogonal."""
     convolution: Literal["patches", "lax"] = "patches"
-    """How the MinAtar torso convolves: patches times a matrix, or XLA's convolution. Same parameters, same result."""
+    """How torsos convolve: patches times a matrix, or XLA's convolution. Same parameters, same result."""
 
     num_envs: int = 16
     """N: environments stepped in parallel."""

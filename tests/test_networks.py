@@ -19,15 +19,24 @@ def spec(shape, dtype=jnp.float32, num_actions=3) -> Spec:
 GRID = spec((6, 5, 4), jnp.bool_)
 
 
+# Sides that leave pixels over, and that do not.
+IMAGES = {"minatar": GRID, "nips": spec((33, 38, 2)), "nature": spec((39, 45, 2))}
+
+
 @functools.cache
-def minatar(convolution):
-    network = q_network(GRID, "minatar", convolution=convolution)
+def convolved(torso, convolution):
+    network = q_network(IMAGES[torso], torso, convolution=convolution)
     return network, jax.jit(network.init)(jax.random.key(0))
 
 
+@pytest.fixture(scope="module", params=IMAGES)
+def torso(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def grids():
-    return jax.random.bernoulli(jax.random.key(1), 0.5, (8, *GRID.observation.shape))
+def images(torso):
+    return jax.random.bernoulli(jax.random.key(1), 0.5, (4, *IMAGES[torso].observation.shape)).astype(jnp.float32)
 
 
 def loss(network, params, observation):
@@ -35,34 +44,28 @@ def loss(network, params, observation):
 
 
 def assert_close(actual, expected):
-    """The two sum 36 products in another order."""
+    """The two sum products in another order."""
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual, expected)
 
 
-def test_patches_have_the_parameters_of_the_convolution():
-    (_, patches), (_, lax) = minatar("patches"), minatar("lax")
+def test_patches_have_the_parameters_of_the_convolution(torso):
+    (_, patches), (_, lax) = convolved(torso, "patches"), convolved(torso, "lax")
     jax.tree.map(np.testing.assert_array_equal, patches, lax)
 
 
-def test_patches_equal_the_convolution(grids):
-    (patches, params), (lax, _) = minatar("patches"), minatar("lax")
-    assert_close(patches.apply(params, grids), lax.apply(params, grids))
+def test_patches_equal_the_convolution_and_so_do_their_gradients(torso, images):
+    (patches, params), (lax, _) = convolved(torso, "patches"), convolved(torso, "lax")
+    assert_close(*(jax.jit(jax.value_and_grad(functools.partial(loss, x)))(params, images) for x in (patches, lax)))
 
 
-def test_gradients_of_patches_equal_the_convolutions(grids):
-    (patches, params), (lax, _) = minatar("patches"), minatar("lax")
-    gradients = [jax.jit(jax.grad(functools.partial(loss, network)))(params, grids) for network in (patches, lax)]
-    assert_close(*gradients)
-
-
-def test_patches_under_vmap_equal_convolutions_one_by_one(grids):
-    patches, lax = minatar("patches")[0], minatar("lax")[0]
-    params = [minatar("patches")[1], jax.tree.map(lambda x: -0.5 * x, minatar("patches")[1])]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *params)
+def test_patches_under_vmap_equal_convolutions_one_by_one(torso, images):
+    (patches, params), (lax, _) = convolved(torso, "patches"), convolved(torso, "lax")
+    several = [params, jax.tree.map(lambda x: -0.5 * x, params)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *several)
     value_and_grad = jax.value_and_grad(functools.partial(loss, patches))
-    together = jax.jit(jax.vmap(value_and_grad, in_axes=(0, None)))(stacked, grids)
-    alone = [jax.value_and_grad(functools.partial(loss, lax))(p, grids) for p in params]
-    assert_close(together, jax.tree.map(lambda *x: jnp.stack(x), *alone))
+    together = jax.jit(jax.vmap(value_and_grad, in_axes=(0, None)))(stacked, images)
+    one = jax.jit(jax.value_and_grad(functools.partial(loss, lax)))
+    assert_close(together, jax.tree.map(lambda *x: jnp.stack(x), *(one(p, images) for p in several)))
 
 
 # Heads.

@@ -1,9 +1,11 @@
-"""The MinAtar network's convolution: patches times a matrix against XLA's own, one core.
+"""Convolutions as patches times a matrix against XLA's own, one core.
 
-One gradient update (gradient, optimizer, target network) of double DQN on Breakout's 10 x 10 x 4 bool observations,
-batch 512 and 32, for one agent and for a vmapped population of 8. Both methods take turns in one process that is
-pinned to one core and one thread; medians. Targets at batch 512: patches at least 4 times as fast as "lax", and the
-population keeps that gain. Also the bytes a transition of Breakout takes in a replay of a million.
+One gradient update (gradient, optimizer, target network) of double DQN in a loop, as training has it: on Breakout's
+10 x 10 x 4 bool observations (MinAtar network), batch 512 and 32, for one agent and for a vmapped population of 8; and
+on Atari's 84 x 84 x 4 bytes (Nature network) and octax' 32 x 64 x 4 bits (NIPS network), batch 32. Both methods take
+turns in one process that is pinned to one core and one thread; medians. Targets at batch 512: patches at least 4 times
+as fast as "lax", and the population keeps that gain. Also the bytes a transition of Breakout takes in a replay of a
+million.
 
     python experiments/benchmarks/convolution.py [--rounds 9]
 """
@@ -17,11 +19,14 @@ import common
 
 TARGET = 4.0
 METHODS = ("patches", "lax")
-CASES = {  # name: (batch, members, updates per timed call)
-    "batch 512": (512, 1, 3),
-    "batch 32": (32, 1, 30),
-    "batch 512, population of 8": (512, 8, 1),
-    "batch 32, population of 8": (32, 8, 6),
+MINATAR, ATARI, OCTAX = ((10, 10, 4), "bool"), ((84, 84, 4), "uint8"), ((32, 64, 4), "bool")
+CASES = {  # name: (observation, batch, members, updates per timed call)
+    "batch 512": (MINATAR, 512, 1, 3),
+    "batch 32": (MINATAR, 32, 1, 30),
+    "batch 512, population of 8": (MINATAR, 512, 8, 1),
+    "batch 32, population of 8": (MINATAR, 32, 8, 6),
+    "Atari, batch 32": (ATARI, 32, 1, 1),
+    "octax, batch 32": (OCTAX, 32, 1, 2),
 }
 CAPACITY = 1_000_000
 
@@ -39,30 +44,29 @@ def config_of(method: str, batch_size: int) -> Any:
     )
 
 
-def updates(method: str, batch_size: int, members: int, repeats: int) -> tuple:
+def updates(method: str, seen: tuple, batch_size: int, members: int, repeats: int) -> tuple:
     """A call that runs `repeats` updates on one random batch per member, and the seconds it took to compile."""
     import jax
     import jax.numpy as jnp
 
     from jaxdqn import learning
-    from jaxdqn.base import Batch
+    from jaxdqn.base import Batch, Spec
     from jaxdqn.components import make_agent
     from jaxdqn.config import HParams
-    from jaxdqn.environments import registry
 
-    config = config_of(method, batch_size)
-    agent = make_agent(config, registry.make(config.env).spec)
+    shape, dtype = seen
+    agent = make_agent(config_of(method, batch_size), Spec("images", jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)), 3))
     hparams = jax.tree.map(jnp.float32, HParams())
 
     def init(key: jax.Array) -> tuple:
         keys = jax.random.split(key, 5)
-        grid = (batch_size, 10, 10, 4)
+        grid = (batch_size, *shape)
         batch = Batch(
-            observation=jax.random.bernoulli(keys[0], 0.1, grid),
+            observation=jax.random.bernoulli(keys[0], 0.1, grid).astype(dtype),
             action=jax.random.randint(keys[1], grid[:1], 0, 3),
             return_m=jax.random.uniform(keys[2], grid[:1]),
             bootstrap_discount=jnp.full(grid[:1], 0.99),
-            bootstrap_observation=jax.random.bernoulli(keys[3], 0.1, grid),
+            bootstrap_observation=jax.random.bernoulli(keys[3], 0.1, grid).astype(dtype),
             weights=jnp.ones(grid[:1]),
         )
         return agent.init(keys[4], hparams), batch
@@ -99,8 +103,8 @@ def bytes_per_transition() -> float:
 def measure(rounds: int) -> dict:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     results = {}
-    for name, (batch_size, members, repeats) in CASES.items():
-        built = {method: updates(method, batch_size, members, repeats) for method in METHODS}
+    for name, (seen, batch_size, members, repeats) in CASES.items():
+        built = {method: updates(method, seen, batch_size, members, repeats) for method in METHODS}
         seconds = common.interleaved({method: call for method, (call, _) in built.items()}, rounds)
         results[name] = {
             "milliseconds_per_update": {m: common.median(v) / repeats * 1e3 for m, v in seconds.items()},
