@@ -311,6 +311,54 @@ PRESETS["cartpole-munchausen"] = Preset(
     _base.hparams._replace(learning_rate=5e-4, own={"munchausen_alpha": 0.5, "munchausen_temperature": 0.1}),
 )
 
+PRESETS["gymnasium-cartpole"] = Preset(
+    "Gymnasium's CartPole-v1 on the host, with the settings of gymnax's",
+    dataclasses.replace(PRESETS["cartpole"].config, env="gymnasium/CartPole-v1"),
+    PRESETS["cartpole"].hparams,
+)
+# First tries, not swept.
+PRESETS["atari"] = Preset(
+    "Atari on the host: double DQN of three steps, rewards clipped; a short run, with a replay that fits a laptop",
+    Config(
+        env="ALE/Pong-v5",
+        agent="double_dqn",
+        num_envs=16,
+        rollout_length=4,
+        batch_size=32,
+        updates_per_iteration=8,
+        replay_capacity=100_000,
+        learning_starts=5_000,
+        n_step=3,
+        loss="huber",
+        total_steps=1_000_000,
+        eval_episodes=4,
+        final_episodes=10,
+        eval_max_steps=27_000,
+        eval_epsilon=0.05,
+    ),
+    HParams(learning_rate=2.5e-4, reward_clip=1.0, target_period=500, epsilon_steps=100_000),
+)
+PRESETS["octax"] = Preset(
+    "octax: double DQN of three steps on screens of 32 x 64",
+    Config(
+        env="octax/brix",
+        agent="double_dqn",
+        num_envs=16,
+        rollout_length=4,
+        batch_size=32,
+        updates_per_iteration=4,
+        replay_capacity=100_000,
+        learning_starts=5_000,
+        n_step=3,
+        loss="huber",
+        total_steps=1_000_000,
+        eval_epsilon=0.05,
+    ),
+    HParams(learning_rate=2.5e-4, target_period=500, epsilon_steps=100_000),
+)
+OF_SUITE = {"ALE/": "atari", "octax/": "octax"}
+"""The preset of all environments of a suite, by their prefix, that have none of their own."""
+
 USUAL = {name: value.config for name, value in reversed(PRESETS.items()) if not name.endswith("-paper")}
 BY_ENVIRONMENT = {config.env: name for name, config in USUAL.items()}
 BY_AGENT = {config.agent: name for name, config in USUAL.items()}
@@ -332,8 +380,11 @@ def for_environment(env: str, agent: str | None = None) -> Preset:
     An agent that learns from replay has the environment's preset; an on-policy one the first of its own. Raises
     `UserError` for an unknown agent.
     """
+    of_suite = next((name for prefix, name in OF_SUITE.items() if env.startswith(prefix)), None)
     if env in BY_ENVIRONMENT:
         chosen = PRESETS[BY_ENVIRONMENT[env]]
+    elif of_suite is not None:
+        chosen = PRESETS[of_suite]._replace(config=dataclasses.replace(PRESETS[of_suite].config, env=env))
     else:
         chosen = Preset(f"{env}", dataclasses.replace(CLASSIC, env=env), PRESETS["acrobot"].hparams)
     if agent is None:
