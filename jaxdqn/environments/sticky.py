@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdqn.base import Array, Environment, Key, PyTree, TimeStep
+from jaxdqn.errors import UserError
+from jaxdqn.masks import Masked
 
 
 class StickyState(NamedTuple):
@@ -16,7 +18,11 @@ class StickyState(NamedTuple):
 
 
 def sticky(environment: Environment, probability: float) -> Environment:
-    """`environment`, repeating its last executed action with `probability` at each step."""
+    """`environment`, repeating its last executed action with `probability` at each step. Raises `UserError` where that
+    may be an illegal one."""
+    name, observed = environment.spec.name, environment.spec.observation
+    if isinstance(observed, Masked):
+        raise UserError(f"environment {name!r} cannot have sticky actions: the last action may not be legal any more.")
 
     def reset(key: Key) -> tuple[StickyState, Array]:
         env_state, observation = environment.reset(key)
