@@ -55,8 +55,9 @@ class Spec(NamedTuple):
     """What an agent must know of an environment.
 
     `observation` gives shape and dtype of one observation as stored (bool for 0/1 grids), or a pytree of these, which
-    are `Frames` where the environment stacks frames and `Codes` where it names categories; `max_episode_steps` is the
-    time limit in environment steps, or None where there is none.
+    are `Frames` where the environment stacks frames and `Codes` where it names categories; where not every action is
+    always legal, it is a `Masked` of these (masks.py). `max_episode_steps` is the time limit in environment steps, or
+    None where there is none.
     """
 
     name: str

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdqn import acting, exploration, fingerprints
+from jaxdqn import acting, exploration, fingerprints, masks
 from jaxdqn.acting import ActorState
 from jaxdqn.base import Agent, Array, Environment, Key, PyTree, Transition
 
@@ -40,7 +40,9 @@ def sometimes_random(agent: Agent, num_actions: int, epsilon: float) -> Agent:
     def greedy(params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
         own_key, random_key = jax.random.split(key)
         action, carry, extras = agent.greedy(params, carry, observation, own_key)
-        return exploration.epsilon_random(random_key, action, num_actions, jnp.float32(epsilon)), carry, extras
+        legal = masks.legal_of(observation)
+        action = exploration.epsilon_random(random_key, action, num_actions, jnp.float32(epsilon), legal)
+        return action, carry, extras
 
     return agent._replace(greedy=greedy)
 

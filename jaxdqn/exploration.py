@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxdqn import masks
 from jaxdqn.base import Array, Key, Scalar
 
 
@@ -35,17 +36,19 @@ def greedy(q: Array) -> Array:
     return jnp.argmax(q, axis=-1).astype(jnp.int32)
 
 
-def epsilon_greedy(key: Key, q: Array, epsilon: Array) -> Array:
+def epsilon_greedy(key: Key, q: Array, epsilon: Array, legal: Array | None = None) -> Array:
     """A uniformly random action with probability `epsilon` [N], else the greedy one of q [N, A]; int32 [N].
 
     The coin and the random action come from different random numbers of one draw.
     """
     chex.assert_rank([q, epsilon], [2, 1])
-    return epsilon_random(key, greedy(q), q.shape[1], epsilon)
+    return epsilon_random(key, greedy(q), q.shape[1], epsilon, legal)
 
 
-def epsilon_random(key: Key, action: Array, num_actions: int, epsilon: Array) -> Array:
-    """`action` [N], or with probability `epsilon` (a scalar, or [N]) a uniformly random one; int32 [N]."""
+def epsilon_random(key: Key, action: Array, num_actions: int, epsilon: Array, legal: Array | None = None) -> Array:
+    """`action` [N], or with probability `epsilon` (a scalar, or [N]) a uniformly random one, of those that are `legal`
+    [N, A]; int32 [N]."""
     coin, choice = jax.random.uniform(key, (2, *action.shape))
-    random_action = jnp.minimum((choice * num_actions).astype(jnp.int32), num_actions - 1)
-    return jnp.where(coin < epsilon, random_action, action)
+    count = masks.count(num_actions, legal)
+    index = jnp.minimum((choice * count).astype(jnp.int32), count - 1)
+    return jnp.where(coin < epsilon, masks.nth(index, legal), action)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn.initializers import Initializer
 
+from jaxdqn import masks
 from jaxdqn.acting import reset_where
 from jaxdqn.base import Array, Codes, Features, Key, Network, PyTree, RecurrentNetwork, SequenceBatch, Spec, zeros_of
 from jaxdqn.config import Config
@@ -41,36 +42,39 @@ Dense = Callable[[int, float], Callable[[Array], Array]]
 class Head(NamedTuple):
     """What a network gives, made of dense layers on the features of its torso.
 
-    apply(dense, features [B, F]) -> outputs; num_layers: how many layers it makes
+    apply(dense, features [B, F], legal) -> outputs; num_layers: how many layers it makes. `legal` is a mask [B, A]
+    or None: values are masked by it, and means over actions are those of the legal ones
     """
 
-    apply: Callable[[Dense, Array], PyTree]
+    apply: Callable[[Dense, Array, Array | None], PyTree]
     num_layers: int
 
 
 def action_values(num_actions: int, dueling: bool = False) -> Head:
     """Q [B, A]; `dueling` as V + A - mean A (Wang et al., 2016, equation 9)."""
 
-    def plain(dense: Dense, x: Array) -> Array:
-        return dense(num_actions, 1.0)(x)
+    def plain(dense: Dense, x: Array, legal: Array | None) -> Array:
+        return masks.masked(dense(num_actions, 1.0)(x), legal)
 
-    def duel(dense: Dense, x: Array) -> Array:
+    def duel(dense: Dense, x: Array, legal: Array | None) -> Array:
         value, advantage = dense(1, 1.0)(x), dense(num_actions, 1.0)(x)
-        return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
+        return masks.masked(value + advantage - jnp.mean(advantage, axis=-1, keepdims=True, where=legal), legal)
 
     return Head(duel, 2) if dueling else Head(plain, 1)
 
 
 def action_atoms(num_actions: int, num_atoms: int, dueling: bool = False) -> Head:
     """K numbers for each action [B, A, K], the logits or the quantiles of its return; `dueling` for each of the K
-    alone."""
+    alone. Those of illegal actions are not masked: the values that are made of them are."""
 
-    def plain(dense: Dense, x: Array) -> Array:
+    def plain(dense: Dense, x: Array, legal: Array | None) -> Array:
+        del legal
         return dense(num_actions * num_atoms, 1.0)(x).reshape(-1, num_actions, num_atoms)
 
-    def duel(dense: Dense, x: Array) -> Array:
-        value, advantage = dense(num_atoms, 1.0)(x)[:, None], plain(dense, x)
-        return value + advantage - jnp.mean(advantage, axis=1, keepdims=True)
+    def duel(dense: Dense, x: Array, legal: Array | None) -> Array:
+        value, advantage = dense(num_atoms, 1.0)(x)[:, None], plain(dense, x, legal)
+        among = None if legal is None else legal[..., None]
+        return value + advantage - jnp.mean(advantage, axis=1, keepdims=True, where=among)
 
     return Head(duel, 2) if dueling else Head(plain, 1)
 
@@ -86,11 +90,12 @@ def sampled_quantiles(
     """
     values = action_values(num_actions, dueling)
 
-    def apply(dense: Dense, x: Array) -> tuple[Array, Array]:
+    def apply(dense: Dense, x: Array, legal: Array | None) -> tuple[Array, Array]:
         taus = Taus(num_taus)(x[:1] if shared else x)
         cosines = jnp.cos(jnp.pi * jnp.arange(embedding_size) * taus[..., None])
         embedding = nn.relu(dense(x.shape[-1], 2**0.5)(cosines))  # [B, N, F]
-        return values.apply(dense, x[:, None] * embedding).swapaxes(1, 2), taus
+        among = None if legal is None else legal[:, None]
+        return values.apply(dense, x[:, None] * embedding, among).swapaxes(1, 2), taus
 
     return Head(apply, 1 + values.num_layers)
 
@@ -110,7 +115,7 @@ class Taus(nn.Module):
 
 def policy_and_value(num_actions: int) -> Head:
     """(logits [B, A], value [B]) on one torso."""
-    return Head(lambda dense, x: (dense(num_actions, 0.01)(x), dense(1, 1.0)(x)[:, 0]), 2)
+    return Head(lambda dense, x, legal: (masks.masked(dense(num_actions, 0.01)(x), legal), dense(1, 1.0)(x)[:, 0]), 2)
 
 
 class Conv(nn.Module):
@@ -189,8 +194,8 @@ class TorsoAndHead(nn.Module):
     noisy: bool
 
     @nn.compact
-    def __call__(self, observation: Array) -> PyTree:
-        return self.head.apply(self._dense, self._torso(self.decode(observation)))
+    def __call__(self, observation: PyTree) -> PyTree:
+        return self.head.apply(self._dense, self._torso(self.decode(observation)), masks.legal_of(observation))
 
     def _torso(self, x: Array) -> Array:
         if self.torso == "mlp":
@@ -229,9 +234,9 @@ class TorsoMemoryAndHead(TorsoAndHead):
     cell: Cell
 
     @nn.compact
-    def __call__(self, observation: Array, carry: PyTree) -> Any:  # type: ignore[override]
+    def __call__(self, observation: PyTree, carry: PyTree) -> Any:  # type: ignore[override]
         carry, features = self.cell(carry, self._torso(self.decode(observation)))
-        return carry, self.head.apply(self._dense, features)
+        return carry, self.head.apply(self._dense, features, masks.legal_of(observation))
 
 
 def q_network(
@@ -296,7 +301,7 @@ def recurrent(spec: Spec, head: Head, config: Config, cell: Cell) -> RecurrentNe
 
 def _features(*parts: Any) -> Features:
     """What a torso of these `parts` puts out, of the parameters of a network that has it."""
-    torso = TorsoAndHead(Head(lambda dense, features: features, 0), *parts)
+    torso = TorsoAndHead(Head(lambda dense, features, legal: features, 0), *parts)
 
     def features(params: PyTree, observation: PyTree) -> PyTree:
         return torso.apply({"params": params}, observation)
@@ -358,11 +363,11 @@ def _choose_torso(torso: str, shape: tuple[int, ...]) -> str:
 
 def decoder(observation: PyTree) -> Callable[[PyTree], Array]:
     """What makes the numbers that a torso takes of a batch of observations like those of a spec: float32 [B, H, W, C],
-    say, or of several arrays their numbers side by side, [B, F]."""
-    kinds = jax.tree.leaves(observation)
+    say, or of several arrays their numbers side by side, [B, F]. A mask of actions is not among them."""
+    kinds = jax.tree.leaves(masks.seen(observation))
 
     def decode(batch: PyTree) -> Array:
-        arrays = [_numbers(kind, x) for kind, x in zip(kinds, jax.tree.leaves(batch), strict=True)]
+        arrays = [_numbers(kind, x) for kind, x in zip(kinds, jax.tree.leaves(masks.seen(batch)), strict=True)]
         return arrays[0] if len(arrays) == 1 else jnp.concatenate([x.reshape(len(x), -1) for x in arrays], axis=-1)
 
     return decode

@@ -15,6 +15,7 @@ from jaxdqn.agents.dqn import epsilon_greedy_policy
 from jaxdqn.base import Array, LossOutput, Replay, Transition
 from jaxdqn.config import FRACTION, POSITIVE, replay_rows
 from jaxdqn.learning import sgd_agent
+from jaxdqn.masks import masked
 from jaxdqn.networks import Head
 from jaxdqn.replay import Kind, ring
 
@@ -42,7 +43,12 @@ def quantile_head(num_actions, dueling, settings):
     """Quantiles [B, A, K]."""
     del dueling
     shape = (-1, num_actions, settings.num_quantiles)
-    return Head(lambda dense, x: dense(num_actions * settings.num_quantiles, 1.0)(x).reshape(shape), 1)
+
+    def apply(dense, x, legal):
+        quantiles = dense(num_actions * settings.num_quantiles, 1.0)(x).reshape(shape)
+        return quantiles if legal is None else masked(quantiles, legal[..., None])
+
+    return Head(apply, 1)
 
 
 def quantile_agent(around):

@@ -14,6 +14,7 @@ LAYERS = {
     "errors": 0,
     "files": 1,
     "config": 1,
+    "masks": 1,
     "base": 2,
     "td": 3,
     "exploration": 3,

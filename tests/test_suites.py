@@ -16,6 +16,7 @@ from jaxdqn import networks
 from jaxdqn.base import Codes, Environment, Spec
 from jaxdqn.environments import registry, suites
 from jaxdqn.errors import UserError
+from jaxdqn.masks import Masked
 
 STEPS, ENVS, LIMIT = 500, 2, 60
 BY_DEFAULT = (
@@ -25,6 +26,7 @@ BY_DEFAULT = (
     "xminigrid/MiniGrid-EmptyRandom-6x6",
     "pgx/minatar-breakout",
     "pgx/minatar-freeway",
+    "pgx/2048",
 )
 OF_SUITES = [
     pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.every])
@@ -77,14 +79,15 @@ def pgx(name: str) -> Itself:
     import pgx
 
     env = pgx.make(name.partition("/")[2])
+    shown = lambda s: Masked(s.observation, s.legal_action_mask) if name == "pgx/2048" else s.observation  # noqa: E731
 
     def reset(key):
         state = env.init(key)
-        return state, state.observation
+        return state, shown(state)
 
     def step(key, state, action):
-        after = env.step(state, action, key)
-        return after, after.observation, after.rewards[0], after.terminated, after.truncated
+        after = env.step(state, legal(action, shown(state)), key)
+        return after, shown(after), after.rewards[0], after.terminated, after.truncated
 
     return Itself(reset, step, {})
 
@@ -100,6 +103,13 @@ def limited(name: str) -> Environment:
     return registry.make(name, **itself(name).limited)
 
 
+def legal(action, observation):
+    """`action`, or where there is a mask one of the legal actions."""
+    if not isinstance(observation, Masked):
+        return action
+    return jnp.argsort(~observation.legal, stable=True)[action % jnp.sum(observation.legal)]
+
+
 def inputs(num_actions: int):
     reset_key, action_key, step_key = jax.random.split(jax.random.key(0), 3)
     action = jax.random.randint(action_key, (STEPS, ENVS), 0, num_actions)
@@ -113,9 +123,13 @@ def rollout(name: str):
 
     @jax.jit
     def run(reset_keys, step_keys, actions):
-        state, first = jax.vmap(environment.reset)(reset_keys)
-        step = lambda state, x: jax.vmap(environment.step)(x[0], state, x[1])  # noqa: E731
-        return first, jax.lax.scan(step, state, (step_keys, actions))[1]
+        def one(key, state, observation, action):
+            state, step = environment.step(key, state, legal(action, observation))
+            return (state, step.observation), step
+
+        start = jax.vmap(environment.reset)(reset_keys)
+        step = lambda now, x: jax.vmap(one)(x[0], *now, x[1])  # noqa: E731
+        return start[1], jax.lax.scan(step, start, (step_keys, actions))[1]
 
     given = inputs(environment.spec.num_actions)
     once, again = (jax.tree.map(np.asarray, run(*given)) for _ in range(2))
@@ -139,7 +153,8 @@ def golden(name: str):
             # A weak type, and score * 1.0 of a uint8, change in the first step.
             select = lambda new, old: jnp.where(end, new, jnp.asarray(old).astype(new.dtype))  # noqa: E731
             state = jax.tree.map(select, jax.tree.map(strong, start), after)
-            return state, (observation, reward, terminated, truncated, jnp.where(end, first, observation))
+            following = jax.tree.map(lambda new, old: jnp.where(end, new, old), first, observation)
+            return state, (observation, reward, terminated, truncated, following)
 
         state, first = jax.vmap(suite.reset)(reset_keys)
         step = lambda state, x: jax.vmap(one)(state, *x)  # noqa: E731
@@ -157,9 +172,8 @@ def strong(x):
 def test_a_trajectory_is_that_of_the_suite_itself(name):
     first, step = rollout(name)
     expected_first, (observation, reward, terminated, truncated, following) = golden(name)
-    np.testing.assert_array_equal(first, expected_first)
-    np.testing.assert_array_equal(step.final_observation, observation)
-    np.testing.assert_array_equal(step.observation, following)
+    seen, expected = (first, step.final_observation, step.observation), (expected_first, observation, following)
+    jax.tree.map(np.testing.assert_array_equal, seen, expected)
     np.testing.assert_array_equal(step.reward, reward)
     np.testing.assert_array_equal(step.discount, 1.0 - terminated)  # so a time limit keeps 1
     np.testing.assert_array_equal(step.episode_end, terminated | truncated)
@@ -182,9 +196,11 @@ def test_an_episode_is_no_longer_than_its_limit(name):
 def test_shapes_dtypes_and_values_are_those_of_the_spec(name):
     (_, step), spec = rollout(name), limited(name).spec
     for observation in (step.observation, step.final_observation):
-        assert (observation.shape[2:], observation.dtype) == (spec.observation.shape, spec.observation.dtype)
-        if isinstance(spec.observation, Codes):
-            assert np.all(observation < np.asarray(spec.observation.sizes))
+        assert jax.tree.structure(observation) == jax.tree.structure(spec.observation)
+        for seen, like in zip(jax.tree.leaves(observation), jax.tree.leaves(spec.observation), strict=True):
+            assert (seen.shape[2:], seen.dtype) == (like.shape, like.dtype)
+            if isinstance(like, Codes):
+                assert np.all(seen < np.asarray(like.sizes))
     assert (step.reward.dtype, step.discount.dtype, step.episode_end.dtype) == (np.float32, np.float32, np.bool_)
     assert np.all(np.isfinite(step.reward))
 
@@ -233,6 +249,50 @@ def test_pgxs_minatar_has_the_rules_of_gymnaxs(game, channels):
             np.testing.assert_array_equal(getattr(one, field)[:length], getattr(two, field)[:length])
 
 
+def test_2048_is_played_by_its_rules():
+    """Move by move, beside a board in Python: a tile appears where there was none, and what merges is the reward."""
+    environment, (first, step) = limited("pgx/2048"), rollout("pgx/2048")
+    assert environment.spec.observation.observation.shape == (4, 4, 31) and environment.spec.num_actions == 4
+    board = lambda seen: np.argmax(seen.observation, axis=-1)  # noqa: E731
+    assert np.all(np.sum(step.final_observation.observation, axis=-1) == 1) and np.all(step.reward >= 0)
+    before = np.concatenate([board(first)[None], board(step.observation)[:-1]])
+    mask = np.concatenate([first.legal[None], step.observation.legal[:-1]])
+    for t, env in np.ndindex(step.reward.shape):
+        moves = [moved(before[t, env], action) for action in range(4)]
+        assert mask[t, env].tolist() == [not np.array_equal(to, before[t, env]) for to, _ in moves]
+        action = legal_action(t, env, mask[t, env])
+        to, reward = moves[action]
+        new = np.argwhere(board(step.final_observation)[t, env] != to)
+        assert step.reward[t, env] == reward and len(new) == 1 and to[tuple(new[0])] == 0
+        last = board(step.final_observation)[t, env]
+        stuck = all(np.array_equal(moved(last, a)[0], last) for a in range(4))
+        assert step.episode_end[t, env] == stuck == (step.discount[t, env] == 0)
+        assert not stuck or step.final_observation.legal[t, env].all()
+    assert np.any(step.episode_end)
+
+
+def legal_action(t, env, mask):
+    action = np.asarray(inputs(4)[2])[t, env]
+    return np.flatnonzero(mask)[action % mask.sum()]
+
+
+def moved(board, action):
+    """(the board after tiles slid left, up, right or down, and what merged), without the new tile."""
+    turned, reward = np.rot90(board, action), 0
+    rows = []
+    for row in turned:
+        row, out = [int(x) for x in row if x], []
+        while row:
+            tile = row.pop(0)
+            if row and row[0] == tile:
+                row.pop(0)
+                tile += 1
+                reward += 2**tile
+            out.append(tile)
+        rows.append(out + [0] * (4 - len(out)))
+    return np.rot90(np.array(rows), -action), reward
+
+
 # The table.
 
 
@@ -250,7 +310,7 @@ def test_names_are_those_that_the_suites_have():
     known = importlib.import_module("xminigrid").registered_environments()
     no_goal = {name for name in known if name.startswith("XLand")} | {"MiniGrid-Playground"}
     assert {name.partition("/")[2] for name in suites.XMINIGRID.names} == set(known) - no_goal
-    games = {name for name in importlib.import_module("pgx").available_envs() if name.startswith("minatar")}
+    games = {name for name in importlib.import_module("pgx").available_envs() if name.startswith(("minatar", "2048"))}
     assert {name.partition("/")[2] for name in suites.PGX.names} == games
 
 
@@ -292,6 +352,8 @@ def test_the_name_of_a_suites_environment_is_taken():
     [
         ("pgx/minatar-breakout", {"env_params": {"x": 1}}, ["takes no env_params"]),
         ("pgx/minatar-breakout", {"env_kwargs": {"sticky_action_prob": 2}}, ["is 2.0", "from 0 to 1"]),
+        ("pgx/2048", {"env_kwargs": {"x": 1}}, ["takes no env_kwargs"]),
+        ("pgx/2048", {"sticky_actions": 0.1}, ["cannot have sticky actions"]),
         ("octax/brix", {"env_params": {"x": 1}}, ["takes no env_params"]),
         ("octax/brix", {"env_kwargs": {"frame_skp": 1}}, ["did you mean 'frame_skip'"]),
         ("octax/brix", {"env_kwargs": {"fps": 0}}, ["fps", "at least 1"]),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxdqn import masks
 from jaxdqn.base import Apply, Array, Batch, Distribution, Key, Network, PyTree
 from jaxdqn.config import HParams
 from jaxdqn.exploration import greedy
@@ -33,7 +34,8 @@ def taken_and_greedy(
     taken = of_action(network.apply(params, batch.observation, online_key), batch.action)
     outputs = network.apply(target_params, batch.bootstrap_observation, target_key)
     selector = network.apply(params, batch.bootstrap_observation, selector_key) if double else outputs
-    return taken, jax.lax.stop_gradient(of_action(outputs, greedy(mean(selector))))
+    values = masks.masked(mean(selector), masks.legal_of(batch.bootstrap_observation))
+    return taken, jax.lax.stop_gradient(of_action(outputs, greedy(values)))
 
 
 def equally_likely(quantiles: Apply) -> Distribution:

@@ -6,7 +6,7 @@ The two differ in which network selects the action that the target network value
 import jax
 import jax.numpy as jnp
 
-from jaxdqn import td
+from jaxdqn import masks, td
 from jaxdqn.agents.declaration import Declaration
 from jaxdqn.base import (
     Agent,
@@ -76,25 +76,30 @@ def value_loss(
     """The weighted mean of the penalised TD errors [B]; |error| as priority."""
     loss = jnp.mean(batch.weights * penalty(errors, hparams.huber_delta))
     absolute = jnp.abs(errors)
-    return LossOutput(loss, absolute, {"q_mean": jnp.mean(q_tm1), "td_error": jnp.mean(absolute)})
+    q_mean = jnp.mean(q_tm1, where=masks.legal_of(batch.observation))
+    return LossOutput(loss, absolute, {"q_mean": q_mean, "td_error": jnp.mean(absolute)})
 
 
 def epsilon_greedy_policy(q_values: Values) -> Policy:
     """Epsilon-greedy over the values of a network, without recurrent state or extras. The greedy policy draws nothing:
     without a key the values are those of the mean network."""
 
+    def values(params: PyTree, observation: PyTree, key: Key | None = None) -> Array:
+        # Means of distributions are not masked before; the values of a head are, and stay as they are.
+        return masks.masked(q_values(params, observation, key), masks.legal_of(observation))
+
     def act(
         params: PyTree, carry: PyTree, observation: PyTree, key: Key, exploration: Array
     ) -> tuple[Array, PyTree, PyTree]:
         # Exploration draws with `key` itself: the noise of a network has a key far from those draws.
-        q = q_values(params, observation, jax.random.fold_in(key, NOISE))
-        return epsilon_greedy(key, q, exploration), carry, ()
+        q = values(params, observation, jax.random.fold_in(key, NOISE))
+        return epsilon_greedy(key, q, exploration, masks.legal_of(observation)), carry, ()
 
     def greedy(params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
         del key
-        return greedy_action(q_values(params, observation)), carry, ()
+        return greedy_action(values(params, observation)), carry, ()
 
-    return Policy(act, greedy, q_values)
+    return Policy(act, greedy, values)
 
 
 def recurrent_policy(network: RecurrentNetwork) -> Policy:
@@ -104,7 +109,7 @@ def recurrent_policy(network: RecurrentNetwork) -> Policy:
         params: PyTree, carry: PyTree, observation: PyTree, key: Key, exploration: Array
     ) -> tuple[Array, PyTree, PyTree]:
         following, q = network.step(params, carry, observation, jax.random.fold_in(key, NOISE))
-        return epsilon_greedy(key, q, exploration), following, carry
+        return epsilon_greedy(key, q, exploration, masks.legal_of(observation)), following, carry
 
     def greedy(params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
         del key

@@ -10,7 +10,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from jaxdqn import td
+from jaxdqn import masks, td
 from jaxdqn.agents.declaration import Declaration
 from jaxdqn.agents.dqn import NOISE, epsilon_greedy_policy, value_loss
 from jaxdqn.base import Agent, Array, Key, LossOutput, Network, PyTree, TargetBatch, Transition
@@ -40,7 +40,7 @@ def pqn(network: Network, optimizer: Optimizer, penalty: td.Penalty = td.squared
         params: PyTree, carry: PyTree, observation: PyTree, key: Key, exploration: Array
     ) -> tuple[Array, PyTree, PyTree]:
         q = network.apply(params, observation, jax.random.fold_in(key, NOISE))
-        return epsilon_greedy(key, q, exploration), carry, jnp.max(q, axis=-1)
+        return epsilon_greedy(key, q, exploration, masks.legal_of(observation)), carry, jnp.max(q, axis=-1)
 
     def prepare(params: PyTree, block: Transition, key: Key, hparams: HParams) -> Transition:
         noise_key, order_key = jax.random.split(key)

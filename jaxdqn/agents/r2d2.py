@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxdqn import td
+from jaxdqn import masks, td
 from jaxdqn.agents.declaration import Around, Declaration
 from jaxdqn.agents.dqn import recurrent_policy
 from jaxdqn.base import Agent, Key, LossOutput, PyTree, SequenceBatch
@@ -64,7 +64,8 @@ def r2d2(around: Around) -> Agent:
         absolute, eta = jnp.abs(errors), hparams.own.priority_eta
         priorities = eta * jnp.max(absolute, axis=0) + (1.0 - eta) * jnp.mean(absolute, axis=0)
         total = jnp.mean(batch.weights * jnp.mean(around.penalty(errors, hparams.huber_delta), axis=0))
-        return LossOutput(total, priorities, {"q_mean": jnp.mean(q), "td_error": jnp.mean(absolute)})
+        q_mean = jnp.mean(q, where=masks.legal_of(rows.observation))
+        return LossOutput(total, priorities, {"q_mean": q_mean, "td_error": jnp.mean(absolute)})
 
     return sgd_agent(network, loss, recurrent_policy(network), around.optimizer, network.initial_carry, own=Hyper())
 

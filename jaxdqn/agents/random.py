@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxdqn import masks
 from jaxdqn.agents.declaration import Declaration
 from jaxdqn.base import Agent, Array, Key, LearnerState, LossOutput, Network, PyTree
 from jaxdqn.config import HParams
@@ -20,7 +21,9 @@ def random(network: Network, *_: object) -> Agent:
     ) -> tuple[Array, PyTree, PyTree]:
         del params, exploration
         q = jax.eval_shape(lambda k: network.apply(network.init(k), observation), key)
-        return jax.random.randint(key, q.shape[:1], 0, q.shape[1]), carry, ()
+        legal = masks.legal_of(observation)
+        index = jax.random.randint(key, q.shape[:1], 0, masks.count(q.shape[1], legal))
+        return masks.nth(index, legal), carry, ()
 
     def gradient(learner: LearnerState, batch: PyTree, key: Key, hparams: HParams) -> tuple[PyTree, LossOutput]:
         del learner, key, hparams

@@ -19,6 +19,8 @@ def among(
 
     Raises `UserError` for another field, a value of another type, and one below 1 of a field that must be `positive`.
     """
+    if changes and not known:
+        raise UserError(f"environment {name!r} takes no {part}; it got {', '.join(sorted(changes))}.")
     converted = {}
     for field, value in changes.items():
         if field not in known:

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from jaxdqn.base import Codes, Environment, Frames, Key, PyTree, Spec, TimeStep
 from jaxdqn.errors import UserError, shortened, shown
+from jaxdqn.masks import Masked, seen
 
 
 def check(environment: Environment, key: Key) -> None:
@@ -56,6 +57,8 @@ def _check_spec(spec: Spec) -> None:
             jnp.issubdtype(dtype, jnp.integer) and leaf.shape[-1:] == (len(leaf.sizes),)
         ):
             raise UserError(f"environment {spec.name!r} has {leaf}; codes are integers, one on the last axis per size.")
+    if isinstance(spec.observation, Masked):
+        _expect(spec.name, "the mask of legal actions", spec.observation.legal, (spec.num_actions,), jnp.bool_)
 
 
 def one_array(name: str, observation: PyTree) -> jax.ShapeDtypeStruct:
@@ -79,7 +82,7 @@ def _expect_observation(spec: Spec, what: str, value: PyTree) -> None:
     wanted = spec.observation
     if str(jax.tree.structure(value)) != str(jax.tree.structure(wanted)):
         for array in (value, wanted):  # of one array and another thing, that other is the one to name
-            one_array(spec.name, array)
+            one_array(spec.name, seen(array))
         raise UserError(f"environment {spec.name!r}: {what} has another structure than the spec's.")
     for (path, leaf), given in zip(jax.tree.leaves_with_path(wanted), jax.tree.leaves(value), strict=True):
         where = jax.tree_util.keystr(path)

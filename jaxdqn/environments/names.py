@@ -66,7 +66,8 @@ XMINIGRID = (
     *(f"MiniGrid-MemoryS{width}" for width in (8, 16, 32, 64, 128)),
 )
 
-PGX = tuple(f"minatar-{game}" for game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"))
+# Of one player, which all others are not.
+PGX = ("2048", *(f"minatar-{game}" for game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders")))
 
 # A few of Gymnasium's; any other id works, too.
 GYMNASIUM = (

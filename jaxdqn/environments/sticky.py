@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxdqn.base import Array, Environment, Key, PyTree, TimeStep
 from jaxdqn.errors import UserError
+from jaxdqn.masks import Masked
 
 
 class StickyState(NamedTuple):
@@ -17,12 +18,15 @@ class StickyState(NamedTuple):
 
 
 def sticky(environment: Environment, probability: float) -> Environment:
-    """`environment`, repeating its last executed action with `probability` at each step. Raises `UserError` for one on
-    the host."""
+    """`environment`, repeating its last executed action with `probability` at each step. Raises `UserError` where that
+    may be an illegal one, and for environments on the host."""
+    name, observed = environment.spec.name, environment.spec.observation
+    if isinstance(observed, Masked):
+        raise UserError(f"environment {name!r} cannot have sticky actions: the last action may not be legal any more.")
     if environment.on_host is not None:
         raise UserError(
-            f"sticky_actions {probability:g} is for environments in JAX, and {environment.spec.name!r} runs on the "
-            "host; ALE's have --env-kwargs.sticky."
+            f"sticky_actions {probability:g} is for environments in JAX, and {name!r} runs on the host; ALE's have "
+            "--env-kwargs.sticky."
         )
 
     def reset(key: Key) -> tuple[StickyState, Array]:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from jaxdqn.base import Spec
 from jaxdqn.errors import UserError
 from jaxdqn.files.paths import expanded, write_atomically
+from jaxdqn.masks import seen
 
 SUPPORTED = (
     "CartPole-v1, FrozenLake-misc, FourRooms-misc (not its visual observations), and 0/1 grids stored as bool "
@@ -39,7 +40,8 @@ def painter(spec: Spec, env_kwargs: Mapping[str, Any] | None = None) -> Callable
 
     Raises `UserError` where there is none: call it early to know before anything is played.
     """
-    shape, dtype = spec.observation.shape, np.dtype(spec.observation.dtype)
+    shown = seen(spec.observation)
+    shape, dtype = shown.shape, np.dtype(shown.dtype)
     tiles = (env_kwargs or {}).get("desc") or LAKES.get(math.prod(shape))
     if spec.name == "CartPole-v1":
         return _cart_pole
@@ -57,14 +59,15 @@ def frames(spec: Spec, observations: ArrayLike, env_kwargs: Mapping[str, Any] | 
 
     Raises `UserError` for an environment that cannot be drawn.
     """
-    paint, observations = painter(spec, env_kwargs), np.asarray(observations)
+    paint, observations = painter(spec, env_kwargs), np.asarray(seen(observations))
     rows = observations.reshape(len(observations), -1)
     _, first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     return np.stack([np.asarray(paint(observations[i])) for i in first])[which.reshape(-1)]
 
 
 def thin(sequence: np.ndarray, most: int = MAX_FRAMES) -> np.ndarray:
-    """At most `most` evenly spaced items, the first and the last among them."""
+    """At most `most` evenly spaced items, the first and the last among them; without a mask of actions."""
+    sequence = seen(sequence)
     length = len(sequence)
     return sequence if length <= most else sequence[np.linspace(0, length - 1, most).round().astype(int)]
 

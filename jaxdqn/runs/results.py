@@ -96,8 +96,8 @@ def _evaluator(
     )
 
 
-def watch(result: Result, member: int, seed: int) -> np.ndarray:
-    """The observations of one greedy episode, [L, *O], as stored. Raises `UserError`."""
+def watch(result: Result, member: int, seed: int) -> PyTree:
+    """The observations of one greedy episode, arrays [L, *O], as stored. Raises `UserError`."""
     check_whole("seed", seed, 0, UINT32_MAX)
     components, environment = result.components, result.components.environment
     params = member_params(result.params, member)
@@ -115,11 +115,11 @@ def watch(result: Result, member: int, seed: int) -> np.ndarray:
         start_key, step_key = jax.random.split(key)
         actor, agent = acting.start(environment, components.agent, 1, start_key), acting.greedily(components.agent)
         block = acting.rollout(environment, agent, params, actor, step_key, jnp.zeros(1), bound)[1]
-        return block.observation[:, 0], block.next_observation[:, 0], block.episode_end[:, 0]
+        return jax.tree.map(lambda x: x[:, 0], (block.observation, block.next_observation, block.episode_end))
 
     before, after, end = jax.tree.map(np.asarray, run(jax.random.key(seed)))
     length = int(end.argmax()) + 1 if end.any() else bound
-    return np.concatenate([before[:length], after[length - 1 : length]])
+    return jax.tree.map(lambda x, y: np.concatenate([x[:length], y[length - 1 : length]]), before, after)
 
 
 def expected_returns(result: Result, member: int, observations: PyTree) -> tuple[np.ndarray, np.ndarray] | None:
@@ -129,7 +129,8 @@ def expected_returns(result: Result, member: int, observations: PyTree) -> tuple
     if agent.distribution is None:
         return None
     returns, probabilities = jax.jit(agent.distribution)(params, observations, result.members[member][1])
-    best = jnp.argmax(jnp.sum(returns * probabilities, axis=-1), axis=-1)[:, None, None]
+    start = agent.initial_carry(len(returns)), observations, jax.random.key(0)
+    best = jax.jit(agent.greedy)(params, *start)[0][:, None, None]
     taken = [jnp.take_along_axis(x, best, axis=1)[:, 0] for x in (returns, probabilities)]
     return np.asarray(taken[0]), np.asarray(taken[1])
 

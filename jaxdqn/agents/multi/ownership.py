@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdqn.base import Array, Spec
+from jaxdqn.base import Array, PyTree, Spec
+from jaxdqn.masks import seen
 
-Owner = Callable[[Array], Array]
+Owner = Callable[[PyTree], Array]
 
 
-def flat(observation: Array) -> Array:
+def flat(observation: PyTree) -> Array:
     """One observation [*O] as a vector, float32."""
-    return observation.astype(jnp.float32).reshape(-1)
+    return seen(observation).astype(jnp.float32).reshape(-1)
 
 
 def directions(spec: Spec, num_owners: int) -> Owner:
@@ -24,7 +25,7 @@ def directions(spec: Spec, num_owners: int) -> Owner:
     the shape and K, so that a saved run keeps its owners. (They are the hash of Andoni et al., 2015, "cross-polytope",
     with Gaussian directions.)
     """
-    size = int(np.prod(spec.observation.shape, dtype=int))
+    size = int(np.prod(seen(spec.observation).shape, dtype=int))
     # NumPy guarantees this generator's stream from version to version.
     drawn = np.random.RandomState(0).normal(size=(num_owners, size)).astype(np.float32)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
