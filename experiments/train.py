@@ -19,7 +19,7 @@ import math
 import pathlib
 import shlex
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -51,8 +51,9 @@ if TYPE_CHECKING:
 # With --resume these act. Of config, hparams and axes total_steps may change, the others may only be said again. The
 # rest describes a new run, and is refused.
 ACT_ON_RESUME = frozenset(
-    "resume total_steps stop_at_return max_minutes checkpoint_seconds dry_run profile tensorboard wandb quiet "
-    "telemetry tensorboard_members engine ray_address coordinator num_processes process_id connect_seconds".split()
+    "resume total_steps stop_at_return max_minutes checkpoint_seconds checkpoint_replay dry_run profile tensorboard "
+    "wandb quiet telemetry tensorboard_members engine ray_address coordinator num_processes process_id "
+    "connect_seconds".split()
 )
 
 
@@ -102,6 +103,9 @@ class Args:
     """Stop after this much training time; the run can be resumed."""
     checkpoint_seconds: float = 60.0
     """Least time between two checkpoints."""
+    checkpoint_replay: Literal["on", "off"] = "on"
+    """Whether checkpoints hold the replay; off, it is filled anew when the run is resumed, which then is not bit for
+    bit. A resumed run has it as before."""
     dry_run: bool = False
     """Print the configuration, its memory and an estimate of its time, and stop."""
     telemetry: bool = False
@@ -127,11 +131,13 @@ def parse(arguments: list[str]) -> tuple[Args, dict[str, list[float]]]:
     if saved is not None:
         from jaxdqn.runs import directory
 
-        spec, _ = directory.load(paths.expanded(saved))
-        config, hparams, axes = spec.config, spec.hparams, spec.axes
+        spec, values = directory.load(paths.expanded(saved))
+        defaults = Args(spec.config, spec.hparams, spec.axes)
+        if values.get("checkpoint_replay") is False:
+            defaults = dataclasses.replace(defaults, checkpoint_replay="off")
     else:
-        config, hparams, axes = chosen(arguments)
-    args = cli.parse(Args, arguments, Args(config, hparams, axes), str(__doc__))
+        defaults = Args(*chosen(arguments))
+    args = cli.parse(Args, arguments, defaults, str(__doc__))
     if args.resume is not None:
         check_flags_of_resume(cli.given(arguments), vary)
     changes = {**cli.single(env_params, "env-params")}, {**cli.single(env_kwargs, "env-kwargs")}
@@ -277,6 +283,7 @@ def settings(args: Args):  # type: ignore[no-untyped-def]
         stop_at_return=args.stop_at_return,
         max_seconds=None if args.max_minutes is None else 60 * args.max_minutes,
         checkpoint_seconds=args.checkpoint_seconds,
+        checkpoint_replay=args.checkpoint_replay == "on",
         progress=not args.quiet,
         tensorboard=args.tensorboard,
         tensorboard_members=args.tensorboard_members,
@@ -376,12 +383,14 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: Vary) -> None:
     import yaml
 
     from jaxdqn.parallel.compiled import memory, population
-    from jaxdqn.runs import experiment
+    from jaxdqn.runs import disk, experiment
     from jaxdqn.timeline import advice, timeline
 
     spec, components, budget = experiment.plan(
         args.config, args.hparams, seeds, vary, args.num_devices, args.devices_per_agent, args.axes
     )
+    folder = args.resume or args.out or pathlib.Path("runs")
+    on_disk = disk.check(folder, spec, budget, args.checkpoint_replay == "on")
     print(yaml.safe_dump(spec.to_dict(), sort_keys=False).strip())
     everyone = members(args.hparams, seeds, vary)
     used = schemes.choose(spec.axes, spec.num_devices, spec.devices_per_agent, len(everyone))
@@ -405,6 +414,12 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: Vary) -> None:
     print(
         f"# {memory.gib(budget.shard_bytes)} per agent and device, {memory.gib(budget.replay_bytes)} of it replay; "
         f"{len(everyone)} member(s) in {budget.num_batches} batch(es) on {len(used)} device(s)"
+    )
+    held = components.replay.rows * components.config.num_envs
+    each = memory.tree_bytes(jax.eval_shape(components.replay.init)) / max(1, held)
+    print(
+        f"# checkpoints of up to {memory.gib(on_disk.checkpoint)}, together {memory.gib(on_disk.total)} of "
+        f"{memory.gib(disk.free(folder))} free in {folder}" + (f"; {each:,.0f} bytes a transition" if held else "")
     )
     print(
         f"# target network every {spec.hparams.target_period:,g} updates = "

@@ -298,6 +298,7 @@ class Replay(NamedTuple):
     weighted(largest) -> sample     the same `sample`, whose importance weights are relative to the largest of all
     shards: largest(x []) is the maximum of their numbers x. None where all weights are 1
     describe(state, progress, hparams) -> {column: []}     of what `sample` would draw; None where nothing is known
+    rows: how many rows of each stream it holds, whose loss more of them would make good; 0 where it is the newest block
     """
 
     init: Callable[[], PyTree]
@@ -307,6 +308,7 @@ class Replay(NamedTuple):
     cut: Callable[[PyTree, Any], PyTree] | None = None
     weighted: Callable[[Callable[[Array], Array]], Sample] | None = None
     describe: Describe | None = None
+    rows: int = 0
 
 
 class LossOutput(NamedTuple):

@@ -64,6 +64,7 @@ class Trainer(NamedTuple):
     zero_metrics() -> Metrics
     prefill(state, metrics, iteration [], hparams) -> (state, metrics)    acts at random and stores
     step(state, metrics, iteration [], hparams) -> (state, metrics)       acts, stores, learns
+    refill(state, metrics, iteration [], hparams) -> (state, metrics)     a `step` that learns nothing
     part(state, metrics, iteration [], first [], last [], hparams) -> (state, metrics)    updates first <= u < last of
     a `step`, of which the one with first 0 also acts and stores: for iterations too long to wait for
     """
@@ -73,6 +74,7 @@ class Trainer(NamedTuple):
     prefill: Callable[[TrainState, Metrics, Array, HParams], tuple[TrainState, Metrics]]
     step: Callable[[TrainState, Metrics, Array, HParams], tuple[TrainState, Metrics]]
     part: Callable[[TrainState, Metrics, Array, Array, Array, HParams], tuple[TrainState, Metrics]]
+    refill: Callable[[TrainState, Metrics, Array, HParams], tuple[TrainState, Metrics]]
 
 
 def transition_example(spec: Spec, agent: Agent) -> Transition:
@@ -322,7 +324,7 @@ def make_trainer(
         state, metrics = jax.lax.fori_loop(jnp.minimum(first, 1), 1, act_once, (state, metrics))
         return learn_some(state, metrics, iteration, hparams, first, last)
 
-    return Trainer(init, lambda: zero_metrics(agent, replay, config), prefill, step, part)
+    return Trainer(init, lambda: zero_metrics(agent, replay, config), prefill, step, part, act_and_store)
 
 
 def loop(

@@ -19,7 +19,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.parallel import schemes
 from jaxdqn.parallel.axes import Axes
 from jaxdqn.parallel.compiled import devices, host_memory, memory, model_sharding, population, runner
-from jaxdqn.runs import experiment
+from jaxdqn.runs import checkpoints, disk, experiment
 from jaxdqn.runs.settings import Settings
 
 RING = Config(hidden_sizes=(8,), num_envs=8, batch_size=8, replay_capacity=400_000, learning_starts=64)
@@ -155,6 +155,44 @@ def test_every_workers_replay_counts(monkeypatch):
     experiment.plan(config, HParams(), [0], None, None, 1, Axes("parameter_server", workers=1))
     with pytest.raises(UserError, match="one agent needs"):
         experiment.plan(config, HParams(), [0], None, None, 1, Axes("parameter_server", workers=4))
+
+
+# -- the disk ---------------------------------------------------------------------------------------------------------
+
+TINY = Config(env="Catch-bsuite", num_envs=4, batch_size=8, hidden_sizes=(4,), replay_capacity=4_000)
+TINY = dataclasses.replace(TINY, learning_starts=16, total_steps=64, eval_episodes=1, final_episodes=0)
+
+
+@pytest.mark.parametrize("with_replay", [True, False])
+@pytest.mark.parametrize("options", [{"seeds": (0, 1, 2)}, {"axes": Axes("averaging", workers=2)}], ids=str)
+def test_the_plan_counts_the_bytes_of_checkpoints(options, with_replay, tmp_path, monkeypatch):
+    """But for what only evaluates, and what only the actors of a checkpoint without a replay leave out."""
+    asked, free = [], disk.free
+    monkeypatch.setattr(disk, "free", lambda folder: asked.append(folder) or free(folder))
+    quiet = Settings(progress=False, tensorboard=False, figure=False, checkpoint_replay=with_replay)
+    experiment.train(TINY, HParams(), out=tmp_path, settings=quiet, **options)
+    arguments = options.get("seeds", (0,)), None, None, 1, options.get("axes")
+    spec, components, budget = experiment.plan(TINY, HParams(), *arguments)
+    wanted = disk.need(spec, budget, with_replay)
+    (path,) = checkpoints.listing(tmp_path / "checkpoints")
+    saved = checkpoints.load(path).arrays
+    replay = sum(x.nbytes for name, x in saved.items() if name.startswith("state/replay/"))
+    assert replay == wanted.replay and (replay > 0) == with_replay and asked == [tmp_path]
+    state = sum(x.nbytes for name, x in saved.items() if name.startswith("state/"))
+    spare = runner.evaluation_bytes(components) * 3 + 2_000
+    assert state <= wanted.checkpoint <= state + spare and wanted.total == 3 * wanted.checkpoint
+
+
+def test_checkpoints_that_do_not_fit_are_refused_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2**17))
+    with pytest.raises(UserError, match=r"need up to .* KiB each .*128.0 KiB are free .*--checkpoint-replay off"):
+        experiment.train(TINY, HParams(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    spec, _, budget = experiment.plan(TINY, HParams(), (0,), None, None, 1)
+    disk.check(tmp_path / "not" / "there", spec, budget, with_replay=False)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "file").write_bytes(bytes(2**20))
+    disk.check(tmp_path, spec, budget, with_replay=True)  # those of today make room for those of tomorrow
 
 
 def test_too_many_evaluation_episodes_are_refused_before_they_are_allocated():

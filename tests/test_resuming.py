@@ -268,7 +268,8 @@ def asked(flag):
     name, hint = flag[2:].replace("-", "_"), FLAGS[flag]
     kinds = [hint, *typing.get_args(hint)]
     if typing.get_origin(hint) is typing.Literal:
-        saved = getattr(TINY, name, None) or getattr(jaxdqn.Axes(), name.removeprefix("axes."), None)
+        saved = getattr(train_script.Args, name, None) or getattr(TINY, name, None)
+        saved = saved or getattr(jaxdqn.Axes(), name.removeprefix("axes."), None)
         return [flag, next(value for value in typing.get_args(hint) if value != saved)]
     value = next(OTHER[kind] for kind in OTHER if kind in kinds)
     if flag == "--total-steps":

@@ -181,4 +181,4 @@ def prioritised_regions(
     def weighted(largest: Callable[[Array], Array]) -> functools.partial[Batch]:
         return functools.partial(sample, largest=largest)
 
-    return Replay(init, add, sample, update_priorities, cut, weighted)
+    return Replay(init, add, sample, update_priorities, cut, weighted, rows=rows)

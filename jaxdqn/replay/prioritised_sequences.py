@@ -109,4 +109,4 @@ def prioritised_sequence_regions(
     def weighted(largest: Callable[[Array], Array]) -> functools.partial[SequenceBatch]:
         return functools.partial(sample, largest=largest)
 
-    return Replay(init, add, sample, update_priorities, cut, weighted)
+    return Replay(init, add, sample, update_priorities, cut, weighted, rows=rows)

@@ -48,7 +48,7 @@ def regions(
         actor, rows_of_actor = written
         return cut(state, rows_of_actor, actor * envs_each, envs_each)
 
-    return Replay(lambda: empty(ring), add, sample, cut=cut_one)
+    return Replay(lambda: empty(ring), add, sample, cut=cut_one, rows=rows)
 
 
 def region_starts(

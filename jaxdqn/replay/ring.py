@@ -283,4 +283,5 @@ def uniform(example: Transition, rows: int, num_envs: int, batch_size: int, n_st
         add=lambda state, block, written, hparams, priorities=None: write(ring, state, block, written),
         sample=sample,
         describe=describe,
+        rows=rows,
     )

@@ -144,7 +144,7 @@ def sequence_regions(
     def cut(state: Stored, written: tuple[Array | int, Array]) -> Stored:
         return _ring.cut(state, written[1], written[0] * envs_each, envs_each)
 
-    return Replay(lambda: empty(ring), add, sample, cut=cut)
+    return Replay(lambda: empty(ring), add, sample, cut=cut, rows=rows)
 
 
 def n_step_errors(

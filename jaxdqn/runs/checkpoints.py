@@ -39,6 +39,7 @@ _META: dict[str, type | tuple[type, ...]] = {
 _NAME = re.compile(r"(\d{4})-(\d{12})")
 
 
+KEEP = 2  # of a batch: one may be damaged
 HELP = "The run can be analysed and evaluated as it is; to train on from its parameters, start one with --init-from."
 
 
@@ -149,9 +150,9 @@ def named(tree: PyTree) -> dict[str, PyTree]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def values_of(runner: Runner, at: Progressed) -> dict[str, PyTree]:
-    """What a checkpoint holds, [M, shards, ...]."""
-    values = _as_saved(runner, at)
+def values_of(runner: Runner, at: Progressed, replay: bool = True) -> dict[str, PyTree]:
+    """What a checkpoint holds, [M, shards, ...]; without the `replay` as little as `Runner.lean` says."""
+    values = _as_saved(runner, at if replay and not at.hollow else _lean(runner, at))
     if runner.policy is not None:
         return {**values, "policy": policy(runner, at.states)}
     _assert_replicas_equal(values["state"].learner)
@@ -165,12 +166,18 @@ def policy(runner: Runner, states: list[PyTree]) -> PyTree:
 
 
 def restored(runner: Runner, at: Progressed, found: Checkpoint, devices: Sequence[jax.Device]) -> Progressed:
-    """`at` with the values of a checkpoint of the same members. Raises `UserError` where it is of another run."""
-    by_member = fill(_as_saved(runner, at), found.arrays)
+    """`at`, the beginning, with the values of a checkpoint of the same members; `hollow` where that has no replay.
+    Raises `UserError` where it is of another run."""
+    lean = _lean(runner, at)
+    left_out = named({"state": at.states[0]}).keys() - named({"state": lean.states[0]}).keys()
+    hollow = bool(left_out) and not left_out & found.arrays.keys()
+    taken = lean if hollow else at
+    by_member = fill(_as_saved(runner, taken), found.arrays)
     own = _devices.own(devices)
     values = jax.tree.map(lambda x: runner.assignment.place(x)[own], by_member)
-    states, sums = runner.scatter(at.states, values["state"]), runner.scatter(at.metrics, values["metrics"])
-    return Progressed(states, sums, found.meta["iteration"], found.meta.get("update", 0))
+    states, sums = runner.scatter(taken.states, values["state"]), runner.scatter(at.metrics, values["metrics"])
+    states = [_over(*pair) for pair in zip(at.states, states, strict=True)]
+    return Progressed(states, sums, found.meta["iteration"], found.meta.get("update", 0), hollow)
 
 
 def with_params(states: list[PyTree], source: dict[str, np.ndarray]) -> list[PyTree]:
@@ -185,6 +192,20 @@ def with_params(states: list[PyTree], source: dict[str, np.ndarray]) -> list[PyT
         return state._replace(learner=learner._replace(params=params, target_params=target))
 
     return [replaced(state) for state in states]
+
+
+def _lean(runner: Runner, at: Progressed) -> Progressed:
+    return at._replace(states=[runner.lean(state) for state in at.states])
+
+
+def _over(whole: PyTree, part: PyTree) -> PyTree:
+    """`whole` with the leaves of `part` in place of those of the same paths."""
+    new = named(part)
+
+    def pick(path: jax.tree_util.KeyPath, leaf: PyTree) -> PyTree:
+        return new.get(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+
+    return jax.tree_util.tree_map_with_path(pick, whole)
 
 
 def _as_saved(runner: Runner, at: Progressed) -> dict[str, PyTree]:

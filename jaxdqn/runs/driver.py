@@ -31,19 +31,22 @@ class Point(NamedTuple):
 
 class Progressed(NamedTuple):
     """Where a batch stands between two chunks: lists of stacks, the iterations done, and the updates of the next one
-    that are done (0 but for a runner with a `part`)."""
+    that are done (0 but for a runner with a `part`). `hollow`: the replay was left out where the states come from, and
+    is empty, whatever the iterations done."""
 
     states: list[PyTree]
     metrics: list[PyTree]
     iteration: int
     update: int = 0
+    hollow: bool = False
 
 
 class Hooks(NamedTuple):
     """What the caller does at the events of a run.
 
     on_point(point) -> True to stop at the next logging point; interrupted() -> True to stop now;
-    checkpoint_due() -> True for a checkpoint at this logging point; save(progressed) writes one. On several hosts each
+    checkpoint_due() -> True for a checkpoint at this logging point; save(progressed) writes one; refilling(iterations)
+    is told before so many are acted to fill a replay. On several hosts each
     must answer the same in every process.
     """
 
@@ -51,11 +54,16 @@ class Hooks(NamedTuple):
     interrupted: Callable[[], bool]
     checkpoint_due: Callable[[], bool]
     save: Callable[[Progressed], None]
+    refilling: Callable[[int], None]
 
 
 def drive(runner: Runner, at: Progressed, line: Timeline, hooks: Hooks) -> Progressed:
     """Runs chunks from where `at` stands to the end of the timeline or a stop."""
     config = runner.components.config
+    if at.hollow and at.iteration < line.total:
+        at = _refilled(runner, at, hooks)
+        if hooks.interrupted():
+            return at  # what was saved is all that there is to save
     start, pace, stopping = at.iteration, _Pace(config, runner.part is not None), False
     pending: list[Point] = []
 
@@ -66,7 +74,7 @@ def drive(runner: Runner, at: Progressed, line: Timeline, hooks: Hooks) -> Progr
         return any(stops)
 
     while True:
-        states, metrics, iteration, update = at
+        states, metrics, iteration, update, _ = at
         at_point = iteration > start and update == 0 and line.is_point(iteration)
         leaving = hooks.interrupted() or iteration >= line.total or (at_point and stopping)
         if at_point:
@@ -102,6 +110,16 @@ def drive(runner: Runner, at: Progressed, line: Timeline, hooks: Hooks) -> Progr
         at = Progressed(states, metrics, stop, update)
         stopping = read() or stopping
         pace.dispatched(metrics, length, learning)
+
+
+def _refilled(runner: Runner, at: Progressed, hooks: Hooks) -> Progressed:
+    def go_on(done: int, count: int) -> bool:
+        if done == 0:
+            hooks.refilling(count)
+        return not hooks.interrupted()
+
+    acted = at.iteration + (at.update > 0)
+    return at._replace(states=runner.refill(at.states, acted, go_on), hollow=False)
 
 
 def _next_event(iteration: int, line: Timeline, length: int) -> int:

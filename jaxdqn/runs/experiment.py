@@ -28,7 +28,7 @@ from jaxdqn.parallel.axes import Axes
 from jaxdqn.parallel.compiled import devices as _devices
 from jaxdqn.parallel.compiled import memory
 from jaxdqn.parallel.compiled import runner as _runner
-from jaxdqn.runs import checkpoints, directory
+from jaxdqn.runs import checkpoints, directory, disk
 from jaxdqn.runs.directory import Continuation, RunDirectory, RunSpec
 from jaxdqn.runs.results import Result, load, read_params
 from jaxdqn.runs.session import Session
@@ -140,6 +140,7 @@ def train(
         read_params(paths.expanded(settings.init_from), settings.init_member)  # its errors come before a directory
     with directory.create(paths.expanded(out)) as run_directory:
         run_directory.check_unused()
+        disk.check(run_directory.path, spec, budget, settings.checkpoint_replay is not False)
         return Session(spec, components, budget, settings, run_directory=run_directory).execute()
 
 
@@ -170,6 +171,8 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
     spec, values = directory.load(path)
     settings = Settings() if settings is None else settings
     settings = settings._replace(init_from=values.get("init_from"), init_member=values.get("init_member", 0))
+    if settings.checkpoint_replay is None:
+        settings = settings._replace(checkpoint_replay=values.get("checkpoint_replay"))
     check_settings(settings)
     schemes.check_engine(spec.axes, settings.engine)
     if total_steps is not None:
@@ -195,4 +198,5 @@ def resume(out: str | pathlib.Path, total_steps: int | None = None, settings: Se
     if not hosts.is_first():
         return Session(spec, components, budget, settings, source=path).execute()
     with RunDirectory(path) as run_directory:
+        disk.check(path, spec, budget, settings.checkpoint_replay is not False)
         return Session(spec, components, budget, settings, source=path, run_directory=run_directory).execute()

@@ -144,7 +144,8 @@ def last(path: pathlib.Path) -> list[Checkpoint]:
 
 def selected(sources: Sequence[Checkpoint], origin: Continuation, members: Sequence[int]) -> Checkpoint:
     """The states of `members` of the run that continues `origin`, whose batches' last checkpoints are `sources`."""
-    whole = {name: np.concatenate([source.arrays[name] for source in sources]) for name in sources[0].arrays}
+    common = set[str].intersection(*(set(source.arrays) for source in sources))  # some may be without a replay
+    whole = {name: np.concatenate([source.arrays[name] for source in sources]) for name in sorted(common)}
 
     def rows(name: str) -> list[int]:
         taken = origin.learners if name.startswith("state/learner/") else origin.states

@@ -101,6 +101,7 @@ class Session:
             interrupted=lambda: self._asked_to_stop(batch, interrupted) is not None,
             checkpoint_due=lambda: self._checkpoint_due(batch),
             save=lambda at: self._save(batch, at),
+            refilling=self._say_refilling,
         )
         try:
             with self._profiled():
@@ -151,6 +152,7 @@ class Session:
         path, source, reached = self.directory.path, self.settings.init_from, self.start.reached
         source = source and str(paths.expanded(source).resolve())
         started = {**self.origin, "init_from": source, "init_member": self.settings.init_member}
+        started["checkpoint_replay"] = self.settings.checkpoint_replay is not False
         self.recorder.cut_events(reached)
         self.directory.remove_summary()
         self.directory.write_config(self.spec, started)
@@ -184,7 +186,7 @@ class Session:
         return hosts.exchange(waited)[0] > self.settings.checkpoint_seconds
 
     def _save(self, batch: Batch, at: Progressed) -> None:
-        values = checkpoints.values_of(batch.runner, at)
+        values = checkpoints.values_of(batch.runner, at, self.settings.checkpoint_replay is not False)
         self.recorder.flush(batch)
         if self.directory is None:
             return
@@ -198,8 +200,15 @@ class Session:
             "compile_seconds": self.compile_seconds,
             **{name: self.origin[name] for name in ("device", "versions")},
         }
-        checkpoints.save(self.directory.path / "checkpoints", values, meta, keep=2)
+        checkpoints.save(self.directory.path / "checkpoints", values, meta, checkpoints.KEEP)
         self.last_save = time.perf_counter()
+
+    def _say_refilling(self, iterations: int) -> None:
+        steps = iterations * self.line.steps_per_iteration
+        self.recorder.say(
+            f"the checkpoint holds no replay: {steps:,} steps of each member, acted with what it has learned, fill it "
+            "again; they are counted nowhere, and environments begin anew"
+        )
 
     def _profiled(self) -> contextlib.AbstractContextManager[None]:
         if not self.settings.profile or self.directory is None:

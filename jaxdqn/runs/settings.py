@@ -15,8 +15,10 @@ class Settings(NamedTuple):
 
     stop_at_return: stop once every member's greedy return reaches it; max_seconds: wall time of this session;
     stop_diverged: stop once no member's parameters change any more; checkpoint_seconds: at least this long between
-    checkpoints; tensorboard_members: how many members, and means of settings, have curves there; figure: draw
-    curves.png; telemetry: measure network and replay where greedy episodes are played (`telemetry.py`).
+    checkpoints; checkpoint_replay: whether they hold the replay, which is otherwise filled anew when the run goes on
+    (None: as the run had it, at first they do); tensorboard_members: how many members, and means of settings, have
+    curves there; figure: draw curves.png; telemetry: measure network and replay where greedy episodes are played
+    (`telemetry.py`).
     on_chunk(rows) is called with each logging point's rows. engine: where workers live, "local" (threads) or "ray",
     there on this machine or on the cluster at `ray_address`.
     """
@@ -25,6 +27,7 @@ class Settings(NamedTuple):
     max_seconds: float | None = None
     stop_diverged: bool = True
     checkpoint_seconds: float = 60.0
+    checkpoint_replay: bool | None = None
     progress: bool = True
     tensorboard: bool = True
     tensorboard_members: int = 8
@@ -48,6 +51,8 @@ def check(settings: Settings) -> None:
     if settings.max_seconds is not None:
         check_number("max_seconds", settings.max_seconds, 0)
     check_number("checkpoint_seconds", settings.checkpoint_seconds, 0)
+    if settings.checkpoint_replay not in (True, False, None):
+        raise UserError(f"checkpoint_replay is {shown(settings.checkpoint_replay)}; it must be True, False or None.")
     check_whole("tensorboard_members", settings.tensorboard_members, 0)
     check_whole("init_member", settings.init_member, 0)
     if settings.init_from is not None and not isinstance(settings.init_from, str | os.PathLike):

@@ -48,10 +48,13 @@ from jaxdqn.parallel.compiled.memory import once_each, tree_bytes
 from jaxdqn.parallel.compiled.runner import (
     EXPERIENCE_STREAM,
     PARAMS_STREAM,
+    GoOn,
     Program,
     Runner,
+    in_parts,
     of_host_loop,
     traced_hparams,
+    without,
 )
 from jaxdqn.parallel.scheme import Built, Devices, Job, Scheme
 from jaxdqn.timeline import timeline
@@ -345,12 +348,31 @@ class ActorLearner:
         start: int,
         stop: int,
         learning: bool,
+        exploring: bool = False,
     ) -> tuple[list[ActorLearnerState], list[training.Metrics]]:
-        """Iterations start <= i < stop."""
+        """Iterations start <= i < stop, with random actions where it neither is learning nor `exploring`."""
         # The sums are donated, and the zeros they start from are not ours to give away.
-        chunk = Chunk(self, states[0], jax.tree.map(jnp.copy, metrics[0]), learning)
+        chunk = Chunk(self, states[0], jax.tree.map(jnp.copy, metrics[0]), learning, exploring)
         (chunk.asynchronous if self.axes.coupling == "async" else chunk.lockstep)(start, stop)
         return [chunk.state()], [chunk.metrics()]
+
+    def lean(self, state: ActorLearnerState) -> PyTree:
+        """Without what is in the replays, and without what counts it."""
+        actors = tuple(without(actor, "state", "local") for actor in state.actors)
+        return without(state._replace(actors=actors), "replay", "merged")
+
+    def refill(self, states: list[ActorLearnerState], iteration: int, go_on: GoOn) -> list[ActorLearnerState]:
+        """The last merges that the learner's replay holds, and what the local ones had of the next."""
+        every = self.axes.merge_every
+        held = global_replay(self.components, self.axes).rows // (every * self.config.rollout_length)
+        count = min(iteration // every, held) * every + iteration % every
+
+        def emptied(actor: Actor) -> Actor:
+            return actor._replace(acted=jnp.maximum(actor.acted - count, 0) // every * every)
+
+        states = [state._replace(actors=tuple(map(emptied, state.actors))) for state in states]
+        run = functools.partial(self.run, learning=False, exploring=True)
+        return in_parts(run, states, [self.zero_metrics], iteration - count, iteration, go_on)
 
 
 class Published(NamedTuple):
@@ -370,10 +392,14 @@ class Delivery(NamedTuple):
 
 
 class Chunk:
-    """Takes an `ActorLearnerState` and metrics over some iterations. `scheme` has the programs and the axes."""
+    """Takes an `ActorLearnerState` and metrics over some iterations, whose actions are random where it neither is
+    `learning` nor `exploring`. `scheme` has the programs and the axes."""
 
-    def __init__(self, scheme: ActorLearner, state: ActorLearnerState, metrics: Metrics, learning: bool) -> None:
-        self.scheme, self.programs, self.axes, self.learning = scheme, scheme.programs, scheme.axes, learning
+    def __init__(
+        self, scheme: ActorLearner, state: ActorLearnerState, metrics: Metrics, learning: bool, exploring: bool = False
+    ) -> None:
+        self.scheme, self.programs, self.axes = scheme, scheme.programs, scheme.axes
+        self.learning, self.exploring = learning, learning or exploring
         self.learner, self.data, self.merged = state.learner, state.replay, state.merged
         self.actors, self.broadcast, self.key = list(state.actors), state.broadcast, state.key
         self.version_before, self.broadcasts = state.version, 0
@@ -444,7 +470,7 @@ class Chunk:
 
     def _act(self, index: int, iteration: int) -> None:
         programs, params, actor = self.scheme.acting, self.broadcast[0], self.actors[index]
-        if self.learning:
+        if self.exploring:
             at = self.scheme.hparams, np.int32(iteration), np.int32(index)
             self.actors[index], self.episodes, self.epsilon = programs.act(params, actor, self.episodes, *at)
         else:
@@ -505,7 +531,7 @@ class Chunk:
         if scheme.fault_hook is not None:
             scheme.fault_hook(index, self.acted[index])
         params, version = self.published
-        full = node.act(params[device], version, iteration, self.learning)
+        full = node.act(params[device], version, iteration, self.exploring)
         self.acted[index] += 1
         self.latest[index] = iteration
         scheme.seen.count(f"rollouts_{index}")

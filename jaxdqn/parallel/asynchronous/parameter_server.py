@@ -37,7 +37,7 @@ from jaxdqn.parallel.asynchronous.actor import Worker, WorkerNode, compile_worke
 from jaxdqn.parallel.asynchronous.ray_engine import Engine, remake
 from jaxdqn.parallel.asynchronous.workers import LAGS, Seen, Work, WorkerPool, added, ended, mended, rollouts_of, zeros
 from jaxdqn.parallel.compiled.memory import once_each, tree_bytes
-from jaxdqn.parallel.compiled.runner import Program, Runner, of_host_loop, traced_hparams
+from jaxdqn.parallel.compiled.runner import GoOn, Program, Runner, of_host_loop, traced_hparams, without
 from jaxdqn.parallel.scheme import Built, Devices, Job, Scheme
 
 
@@ -338,6 +338,29 @@ class ParameterServer:
         moved = 2 * tree_bytes(learner.params) + tree_bytes(learner.target_params)
         updates = int(learner.updates)  # fewer than gradients, where pushes were dropped or lost
         return {"updates": updates, "bytes_per_update": float(moved), "dead_workers": self.pool.num_dead}
+
+    def lean(self, state: ServerState) -> PyTree:
+        """Without the workers' environments and replays."""
+        return state._replace(workers=tuple(without(worker, "state", "replay") for worker in state.workers))
+
+    def refill(self, states: list[ServerState], iteration: int, go_on: GoOn) -> list[ServerState]:
+        """Each worker's last rollouts, one worker after the other."""
+        learner, config = states[0].learner, self.components.config
+        held = self.components.replay.rows // config.rollout_length
+        counts = [min(int(worker.acted), held) for worker in states[0].workers]
+        done, workers = 0, []
+        for worker, count in zip(states[0].workers, counts, strict=True):
+            worker, sums = worker._replace(acted=worker.acted - count), jax.tree.map(jnp.copy, self.programs.zeros)
+            for left in range(count, 0, -1):
+                if not go_on(done, sum(counts)):
+                    break
+                when = np.int32(max(0, iteration - left * len(counts)))  # about: iterations go to whoever is free
+                worker, episodes, _ = jax.block_until_ready(
+                    self.programs.act(learner.params, worker, sums.episodes, self.hparams, when)
+                )
+                sums, done = sums._replace(episodes=episodes), done + 1
+            workers.append(worker)
+        return [ServerState(learner, tuple(workers))]
 
     def run(
         self, states: list[ServerState], metrics: list[training.Metrics], start: int, stop: int, learning: bool

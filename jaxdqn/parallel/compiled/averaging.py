@@ -156,6 +156,11 @@ def averaged(trainer: training.Trainer, rule: Rule, schedule: Schedule, shards: 
     """The iterations of `trainer`, whose shards take no mean, in rounds that end with a combination."""
     num_replicas = shards.size if shards else 1
     prefill_some, step_some = training.loop(trainer.prefill), training.loop(trainer.step)
+    refill_some = training.loop(trainer.refill)
+
+    def own_steps(hparams: HParams) -> HParams:
+        # A replica counts its own environment steps, a D-th of all.
+        return traced(hparams, epsilon_steps=hparams.epsilon_steps / num_replicas)
 
     def init(params_key: Key, stream_key: Key, hparams: HParams) -> AveragedState:
         train = trainer.init(params_key, stream_key, hparams)
@@ -170,8 +175,7 @@ def averaged(trainer: training.Trainer, rule: Rule, schedule: Schedule, shards: 
     def step(
         state: AveragedState, metrics: Metrics, hparams: HParams, start: Array, stop: Array
     ) -> tuple[AveragedState, Metrics]:
-        # A replica counts its own environment steps, a D-th of all.
-        hparams = traced(hparams, epsilon_steps=hparams.epsilon_steps / num_replicas)
+        hparams = own_steps(hparams)
 
         def a_round(carry: tuple[Array, AveragedState, Metrics]) -> tuple[Array, AveragedState, Metrics]:
             iteration, state, metrics = carry
@@ -189,10 +193,16 @@ def averaged(trainer: training.Trainer, rule: Rule, schedule: Schedule, shards: 
         done = jax.lax.while_loop(lambda carry: carry[0] < stop, a_round, (start, state, metrics))
         return done[1], done[2]
 
+    def refill(
+        state: AveragedState, metrics: Metrics, hparams: HParams, start: Array, stop: Array
+    ) -> tuple[AveragedState, Metrics]:
+        train, metrics = refill_some(state.train, metrics, own_steps(hparams), start, stop)
+        return state._replace(**train._asdict()), metrics
+
     def policy(state: AveragedState) -> PyTree:
         return rule.policy(mean_over_shards(state.learner.params, shards), state.kept)
 
-    return Lane(init, trainer.zero_metrics, prefill, step, policy)
+    return Lane(init, trainer.zero_metrics, prefill, step, policy, refill)
 
 
 def state_bytes(components: Components, rule: Rule) -> tuple[int, int]:

@@ -27,6 +27,9 @@ PARAMS_STREAM, EXPERIENCE_STREAM = 0, 1
 Program = Callable[..., PyTree]
 """A compiled function."""
 MOST_UNSPLIT = 128  # updates of an iteration that Ctrl-C may have to wait for
+PARTS_OF_REFILL = 100  # each as long as Ctrl-C may have to wait for
+GoOn = Callable[[int, int], bool]
+"""Of how many iterations are done, and how many there are, whether to go on."""
 
 
 def _bare(leaf: Array) -> Array:
@@ -90,6 +93,11 @@ def scatter_one(template: list[PyTree], values: PyTree) -> list[PyTree]:
     return [jax.tree.map(lambda like, value: push(like, value[0, 0]), template[0], values)]
 
 
+def whole(state: PyTree) -> PyTree:
+    """`Runner.lean` of a state whose replay is the newest block."""
+    return state
+
+
 class Runner(NamedTuple):
     """Compiled programs over stacks of lanes. A stack's arrays are [D, W, ...], or without these axes where Python
     takes one member on; `states` and `metrics` are lists of stacks, and the states that `prefill` and `step` are given
@@ -107,6 +115,11 @@ class Runner(NamedTuple):
     with first 0 also acts; None where an iteration is short enough for a call of its own
     adopted(states) -> the states into whose learners the caller has put other parameters, with these wherever else
     the scheme keeps some
+    lean(state) -> a stack of states without the replay, and without the environments that fill it: what a checkpoint
+    holds at least; all of it where the replay is but the newest block
+    refill(states, iteration, go_on) -> states: of `lean` ones, with all else as it is at a run's beginning, those of a
+    run that has done so many iterations: with all the rows that can be drawn, acted now. go_on(done, all) is asked
+    before each of its parts, with iterations; False leaves it unfinished
     gather, scatter: between stacks and NumPy arrays [D, L, ...], as the functions of that name
 
     Every parallel scheme is a runner: a way to take `states` from one iteration to a later one. Logging, evaluation,
@@ -128,8 +141,33 @@ class Runner(NamedTuple):
     policy: Callable[[list[PyTree]], list[PyTree]] | None = None
     adopted: Callable[[list[PyTree]], list[PyTree]] = lambda states: states
     part: Program | None = None
+    lean: Callable[[PyTree], PyTree] = whole
+    refill: Callable[[list[PyTree], int, GoOn], list[PyTree]] = lambda states, iteration, go_on: states
     gather: Callable[[list[PyTree]], PyTree] = gather
     scatter: Callable[[list[PyTree], PyTree], list[PyTree]] = scatter
+
+
+def without(record: Any, *names: str) -> PyTree:
+    """A NamedTuple with nothing in the fields called `names`."""
+    return record._replace(**dict.fromkeys(names, ()))
+
+
+def lean(state: PyTree) -> PyTree:
+    """`Runner.lean` of a state with an `actor` and a `replay`."""
+    return without(state, "actor", "replay")
+
+
+def in_parts(
+    run: Program, states: list[PyTree], metrics: list[PyTree], start: int, stop: int, go_on: GoOn
+) -> list[PyTree]:
+    """run(states, metrics, first, last) over iterations start <= i < stop, for `Runner.refill`; the metrics of these
+    count nowhere."""
+    length = max(1, -(-(stop - start) // PARTS_OF_REFILL))
+    for first in range(start, stop, length):
+        if not go_on(first - start, stop - start):
+            break
+        states, _ = jax.block_until_ready(run(states, metrics, first, min(first + length, stop)))
+    return states
 
 
 def measuring(runner: Runner, states: list[PyTree]) -> Runner:
@@ -147,6 +185,7 @@ class Lane(NamedTuple):
     init, zero_metrics: as in `training.Trainer`, but with any state that has a `learner`
     prefill, step(state, metrics, hparams, start [], stop []) -> (state, metrics): iterations start <= i < stop
     policy(state) -> the parameters that are judged
+    refill(state, metrics, hparams, start [], stop []) -> (state, metrics): the same as `step`, but nothing is learned
     part(state, metrics, hparams, iteration [], first [], last []) -> (state, metrics), or None: as in `Runner`
     """
 
@@ -155,12 +194,13 @@ class Lane(NamedTuple):
     prefill: Callable[..., tuple[PyTree, training.Metrics]]
     step: Callable[..., tuple[PyTree, training.Metrics]]
     policy: Callable[[PyTree], PyTree]
+    refill: Callable[..., tuple[PyTree, training.Metrics]]
     part: Callable[..., tuple[PyTree, training.Metrics]] | None = None
 
 
 def fused(trainer: training.Trainer) -> Lane:
     """The trainer's iterations, one after the other."""
-    prefill, step = training.loop(trainer.prefill), training.loop(trainer.step)
+    prefill, step, refill = map(training.loop, (trainer.prefill, trainer.step, trainer.refill))
 
     def part(
         state: PyTree,
@@ -172,7 +212,7 @@ def fused(trainer: training.Trainer) -> Lane:
     ) -> tuple[PyTree, training.Metrics]:
         return trainer.part(state, metrics, iteration, first, last, hparams)
 
-    return Lane(trainer.init, trainer.zero_metrics, prefill, step, lambda state: state.learner.params, part)
+    return Lane(trainer.init, trainer.zero_metrics, prefill, step, lambda state: state.learner.params, refill, part)
 
 
 def shard_bytes(components: Components) -> tuple[int, int]:
@@ -246,6 +286,12 @@ class HostLoop(Protocol):
     def telemetry(self, states: list[PyTree]) -> Mapping[str, Scalar]:
         """Its figures at a logging point."""
 
+    def lean(self, state: PyTree) -> PyTree:
+        """As in `Runner`, but also without a replay of the newest block."""
+
+    def refill(self, states: list[PyTree], iteration: int, go_on: GoOn) -> list[PyTree]:
+        """As in `Runner`."""
+
 
 def of_host_loop(make: Callable[[], HostLoop], seed: int) -> tuple[Runner, list[PyTree]]:
     """The runner of a loop's one member, and its first states."""
@@ -269,6 +315,8 @@ def of_host_loop(make: Callable[[], HostLoop], seed: int) -> tuple[Runner, list[
         zero_metrics=[loop.zero_metrics],
         compile_seconds=time.perf_counter() - began,
         telemetry=loop.telemetry,
+        lean=loop.lean if loop.components.replay.rows else whole,
+        refill=loop.refill,
         gather=gather_one,
         scatter=scatter_one,
     )
@@ -283,6 +331,7 @@ class Programs(NamedTuple):
     step: Program
     evaluate: Program
     measure: Program
+    refill: Program
 
 
 def build(
@@ -345,6 +394,11 @@ def build(
     def measure(states: list[PyTree], iteration: int) -> list[dict[str, Array]]:
         return [programs.measure(s, h, np.int32(iteration)) for s, h in zip(states, hparams, strict=True)]
 
+    def refill(states: list[PyTree], iteration: int, go_on: GoOn) -> list[PyTree]:
+        held = components.replay.rows // components.config.rollout_length
+        start = max(0, iteration - held)
+        return in_parts(_stack_by_stack(programs.refill, hparams), states, metrics, start, iteration, go_on)
+
     run = _stack_by_stack(programs.step, hparams)
     one_lane = tree_bytes(states[0].learner.params) / states[0].learner.updates.size
     moved = all_reduce_bytes(one_lane, devices_per_agent)
@@ -361,6 +415,8 @@ def build(
         telemetry=lambda states: {"bytes_per_update": moved},
         measure=measure,
         part=run if split else None,
+        lean=lean if components.replay.rows else whole,
+        refill=refill,
     )
     return runner, states
 
@@ -391,10 +447,11 @@ def _compile(
     """The programs for stacks like `stack`, (states, metrics, hparams, seeds)."""
     states, metrics, hparams, own_seeds = stack
 
-    def chunk(run: Program, *bounds: int) -> Program:
-        count = len(bounds)
-        program = over(population.over_lanes(run, num_shared=count), devices, 3, num_shared=count, donate=(0,))
-        return _devices.compiled(program, states, metrics, hparams, *map(np.int32, bounds))
+    def chunk(run: Program, count: int) -> jax.stages.Wrapped:
+        return over(population.over_lanes(run, num_shared=count), devices, 3, num_shared=count, donate=(0,))
+
+    def compiled(run: Program, *bounds: int) -> Program:
+        return _devices.compiled(chunk(run, len(bounds)), states, metrics, hparams, *map(np.int32, bounds))
 
     def evaluate_lane(
         state: PyTree, seed: Array | int, iteration: Array | int, part: Array | int
@@ -407,9 +464,9 @@ def _compile(
     over_stack = over(population.over_lanes(evaluate_lane, num_shared=2), devices, num_mapped=2, num_shared=2)
     judge = _devices.compiled(over_stack, states, own_seeds, np.int32(0), np.int32(0))
     split = lane.part if _is_split(components, lane) else None
-    step = chunk(lane.step, 0, 1) if split is None else chunk(split, 0, 0, 1)
+    step = compiled(lane.step, 0, 1) if split is None else compiled(split, 0, 0, 1)
     measure = over(population.over_lanes(measure_lane, num_shared=1), devices, num_mapped=2, num_shared=1)
-    return Programs(init, chunk(lane.prefill, 0, 1), step, judge, measure)
+    return Programs(init, compiled(lane.prefill, 0, 1), step, judge, measure, chunk(lane.refill, 2))
 
 
 def all_reduce_bytes(size: float, num_devices: int) -> float:
