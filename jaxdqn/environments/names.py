@@ -68,9 +68,12 @@ XMINIGRID = (
 
 PGX = tuple(f"minatar-{game}" for game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"))
 
+CRAFTAX = ("Craftax-Classic-Symbolic-v1", "Craftax-Classic-Pixels-v1", "Craftax-Symbolic-v1", "Craftax-Pixels-v1")
+
 CONVOLVED = (
     "MinAtar",
     "Pong-misc",
     "octax/",
     "pgx/minatar-",
+    "-Pixels-",
 )  # in the names of environments whose default network convolves

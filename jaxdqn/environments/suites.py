@@ -43,7 +43,8 @@ XMINIGRID = Suite(
     "XLand-MiniGrid", "xminigrid", ("xminigrid",), f"{HERE}.xminigrid_adapter", _prefixed("xminigrid", names.XMINIGRID)
 )
 PGX = Suite("pgx", "pgx", ("pgx",), f"{HERE}.pgx_adapter", _prefixed("pgx", names.PGX))
-SUITES = (GYMNAX, OCTAX, XMINIGRID, PGX)
+CRAFTAX = Suite("Craftax", "craftax", ("craftax",), f"{HERE}.craftax_adapter", _prefixed("craftax", names.CRAFTAX))
+SUITES = (GYMNAX, OCTAX, XMINIGRID, PGX, CRAFTAX)
 NAMES = tuple(name for suite in SUITES for name in suite.names)
 
 
