@@ -96,10 +96,13 @@ ATARI = tuple(
     ).split()
 )
 
+CRAFTAX = ("Craftax-Classic-Symbolic-v1", "Craftax-Classic-Pixels-v1", "Craftax-Symbolic-v1", "Craftax-Pixels-v1")
+
 CONVOLVED = (
     "MinAtar",
     "Pong-misc",
     "octax/",
     "pgx/minatar-",
     "ALE/",
+    "-Pixels-",
 )  # in the names of environments whose default network convolves

@@ -46,6 +46,7 @@ XMINIGRID = Suite(
     "XLand-MiniGrid", "xminigrid", ("xminigrid",), f"{HERE}.xminigrid_adapter", _prefixed("xminigrid", names.XMINIGRID)
 )
 PGX = Suite("pgx", "pgx", ("pgx",), f"{HERE}.pgx_adapter", _prefixed("pgx", names.PGX))
+CRAFTAX = Suite("Craftax", "craftax", ("craftax",), f"{HERE}.craftax_adapter", _prefixed("craftax", names.CRAFTAX))
 GYMNASIUM = Suite(
     "Gymnasium",
     "",
@@ -56,7 +57,7 @@ GYMNASIUM = Suite(
     on_host=True,
 )
 ALE = Suite("ALE", "atari", ("ale_py",), f"{HERE}.ale_adapter", _prefixed("ALE", names.ATARI), on_host=True)
-SUITES = (GYMNAX, OCTAX, XMINIGRID, PGX, GYMNASIUM, ALE)
+SUITES = (GYMNAX, OCTAX, XMINIGRID, PGX, CRAFTAX, GYMNASIUM, ALE)
 NAMES = tuple(name for suite in SUITES for name in suite.names)
 
 
