@@ -167,6 +167,7 @@ HPARAMS_WRONG = {
     "max_grad_norm": (0, -1, math.nan),
     "huber_delta": (0, -1, math.inf),  # inf * 0 would make the loss NaN
     "reward_scale": (math.inf, math.nan),
+    "reward_clip": (0, -1, math.nan),
     "optimizer_epsilon": (-1e-8, math.inf, math.nan),
     "value_weight": (-1, math.inf),
     "entropy_weight": (math.inf, math.nan),

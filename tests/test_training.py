@@ -10,7 +10,7 @@ import numpy as np
 import probe_environments
 import pytest
 
-from jaxdqn import replay, training
+from jaxdqn import acting, replay, training
 from jaxdqn.base import Array, Batch, Replay
 from jaxdqn.components import make_agent
 from jaxdqn.config import Config, HParams, replay_rows
@@ -167,3 +167,18 @@ def test_iterations_see_new_randomness(trainer):
     state, _ = prefill(state, trainer.zero_metrics(), H, jnp.int32(0), jnp.int32(5))
     blocks = np.asarray(state.replay.action).reshape(5, T * N)  # the whole ring, of uniformly random actions
     assert len(np.unique(blocks, axis=0)) == 5
+
+
+@pytest.mark.parametrize("clip", [0.5, 2.0, np.inf])
+def test_rewards_are_clipped_for_the_learner_and_never_in_what_is_reported(clip):
+    """The rewards 1 and -1 of actions, by chance: in the block within the bound, in the sums as they were."""
+    environment = probe_environments.action()
+    act = jax.jit(training.make_act(environment, AGENT, CONFIG, N))
+    hparams = H._replace(reward_clip=jnp.float32(clip), epsilon_end=jnp.float32(1.0), ladder_power=jnp.float32(0.0))
+    params = AGENT.init(jax.random.key(0), hparams).params
+    actor = acting.start(environment, AGENT, N, jax.random.key(1))
+    _, block, sums, _ = act(params, actor, jax.random.key(2), jnp.int32(0), 0, hparams)
+    rewards = 1.0 - 2.0 * np.asarray(block.action, np.float32)
+    assert len(np.unique(rewards)) == 2
+    np.testing.assert_array_equal(block.reward, np.clip(rewards, -clip, clip))
+    assert sums.returns == rewards.sum() and sums.episodes == N * T
