@@ -92,7 +92,7 @@ def _evaluator(environment: Environment, agent: Agent, episodes: int, max_steps:
     )
 
 
-def watch(result: Result, member: int, seed: int) -> np.ndarray:
+def watch(result: Result, member: int, seed: int) -> PyTree:
     """The observations of one greedy episode, [L, *O], as stored. Raises `UserError`."""
     check_whole("seed", seed, 0, UINT32_MAX)
     components, environment = result.components, result.components.environment
@@ -108,7 +108,7 @@ def watch(result: Result, member: int, seed: int) -> np.ndarray:
 
     before, after, end = jax.tree.map(np.asarray, run(jax.random.key(seed)))
     length = int(end.argmax()) + 1 if end.any() else bound
-    return np.concatenate([before[:length], after[length - 1 : length]])
+    return jax.tree.map(lambda x, y: np.concatenate([x[:length], y[length - 1 : length]]), before, after)
 
 
 def expected_returns(result: Result, member: int, observations: PyTree) -> tuple[np.ndarray, np.ndarray] | None:
