@@ -114,8 +114,8 @@ def draw(result: "Result", member: int, seed: int, path: pathlib.Path) -> dict[s
     from jaxdqn.runs import rendering, reporting, results
 
     spec, env_kwargs = result.components.environment.spec, result.config.env_kwargs
-    observations = results.watch(result, member, seed)
-    rendering.save_gif(path, rendering.frames(spec, rendering.thin(observations), env_kwargs))
+    observations, shown = results.filmed(result, member, seed)
+    rendering.save_gif(path, rendering.frames(spec, rendering.thin(shown), env_kwargs))
     expected = results.expected_returns(result, member, observations)
     if expected is None:
         return {"gif": path}

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from jaxdqn.base import Spec
-from jaxdqn.environments import registry
+from jaxdqn.environments import registry, suites
 from jaxdqn.errors import UserError
 from jaxdqn.runs import rendering
 
@@ -149,12 +149,41 @@ def test_first_observations_of_real_environments(name, env_kwargs):
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "octax/brix",
+        "xminigrid/MiniGrid-DoorKey-5x5",
+        "pgx/minatar-breakout",
+        *(pytest.param(name, marks=pytest.mark.every) for name in suites.CRAFTAX.names),
+    ],
+)
+def test_suites_draw_their_observations(name):
+    for module in suites.of(name).modules:
+        pytest.importorskip(module)
+    environment = registry.make(name)
+    _, observations = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.key(1), 2))
+    frames = rendering.frames(environment.spec, observations)
+    assert frames.dtype == np.uint8 and frames.shape[0] == 2 and 180 <= max(frames.shape[1:3]) <= 400
+    assert len(np.unique(frames.reshape(-1, 3), axis=0)) >= (2 if name.startswith("octax") else 3)
+
+
+def test_a_screen_of_octax_shows_its_newest_frame():
+    pytest.importorskip("octax")
+    pytest.importorskip("cv2")
+    screens = np.zeros((1, 32, 64, 4), np.bool_)
+    screens[0, 0, :, 2], screens[0, 31, 63, 3] = True, True
+    frame = rendering.frames(spec("octax/brix", 32, 64, 4), screens)[0]
+    assert frame.shape == (96, 192, 3) and np.all(frame[-3:, -3:] == 255) and frame.sum() == 9 * 3 * 255
+
+
+@pytest.mark.parametrize(
     "unsupported",
     [
         spec("Acrobot-v1", 6, dtype=np.float32),
         spec("MemoryChain-bsuite", 1, 3, dtype=np.float32),
         spec("FrozenLake-misc", 12),
         spec("FourRooms-misc", 13, 13, 2, dtype=np.float32),
+        Spec("Mine", {"x": jax.ShapeDtypeStruct((2, 2), np.bool_)}, 2),
     ],
     ids=lambda unsupported: unsupported.name,
 )

@@ -12,12 +12,14 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdqn.base import Array, Environment, Key, PyTree, Spec
 from jaxdqn.environments import arguments
 from jaxdqn.environments.auto_reset import Step, auto_reset, where_ended
 
 NEVER = 2**31 - 1
+PLAYER, OTHERS = (76, 201, 240), (249, 65, 68)
 
 
 def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]) -> Environment:
@@ -59,6 +61,30 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
         reset = jax.custom_batching.sequential_vmap(reset)
     spec = Spec(name, jax.eval_shape(reset, jax.random.key(0))[1], env.num_actions, params.max_timesteps)
     return auto_reset(reset, step, spec, where_ended)
+
+
+def painter(name: str) -> Callable[[PyTree], np.ndarray]:
+    """A picture as it is. A map by the textures of its blocks, with squares for the player in the middle and all else
+    that stands on them; loading these takes about ten seconds."""
+    version, kind = _parts(name)
+    if kind == "Pixels":
+        return lambda observation: observation
+    constants = importlib.import_module(f"{version}.constants")
+    size, blocks = constants.BLOCK_PIXEL_SIZE_IMG, len(constants.BlockType)
+    textures = np.asarray(constants.load_all_textures_given_size(size)["block_textures"], np.uint8)
+    # After the blocks come creatures; in Craftax an item "none" before them, and last whether a cell is lit.
+    others = slice(blocks, None) if "Classic" in name else slice(blocks + 1, -1)
+
+    def draw(observation: PyTree) -> np.ndarray:
+        cells, square = observation["map"], slice(size // 4, -size // 4)
+        height, width = cells.shape[:2]
+        tiles = textures[cells[..., :blocks].argmax(-1)]  # [H, W, size, size, 3]
+        tiles[~cells[..., :blocks].any(-1)] = 0
+        tiles[cells[..., others].any(-1), square, square] = OTHERS
+        tiles[height // 2, width // 2, square, square] = PLAYER
+        return tiles.swapaxes(1, 2).reshape(height * size, width * size, 3)
+
+    return draw
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Any environment of Gymnasium (Towers et al., 2024) with discrete actions, on the host, through its vector API."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -85,6 +86,17 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
         )
 
     return on_host(Spec(name, leaf, int(actions.n), usual.max_episode_steps if usual else None), vector)
+
+
+def painter(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What draws a picture: that is one already, by the environment itself."""
+
+    def draw(picture: np.ndarray) -> np.ndarray:
+        if picture.dtype != np.uint8 or picture.shape[2:] not in ((1,), (3,)):
+            raise UserError(f"cannot draw {name!r}: it has no render mode 'rgb_array'.")
+        return np.broadcast_to(picture, (*picture.shape[:2], 3))
+
+    return draw
 
 
 def _stored(name: str, observed: spaces.Space[Any]) -> Any:

@@ -5,9 +5,11 @@ step, so that they are no stack from which older frames could be taken; after a 
 """
 
 import inspect
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from octax.env import OctaxEnv
 from octax.environments import create_environment
 
@@ -46,6 +48,12 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
         name, jax.ShapeDtypeStruct(shape, jnp.bool_), int(game.num_actions), int(game.max_num_steps_per_episodes)
     )
     return auto_reset(reset, step, spec)
+
+
+def painter(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The newest frame, white on black."""
+    del name
+    return lambda frames: np.where(frames[..., -1:], 255, 0).astype(np.uint8).repeat(3, axis=-1)
 
 
 def _channels_last(frames: Array) -> Array:

@@ -3,9 +3,13 @@
 An observation is what the agent sees in front of it: for each cell the codes of its tile and its colour.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
+import numpy as np
 import xminigrid
 from xminigrid.core.constants import NUM_COLORS, NUM_TILES
+from xminigrid.rendering.rgb_render import render_tile
 
 from jaxdqn.base import Array, Codes, Environment, Key, PyTree, Spec
 from jaxdqn.environments import arguments
@@ -48,3 +52,16 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
 
     seen = Codes((params.view_size, params.view_size, 2), jnp.uint8, (NUM_TILES, NUM_COLORS))
     return auto_reset(reset, step, Spec(name, seen, suite.num_actions(params), params.max_steps))
+
+
+def painter(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What the agent sees, in the suite's own tiles: it looks up from the middle of the last row."""
+    del name
+
+    def draw(codes: np.ndarray) -> np.ndarray:
+        rows = [[render_tile(tuple(tile)) for tile in row] for row in codes.tolist()]
+        middle = len(codes) // 2
+        rows[-1][middle] = render_tile(tuple(codes[-1, middle].tolist()), agent_direction=0)
+        return np.concatenate([np.concatenate(row, axis=1) for row in rows]).astype(np.uint8)
+
+    return draw

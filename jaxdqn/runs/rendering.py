@@ -1,23 +1,25 @@
 """Pictures of an episode, drawn from its stored observations alone with NumPy and Pillow, and looping GIFs of them."""
 
+import importlib
 import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
-from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
-from jaxdqn.base import Spec
+from jaxdqn.base import PyTree, Spec
+from jaxdqn.environments import suites
 from jaxdqn.errors import UserError
 from jaxdqn.files.paths import expanded, write_atomically
 from jaxdqn.masks import seen
 
 SUPPORTED = (
     "CartPole-v1, FrozenLake-misc, FourRooms-misc (not its visual observations), and 0/1 grids stored as bool "
-    "(the MinAtar games, Catch-bsuite, DeepSea-bsuite, Pong-misc)"
+    "(the MinAtar games, Catch-bsuite, DeepSea-bsuite, Pong-misc), octax, XLand-MiniGrid, Craftax, ALE, and what Gymnasium draws"
 )
 SIDE = 240  # the longer side of a grid or map in pixels, up to rounding
 FINE = 3  # shapes are drawn this many times larger and averaged down, for smooth edges
@@ -35,12 +37,20 @@ WALL, ROOM, DOOR = "#############", "#.....#.....#", "#...........#"
 ROOMS = (WALL, ROOM, ROOM, DOOR, ROOM, ROOM, "##.####.....#", "#.....###.###", ROOM, ROOM, DOOR, ROOM, WALL)
 
 
-def painter(spec: Spec, env_kwargs: Mapping[str, Any] | None = None) -> Callable[[np.ndarray], Image.Image]:
+def painter(spec: Spec, env_kwargs: Mapping[str, Any] | None = None) -> Callable[[PyTree], Image.Image]:
     """What draws one observation [*O]. `env_kwargs` are those the environment was made with.
 
-    Raises `UserError` where there is none: call it early to know before anything is played.
+    A suite whose adapter has painter(name) -> draw(observation [*O]) -> uint8 [h, w, 3] is drawn by it. Raises
+    `UserError` where there is none: call it early to know before anything is played.
     """
+    suite = suites.of(spec.name)
+    draw = getattr(importlib.import_module(suite.adapter), "painter", None) if suite and suite.installed else None
+    if draw:
+        return _enlarged(draw(spec.name))
     shown = seen(spec.observation)
+    if not hasattr(shown, "shape"):
+        kind = type(shown).__name__
+        raise UserError(f"cannot draw {spec.name!r} from observations of {kind}; supported: {SUPPORTED}.")
     shape, dtype = shown.shape, np.dtype(shown.dtype)
     tiles = (env_kwargs or {}).get("desc") or LAKES.get(math.prod(shape))
     if spec.name == "CartPole-v1":
@@ -54,22 +64,25 @@ def painter(spec: Spec, env_kwargs: Mapping[str, Any] | None = None) -> Callable
     raise UserError(f"cannot draw {spec.name!r} from observations {dtype}{list(shape)}; supported: {SUPPORTED}.")
 
 
-def frames(spec: Spec, observations: ArrayLike, env_kwargs: Mapping[str, Any] | None = None) -> np.ndarray:
+def frames(spec: Spec, observations: PyTree, env_kwargs: Mapping[str, Any] | None = None) -> np.ndarray:
     """A picture of each observation: [L, *O] -> [L, H, W, 3] uint8, about 0.2 MB each (`thin` a long episode first).
 
     Raises `UserError` for an environment that cannot be drawn.
     """
-    paint, observations = painter(spec, env_kwargs), np.asarray(seen(observations))
-    rows = observations.reshape(len(observations), -1)
+    paint, observations = painter(spec, env_kwargs), jax.tree.map(np.asarray, seen(observations))
+    rows = np.concatenate([x.reshape(len(x), -1) for x in jax.tree.leaves(observations)], axis=1)
     _, first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    return np.stack([np.asarray(paint(observations[i])) for i in first])[which.reshape(-1)]
+    return np.stack([np.asarray(paint(_item(observations, i))) for i in first])[which.reshape(-1)]
 
 
-def thin(sequence: np.ndarray, most: int = MAX_FRAMES) -> np.ndarray:
-    """At most `most` evenly spaced items, the first and the last among them; without a mask of actions."""
-    sequence = seen(sequence)
-    length = len(sequence)
-    return sequence if length <= most else sequence[np.linspace(0, length - 1, most).round().astype(int)]
+def thin(sequence: PyTree, most: int = MAX_FRAMES) -> PyTree:
+    """At most `most` evenly spaced items, the first and the last among them."""
+    length = len(jax.tree.leaves(sequence)[0])
+    return sequence if length <= most else _item(sequence, np.linspace(0, length - 1, most).round().astype(int))
+
+
+def _item(sequence: PyTree, index: Any) -> PyTree:
+    return jax.tree.map(lambda x: x[index], sequence)
 
 
 def save_gif(path: str | os.PathLike[str], frames: np.ndarray, fps: int = 30) -> None:
@@ -87,6 +100,15 @@ def save_gif(path: str | os.PathLike[str], frames: np.ndarray, fps: int = 30) ->
         images[0].save(whole, format="GIF", save_all=True, append_images=images[1:], **options)
 
     write_atomically(expanded(path), write)
+
+
+def _enlarged(draw: Callable[[PyTree], np.ndarray]) -> Callable[[PyTree], Image.Image]:
+    def paint(observation: PyTree) -> Image.Image:
+        picture = draw(observation)
+        scale = max(1, SIDE // max(picture.shape))
+        return Image.fromarray(picture.repeat(scale, axis=0).repeat(scale, axis=1))
+
+    return paint
 
 
 def _grid(observation: np.ndarray) -> Image.Image:

@@ -16,6 +16,7 @@ from jaxdqn import acting, evaluation, evaluation_on_host
 from jaxdqn.base import Agent, Environment, Key, PyTree
 from jaxdqn.components import Components, make_components
 from jaxdqn.config import MOST_EPISODES, UINT32_MAX, Config, HParams, check_probability, check_whole, members, varying
+from jaxdqn.environments.host import Guarded
 from jaxdqn.errors import UserError
 from jaxdqn.files import paths
 from jaxdqn.files.documents import Fields
@@ -98,17 +99,19 @@ def _evaluator(
 
 def watch(result: Result, member: int, seed: int) -> PyTree:
     """The observations of one greedy episode, arrays [L, *O], as stored. Raises `UserError`."""
+    return filmed(result, member, seed)[0]
+
+
+def filmed(result: Result, member: int, seed: int) -> tuple[PyTree, PyTree]:
+    """(what `watch` gives, what is to be drawn of it): the same, or pictures uint8 [L, h, w, 3] by environments that
+    draw themselves. Raises `UserError`."""
     check_whole("seed", seed, 0, UINT32_MAX)
     components, environment = result.components, result.components.environment
     params = member_params(result.params, member)
     bound = min(environment.spec.max_episode_steps or MAX_WATCHED, MAX_WATCHED)
 
     if environment.on_host is not None:
-        seen: list[PyTree] = []
-        timeout = components.config.env_timeout
-        play = evaluation_on_host.player(environment, components.agent, 1, bound, 0.0, timeout)
-        play(params, jax.random.key(seed), lambda observation, _: seen.append(observation))
-        return np.concatenate(seen)
+        return _filmed_on_host(components, params, bound, seed)
 
     @jax.jit
     def run(key: Key) -> PyTree:
@@ -119,7 +122,25 @@ def watch(result: Result, member: int, seed: int) -> PyTree:
 
     before, after, end = jax.tree.map(np.asarray, run(jax.random.key(seed)))
     length = int(end.argmax()) + 1 if end.any() else bound
-    return jax.tree.map(lambda x, y: np.concatenate([x[:length], y[length - 1 : length]]), before, after)
+    observations = jax.tree.map(lambda x, y: np.concatenate([x[:length], y[length - 1 : length]]), before, after)
+    return observations, observations
+
+
+def _filmed_on_host(components: Components, params: PyTree, bound: int, seed: int) -> tuple[PyTree, PyTree]:
+    observations: list[PyTree] = []
+    pictures: list[np.ndarray] = []
+
+    def film(observation: PyTree, environments: Guarded) -> None:
+        observations.append(jax.tree.map(np.asarray, observation))
+        picture = environments.render()
+        if picture is not None:
+            pictures.append(picture)
+
+    timeout = components.config.env_timeout
+    play = evaluation_on_host.player(components.environment, components.agent, 1, bound, 0.0, timeout)
+    play(params, jax.random.key(seed), film)
+    together = jax.tree.map(lambda *x: np.concatenate(x), *observations)
+    return together, np.stack(pictures) if pictures else together
 
 
 def expected_returns(result: Result, member: int, observations: PyTree) -> tuple[np.ndarray, np.ndarray] | None:
