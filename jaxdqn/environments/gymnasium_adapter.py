@@ -1,5 +1,6 @@
 """Any environment of Gymnasium (Towers et al., 2024) with discrete actions, on the host, through its vector API."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxdqn.environments.host import on_host
 from jaxdqn.errors import UserError, shown, unknown_name
 
 HOW = ("sync", "async")
+os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame draws some of them, and complains where nothing can play
 
 
 def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]) -> Environment:

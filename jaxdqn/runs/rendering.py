@@ -19,7 +19,8 @@ from jaxdqn.masks import seen
 
 SUPPORTED = (
     "CartPole-v1, FrozenLake-misc, FourRooms-misc (not its visual observations), and 0/1 grids stored as bool "
-    "(the MinAtar games, Catch-bsuite, DeepSea-bsuite, Pong-misc), octax, XLand-MiniGrid, Craftax, ALE, and what Gymnasium draws"
+    "(the MinAtar games, Catch-bsuite, DeepSea-bsuite, Pong-misc), octax, XLand-MiniGrid, Craftax, ALE, and what "
+    "Gymnasium draws"
 )
 SIDE = 240  # the longer side of a grid or map in pixels, up to rounding
 FINE = 3  # shapes are drawn this many times larger and averaged down, for smooth edges
