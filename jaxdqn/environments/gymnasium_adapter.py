@@ -16,7 +16,8 @@ from jaxdqn.environments.host import on_host
 from jaxdqn.errors import UserError, shown, unknown_name
 
 HOW = ("sync", "async")
-os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame draws some of them, and complains where nothing can play
+for _driver in ("SDL_AUDIODRIVER", "SDL_VIDEODRIVER"):  # pygame draws some, and complains where it can show nothing
+    os.environ.setdefault(_driver, "dummy")
 
 
 def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]) -> Environment:

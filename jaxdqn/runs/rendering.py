@@ -71,9 +71,20 @@ def frames(spec: Spec, observations: PyTree, env_kwargs: Mapping[str, Any] | Non
     Raises `UserError` for an environment that cannot be drawn.
     """
     paint, observations = painter(spec, env_kwargs), jax.tree.map(np.asarray, seen(observations))
-    rows = np.concatenate([x.reshape(len(x), -1) for x in jax.tree.leaves(observations)], axis=1)
-    _, first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    return np.stack([np.asarray(paint(_item(observations, i))) for i in first])[which.reshape(-1)]
+    drawn: dict[bytes, np.ndarray] = {}  # each kind once: games stand still
+    pictures = []
+    for index in range(len(jax.tree.leaves(observations)[0])):
+        one = _item(observations, index)
+        kind = b"".join(leaf.tobytes() for leaf in jax.tree.leaves(one))
+        if kind not in drawn:
+            drawn[kind] = np.asarray(paint(one))
+        pictures.append(drawn[kind])
+    return np.stack(pictures)
+
+
+def reduced(picture: np.ndarray) -> np.ndarray:
+    """A picture [H, W, 3], averaged down to less than twice `SIDE`."""
+    return np.asarray(Image.fromarray(picture).reduce(max(1, max(picture.shape) // SIDE)))
 
 
 def thin(sequence: PyTree, most: int = MAX_FRAMES) -> PyTree:

@@ -20,7 +20,7 @@ from jaxdqn.environments.host import Guarded
 from jaxdqn.errors import UserError
 from jaxdqn.files import paths
 from jaxdqn.files.documents import Fields
-from jaxdqn.runs import checkpoints, directory, metrics, reporting
+from jaxdqn.runs import checkpoints, directory, metrics, rendering, reporting
 from jaxdqn.runs.directory import RunDirectory
 
 MAX_WATCHED = 2_500  # steps of an episode that is drawn
@@ -134,7 +134,7 @@ def _filmed_on_host(components: Components, params: PyTree, bound: int, seed: in
         observations.append(jax.tree.map(np.asarray, observation))
         picture = environments.render()
         if picture is not None:
-            pictures.append(picture)
+            pictures.append(rendering.reduced(picture))
 
     timeout = components.config.env_timeout
     play = evaluation_on_host.player(components.environment, components.agent, 1, bound, 0.0, timeout)
