@@ -101,7 +101,14 @@ def run(arguments: list[str]) -> int:
     else:
         print("\n".join(described(report)), flush=True)
     if picture is not None:
-        for name, path in draw(result, args.member, args.seed, picture).items():
+        try:
+            drawn = draw(result, args.member, args.seed, picture)
+        except UserError as error:  # environments that draw themselves say so late
+            if args.gif is not None:
+                raise
+            print(f"no GIF: {error}", file=sys.stderr)
+            return 0
+        for name, path in drawn.items():
             if not args.json:
                 print(f"{name}: {path}")
     return 0

@@ -96,7 +96,7 @@ def painter(name: str) -> Callable[[np.ndarray], np.ndarray]:
 
     def draw(picture: np.ndarray) -> np.ndarray:
         if picture.dtype != np.uint8 or picture.shape[2:] not in ((1,), (3,)):
-            raise UserError(f"cannot draw {name!r}: it has no render mode 'rgb_array'.")
+            raise UserError(f"cannot draw {name!r}: it has no mode 'rgb_array', or lacks a package (pygame, say).")
         return np.broadcast_to(picture, (*picture.shape[:2], 3))
 
     return draw

@@ -112,7 +112,7 @@ class Guarded:
         return answer
 
     def reset(self, seed: int) -> PyTree:
-        """`HostEnvironments.reset`. Raises `Broken`, as `step` and `render` do."""
+        """`HostEnvironments.reset`. Raises `Broken`, as `step` does."""
         return self._call("reset", seed)
 
     def step(self, actions: np.ndarray) -> Any:
@@ -120,9 +120,13 @@ class Guarded:
         return self._call("step", actions)
 
     def render(self) -> np.ndarray | None:
-        """A picture, where there is one."""
-        made = self._made[0] if self._made else None
-        return None if made is None or made.render is None else self._call("render")
+        """A picture, where there is one: what it is drawn with may not be installed."""
+        if not self._made or self._made[0].render is None:
+            return None
+        try:
+            return self._call("render")
+        except Broken:
+            return None
 
     def abandon(self) -> None:
         """Has done with them, broken or not: they are closed by their thread, if that ever returns."""
