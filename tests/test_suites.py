@@ -1,4 +1,4 @@
-"""The table of suites, and one contract for all of their environments: each is stepped beside the suite itself."""
+"""The table of suites, and one contract for all of their environments; one of each suite is stepped beside it."""
 
 import functools
 import importlib
@@ -12,40 +12,39 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdqn import networks
-from jaxdqn.base import Codes, Environment, Spec
+from jaxdqn import agents, networks
+from jaxdqn.base import Codes, Environment, Spec, TimeStep
+from jaxdqn.components import make_components
+from jaxdqn.config import Config, HParams
 from jaxdqn.environments import registry, suites
 from jaxdqn.errors import UserError
+from jaxdqn.parallel.compiled.runner import transition_bytes
 
-STEPS, ENVS, LIMIT = 500, 2, 60
-BY_DEFAULT = (
-    "octax/brix",
-    "octax/target_shooter1",
-    "xminigrid/MiniGrid-Empty-5x5",
-    "xminigrid/MiniGrid-EmptyRandom-6x6",
-    "pgx/minatar-breakout",
-    "pgx/minatar-freeway",
-)
+GOLDEN_STEPS, GOLDEN_LIMIT = 500, 60
+STEPS, LIMIT = 48, 20  # of the contract
+ENVS = 2
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiled, which is all that the contract takes time for
+GOLDEN = ("octax/brix", "xminigrid/MiniGrid-EmptyRandom-6x6", "pgx/minatar-breakout")
+BY_DEFAULT = (*GOLDEN, "octax/target_shooter1", "xminigrid/MiniGrid-DoorKey-5x5", "pgx/minatar-freeway")
 OF_SUITES = [
-    pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.every])
+    pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.slow])
     for suite in suites.SUITES[1:]
     for name in suite.names
 ]
 
 
 class Itself(NamedTuple):
-    """A suite without our adapter: reset(key) -> (state, observation), step(key, state, action) -> (state,
-    observation, reward, terminated, truncated), and how the time limit is set through our adapter."""
+    """A suite without our adapter: reset(key) -> (state, observation), and step(key, state, action) -> (state,
+    observation, reward, terminated, truncated)."""
 
     reset: object
     step: object
-    limited: dict
 
 
 def octax(name: str) -> Itself:
     from octax.environments import create_environment
 
-    game, _ = create_environment(name.partition("/")[2], max_num_steps_per_episodes=LIMIT)
+    game, _ = create_environment(name.partition("/")[2], max_num_steps_per_episodes=GOLDEN_LIMIT)
     show = lambda frames: frames.transpose(2, 1, 0)  # noqa: E731
     reset = lambda key: (game.reset(key)[0], show(game.reset(key)[1]))  # noqa: E731
 
@@ -53,13 +52,13 @@ def octax(name: str) -> Itself:
         state, frames, *rest, _ = game.step(state, action)
         return state, show(frames), *rest
 
-    return Itself(reset, step, {"env_kwargs": {"max_num_steps_per_episodes": LIMIT}})
+    return Itself(reset, step)
 
 
 def xminigrid(name: str) -> Itself:
     import xminigrid
 
-    env, params = xminigrid.make(name.partition("/")[2], max_steps=LIMIT)
+    env, params = xminigrid.make(name.partition("/")[2], max_steps=GOLDEN_LIMIT)
 
     def reset(key):
         timestep = env.reset(params, key)
@@ -70,7 +69,7 @@ def xminigrid(name: str) -> Itself:
         terminated = after.discount == 0
         return after, after.observation, after.reward, terminated, after.last() & ~terminated
 
-    return Itself(reset, step, {"env_params": {"max_steps": LIMIT}})
+    return Itself(reset, step)
 
 
 def pgx(name: str) -> Itself:
@@ -86,48 +85,83 @@ def pgx(name: str) -> Itself:
         after = env.step(state, action, key)
         return after, after.observation, after.rewards[0], after.terminated, after.truncated
 
-    return Itself(reset, step, {})
+    return Itself(reset, step)
 
 
-def itself(name: str) -> Itself:
+LIMITS = {"octax": ("env_kwargs", "max_num_steps_per_episodes"), "xminigrid": ("env_params", "max_steps")}
+
+
+def required(name: str) -> None:
     for module in suites.of(name).modules:
         pytest.importorskip(module)
-    return globals()[name.partition("/")[0]](name)
 
 
-@functools.cache
-def limited(name: str) -> Environment:
-    return registry.make(name, **itself(name).limited)
+def limited(name: str, limit: int) -> tuple[Environment, bool]:
+    """Our record, and whether it has a time limit, which is then this one."""
+    required(name)
+    where = LIMITS.get(name.partition("/")[0])
+    return registry.make(name, **({where[0]: {where[1]: limit}} if where else {})), where is not None
 
 
-def inputs(num_actions: int):
+class Rollout(NamedTuple):
+    """Random actions through our record: the first observations, `TimeStep`s [T, ENVS, ...], and the observations
+    [T, ENVS, ...] of resets with the second half of each step's key, which is what an adapter resets with."""
+
+    first: object
+    step: TimeStep
+    starts: object
+
+
+def inputs(num_actions: int, length: int):
     reset_key, action_key, step_key = jax.random.split(jax.random.key(0), 3)
-    action = jax.random.randint(action_key, (STEPS, ENVS), 0, num_actions)
-    return jax.random.split(reset_key, ENVS), jax.random.split(step_key, (STEPS, ENVS)), action
+    action = jax.random.randint(action_key, (length, ENVS), 0, num_actions)
+    return jax.random.split(reset_key, ENVS), jax.random.split(step_key, (length, ENVS)), action
 
 
-@functools.cache
-def rollout(name: str):
-    """Random actions, through our record: the first observations, and `TimeStep`s [STEPS, ENVS, ...]."""
-    environment = limited(name)
-
-    @jax.jit
+def rollout(environment: Environment, length: int, options: dict | None = None) -> Rollout:
+    @functools.partial(jax.jit, compiler_options=options)
     def run(reset_keys, step_keys, actions):
         state, first = jax.vmap(environment.reset)(reset_keys)
         step = lambda state, x: jax.vmap(environment.step)(x[0], state, x[1])  # noqa: E731
-        return first, jax.lax.scan(step, state, (step_keys, actions))[1]
+        start = lambda key: environment.reset(jax.random.split(key)[1])[1]  # noqa: E731
+        steps = jax.lax.scan(step, state, (step_keys, actions))[1]
+        return Rollout(first, steps, jax.vmap(jax.vmap(start))(step_keys))
 
-    given = inputs(environment.spec.num_actions)
+    given = inputs(environment.spec.num_actions, length)
     once, again = (jax.tree.map(np.asarray, run(*given)) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, once, again)  # keys fix everything
     return once
 
 
-@functools.cache
-def golden(name: str):
+@pytest.mark.parametrize("name", OF_SUITES)
+def test_the_contract(name):
+    environment, has_limit = limited(name, LIMIT)
+    (first, step, starts), spec = rollout(environment, STEPS, QUICKLY), environment.spec
+    for observation in (step.observation, step.final_observation):
+        assert (observation.shape[2:], observation.dtype) == (spec.observation.shape, spec.observation.dtype)
+        if isinstance(spec.observation, Codes):
+            assert np.all(observation < np.asarray(spec.observation.sizes))
+    assert (step.reward.dtype, step.discount.dtype, step.episode_end.dtype) == (np.float32, np.float32, np.bool_)
+    assert np.all(np.isfinite(step.reward)) and np.all((step.discount == 0) | (step.discount == 1))
+    assert np.all(step.episode_end[step.discount == 0])
+    # What follows is a start after an end, else what the step produced.
+    ends = step.episode_end.reshape(STEPS, ENVS, *(1,) * (first.ndim - 1))
+    np.testing.assert_array_equal(step.observation, np.where(ends, starts, step.final_observation))
+    assert spec.max_episode_steps == (LIMIT if has_limit else None)
+    for end, discount in zip(step.episode_end.T, step.discount.T, strict=True):
+        lengths = np.diff(np.flatnonzero(end), prepend=-1)
+        assert not has_limit or (lengths.size and lengths.max() <= LIMIT)
+        # Only a limit ends an episode that would go on.
+        cut = discount[end] == 1
+        assert np.all(lengths[cut] == LIMIT) and (has_limit or not cut.any())
+    state, observation = jax.eval_shape(environment.reset, jax.random.key(0))
+    stepped = jax.eval_shape(environment.step, jax.random.key(0), state, jnp.int32(0))
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves((state, observation, stepped)))
+
+
+def golden(suite: Itself, num_actions: int):
     """The same with the suite's own functions, reset by hand: (observation, reward, terminated, truncated, the next
-    observation, which is a start's after an end), each [STEPS, ENVS, ...]."""
-    suite = itself(name)
+    observation, which is a start's after an end), each [GOLDEN_STEPS, ENVS, ...]."""
 
     @jax.jit
     def run(reset_keys, step_keys, actions):
@@ -145,7 +179,7 @@ def golden(name: str):
         step = lambda state, x: jax.vmap(one)(state, *x)  # noqa: E731
         return first, jax.lax.scan(step, jax.tree.map(strong, state), (step_keys, actions))[1]
 
-    return jax.tree.map(np.asarray, run(*inputs(limited(name).spec.num_actions)))
+    return jax.tree.map(np.asarray, run(*inputs(num_actions, GOLDEN_STEPS)))
 
 
 def strong(x):
@@ -153,56 +187,30 @@ def strong(x):
     return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(x, x.dtype)
 
 
-@pytest.mark.parametrize("name", OF_SUITES)
+@pytest.mark.parametrize("name", GOLDEN)
 def test_a_trajectory_is_that_of_the_suite_itself(name):
-    first, step = rollout(name)
-    expected_first, (observation, reward, terminated, truncated, following) = golden(name)
+    environment, _ = limited(name, GOLDEN_LIMIT)
+    first, step, _ = rollout(environment, GOLDEN_STEPS)
+    suite = globals()[name.partition("/")[0]](name)
+    expected_first, (observation, reward, terminated, truncated, following) = golden(
+        suite, environment.spec.num_actions
+    )
     np.testing.assert_array_equal(first, expected_first)
     np.testing.assert_array_equal(step.final_observation, observation)
     np.testing.assert_array_equal(step.observation, following)
     np.testing.assert_array_equal(step.reward, reward)
     np.testing.assert_array_equal(step.discount, 1.0 - terminated)  # so a time limit keeps 1
     np.testing.assert_array_equal(step.episode_end, terminated | truncated)
-    assert np.any(truncated | terminated) or not itself(name).limited
-
-
-@pytest.mark.parametrize("name", OF_SUITES)
-def test_an_episode_is_no_longer_than_its_limit(name):
-    _, step = rollout(name)
-    assert np.all(step.episode_end[step.discount == 0.0])
-    if not itself(name).limited:
-        assert limited(name).spec.max_episode_steps is None
-        return
-    assert limited(name).spec.max_episode_steps == LIMIT
-    for end in step.episode_end.T:
-        assert np.diff(np.flatnonzero(end), prepend=-1).max() <= LIMIT
-
-
-@pytest.mark.parametrize("name", OF_SUITES)
-def test_shapes_dtypes_and_values_are_those_of_the_spec(name):
-    (_, step), spec = rollout(name), limited(name).spec
-    for observation in (step.observation, step.final_observation):
-        assert (observation.shape[2:], observation.dtype) == (spec.observation.shape, spec.observation.dtype)
-        if isinstance(spec.observation, Codes):
-            assert np.all(observation < np.asarray(spec.observation.sizes))
-    assert (step.reward.dtype, step.discount.dtype, step.episode_end.dtype) == (np.float32, np.float32, np.bool_)
-    assert np.all(np.isfinite(step.reward))
-
-
-@pytest.mark.parametrize("name", OF_SUITES)
-def test_nothing_is_weakly_typed(name):
-    environment = limited(name)
-    state, observation = jax.eval_shape(environment.reset, jax.random.key(0))
-    stepped = jax.eval_shape(environment.step, jax.random.key(0), state, jnp.int32(0))
-    assert not any(leaf.weak_type for leaf in jax.tree.leaves((state, observation, stepped)))
+    assert np.any(terminated | truncated)
 
 
 def test_a_start_after_an_end_is_drawn_anew():
     """EmptyRandom begins anywhere: the starts of many episodes are as many kinds as those of many resets."""
     name = "xminigrid/MiniGrid-EmptyRandom-6x6"
-    _, step = rollout(name)
+    environment, _ = limited(name, LIMIT)
+    _, step, _ = rollout(environment, GOLDEN_STEPS)
     after = {x.tobytes() for x in step.observation[step.episode_end]}
-    fresh = jax.jit(jax.vmap(limited(name).reset))(jax.random.split(jax.random.key(1), 2000))[1]
+    fresh = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.key(1), 2000))[1]
     assert len(after) > 8 and after <= {x.tobytes() for x in np.asarray(fresh)}
 
 
@@ -212,7 +220,7 @@ def test_pgxs_minatar_has_the_rules_of_gymnaxs(game, channels):
     pytest.importorskip("pgx")
     other = "".join(part.capitalize() for part in game.split("_")) + "-MinAtar"
     ours = registry.make(f"pgx/minatar-{game}", env_kwargs={"sticky_action_prob": 0.0}), registry.make(other)
-    actions = jax.random.randint(jax.random.key(2), (STEPS,), 0, ours[0].spec.num_actions)
+    actions = jax.random.randint(jax.random.key(2), (GOLDEN_STEPS,), 0, ours[0].spec.num_actions)
 
     def run(environment, seed):
         state, first = environment.reset(jax.random.key(seed))
@@ -231,6 +239,20 @@ def test_pgxs_minatar_has_the_rules_of_gymnaxs(game, channels):
         assert one.episode_end.any() and one.final_observation.shape[-1] == channels
         for field in ("final_observation", "reward", "discount"):
             np.testing.assert_array_equal(getattr(one, field)[:length], getattr(two, field)[:length])
+
+
+# Bytes, which docs/environments.md and `train.py --dry-run` say.
+
+
+@pytest.mark.parametrize(
+    "name, size", [("octax/brix", 1030), ("xminigrid/MiniGrid-Empty-8x8", 104), ("pgx/minatar-breakout", 56)]
+)
+def test_a_transition_takes_the_bytes_that_the_ring_has_for_it(name, size):
+    required(name)
+    config = agents.complete(Config(env=name, num_envs=2, rollout_length=4, replay_capacity=24), HParams())[0]
+    components = make_components(config)
+    assert transition_bytes(components) == size
+    assert sum(x.nbytes for x in jax.tree.leaves(components.replay.init())) == 24 * size
 
 
 # The table.
@@ -302,14 +324,14 @@ def test_the_name_of_a_suites_environment_is_taken():
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(name, given, parts):
-    itself(name)
+    required(name)
     with pytest.raises(UserError) as error:
         registry.make(name, **given)
     assert "\n" not in str(error.value) and all(part in str(error.value) for part in (name, *parts))
 
 
 def test_the_time_limit_follows_the_size_of_the_grid():
-    itself("xminigrid/MiniGrid-Empty-5x5")
+    required("xminigrid/MiniGrid-Empty-5x5")
     for height, limit in ((5, 100), (7, 140)):
         made = registry.make("xminigrid/MiniGrid-Empty-5x5", {"height": height})
         assert made.spec.max_episode_steps == limit
