@@ -382,7 +382,7 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: Vary) -> None:
     import jax
     import yaml
 
-    from jaxdqn.parallel.compiled import memory, population
+    from jaxdqn.parallel.compiled import memory, population, runner
     from jaxdqn.runs import disk, experiment
     from jaxdqn.timeline import advice, timeline
 
@@ -411,15 +411,15 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: Vary) -> None:
         elapsed = time.perf_counter() - began
     per_update = line.steps_per_iteration / spec.config.updates_per_iteration
     seconds = elapsed / length * line.total * budget.num_batches
+    each = runner.transition_bytes(components)
     print(
-        f"# {memory.gib(budget.shard_bytes)} per agent and device, {memory.gib(budget.replay_bytes)} of it replay; "
+        f"# {memory.gib(budget.shard_bytes)} per agent and device, {memory.gib(budget.replay_bytes)} of it replay"
+        f"{f' ({each:,.0f} bytes a transition)' if each else ''}; "
         f"{len(everyone)} member(s) in {budget.num_batches} batch(es) on {len(used)} device(s)"
     )
-    held = components.replay.rows * components.config.num_envs
-    each = memory.tree_bytes(jax.eval_shape(components.replay.init)) / max(1, held)
     print(
         f"# checkpoints of up to {memory.gib(on_disk.checkpoint)}, together {memory.gib(on_disk.total)} of "
-        f"{memory.gib(disk.free(folder))} free in {folder}" + (f"; {each:,.0f} bytes a transition" if held else "")
+        f"{memory.gib(disk.free(folder))} free in {folder}"
     )
     print(
         f"# target network every {spec.hparams.target_period:,g} updates = "

@@ -10,8 +10,10 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import probe_environments
 import pytest
 
+import jaxdqn
 from jaxdqn import acting
 from jaxdqn.components import make_components
 from jaxdqn.config import Config, HParams
@@ -106,6 +108,14 @@ def test_shard_bytes_are_those_of_the_arrays():
     state = runner.build(built.components, jax.devices()[:1], 1, built.assignment, [0], [HParams()])[1]
     gathered = jax.tree.leaves(runner.gather(state))
     assert total == sum(leaf.nbytes for leaf in gathered)
+
+
+def test_a_stack_of_frames_takes_the_bytes_of_its_newest():
+    jaxdqn.register("stacks", lambda: probe_environments.stacks("first"))
+    config = Config(env="stacks", num_envs=2, replay_capacity=24, replay_copies="one", hidden_sizes=(4,))
+    components = make_components(config)
+    assert runner.transition_bytes(components) == 2 + 4 + 1 + 4 + 1  # frame, age, action, reward, ends
+    assert runner.transition_bytes(make_components(dataclasses.replace(config, agent="a2c"))) == 0
 
 
 SCHEMES = {

@@ -1,4 +1,4 @@
-"""The table of suites, and one contract for all of their environments: each is stepped beside the suite itself."""
+"""The table of suites, and one contract for all of their environments; one of each suite is stepped beside it."""
 
 import functools
 import importlib
@@ -14,43 +14,47 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdqn import networks
-from jaxdqn.base import Codes, Environment, Spec
+from jaxdqn import agents, networks
+from jaxdqn.base import Codes, Environment, Spec, TimeStep
+from jaxdqn.components import make_components
+from jaxdqn.config import Config, HParams
 from jaxdqn.environments import auto_reset, registry, suites
 from jaxdqn.errors import UserError
 from jaxdqn.masks import Masked
+from jaxdqn.parallel.compiled.runner import transition_bytes
 
-STEPS, ENVS, LIMIT = 500, 2, 60
-BY_DEFAULT = (
+GOLDEN_STEPS, GOLDEN_LIMIT = 500, 60
+STEPS, LIMIT = 48, 20  # of the contract
+ENVS = 2
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiled, which is all that the contract takes time for
+GOLDEN = (
     "octax/brix",
-    "octax/target_shooter1",
-    "xminigrid/MiniGrid-Empty-5x5",
     "xminigrid/MiniGrid-EmptyRandom-6x6",
     "pgx/minatar-breakout",
-    "pgx/minatar-freeway",
     "pgx/2048",
     "craftax/Craftax-Classic-Symbolic-v1",
 )
+BY_DEFAULT = (*GOLDEN, "octax/target_shooter1", "xminigrid/MiniGrid-DoorKey-5x5")
 OF_SUITES = [
-    pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.every])
+    pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.slow])
     for suite in suites.SUITES[1:]
+    if not suite.on_host
     for name in suite.names
 ]
 
 
 class Itself(NamedTuple):
-    """A suite without our adapter: reset(key) -> (state, observation), step(key, state, action) -> (state,
-    observation, reward, terminated, truncated), and how the time limit is set through our adapter."""
+    """A suite without our adapter: reset(key) -> (state, observation), and step(key, state, action) -> (state,
+    observation, reward, terminated, truncated)."""
 
     reset: object
     step: object
-    limited: dict
 
 
 def octax(name: str) -> Itself:
     from octax.environments import create_environment
 
-    game, _ = create_environment(name.partition("/")[2], max_num_steps_per_episodes=LIMIT)
+    game, _ = create_environment(name.partition("/")[2], max_num_steps_per_episodes=GOLDEN_LIMIT)
     show = lambda frames: frames.transpose(2, 1, 0)  # noqa: E731
     reset = lambda key: (game.reset(key)[0], show(game.reset(key)[1]))  # noqa: E731
 
@@ -58,13 +62,13 @@ def octax(name: str) -> Itself:
         state, frames, *rest, _ = game.step(state, action)
         return state, show(frames), *rest
 
-    return Itself(reset, step, {"env_kwargs": {"max_num_steps_per_episodes": LIMIT}})
+    return Itself(reset, step)
 
 
 def xminigrid(name: str) -> Itself:
     import xminigrid
 
-    env, params = xminigrid.make(name.partition("/")[2], max_steps=LIMIT)
+    env, params = xminigrid.make(name.partition("/")[2], max_steps=GOLDEN_LIMIT)
 
     def reset(key):
         timestep = env.reset(params, key)
@@ -75,7 +79,7 @@ def xminigrid(name: str) -> Itself:
         terminated = after.discount == 0
         return after, after.observation, after.reward, terminated, after.last() & ~terminated
 
-    return Itself(reset, step, {"env_params": {"max_steps": LIMIT}})
+    return Itself(reset, step)
 
 
 def pgx(name: str) -> Itself:
@@ -92,7 +96,7 @@ def pgx(name: str) -> Itself:
         after = env.step(state, legal(action, shown(state)), key)
         return after, shown(after), after.rewards[0], after.terminated, after.truncated
 
-    return Itself(reset, step, {})
+    return Itself(reset, step)
 
 
 def craftax(name: str) -> Itself:
@@ -104,7 +108,7 @@ def craftax(name: str) -> Itself:
         patch.setattr(f"{suite}.constants.BLOCK_PIXEL_SIZE_HUMAN", 16)  # whose textures take minutes
         patch.setattr(f"{suite}.constants.save_compressed_pickle", lambda *_: None)
         env = make_craftax_env_from_name(name.partition("/")[2], auto_reset=False)
-    params = env.default_params.replace(max_timesteps=LIMIT)
+    params = env.default_params.replace(max_timesteps=GOLDEN_LIMIT)
 
     def show(observation):
         if not symbolic:
@@ -120,21 +124,38 @@ def craftax(name: str) -> Itself:
     def step(key, state, action):
         observation, state, reward, done, _ = env.step(key, state, action, params)
         dead = state.player_health <= 0  # in lava, too; no random agent meets the last boss
-        return state, show(observation), reward, dead, done & (state.timestep >= LIMIT)
+        return state, show(observation), reward, dead, done & (state.timestep >= GOLDEN_LIMIT)
 
     # The noise that worlds are made of is wrong in batches, on a CPU; in a loop it is not.
-    return Itself(jax.custom_batching.sequential_vmap(reset), step, {"env_params": {"max_timesteps": LIMIT}})
+    return Itself(jax.custom_batching.sequential_vmap(reset), step)
 
 
-def itself(name: str) -> Itself:
+LIMITS = {
+    "octax": ("env_kwargs", "max_num_steps_per_episodes"),
+    "xminigrid": ("env_params", "max_steps"),
+    "craftax": ("env_params", "max_timesteps"),
+}
+
+
+def required(name: str) -> None:
     for module in suites.of(name).modules:
         pytest.importorskip(module)
-    return globals()[name.partition("/")[0]](name)
 
 
-@functools.cache
-def limited(name: str) -> Environment:
-    return registry.make(name, **itself(name).limited)
+def limited(name: str, limit: int) -> tuple[Environment, bool]:
+    """Our record, and whether it has a time limit, which is then this one."""
+    required(name)
+    where = LIMITS.get(name.partition("/")[0])
+    return registry.make(name, **({where[0]: {where[1]: limit}} if where else {})), where is not None
+
+
+class Rollout(NamedTuple):
+    """Random actions through our record: the first observations, `TimeStep`s [T, ENVS, ...], and the observations
+    [T, ENVS, ...] of resets with the second half of each step's key, which is what an adapter resets with."""
+
+    first: object
+    step: TimeStep
+    starts: object
 
 
 def legal(action, observation):
@@ -144,38 +165,63 @@ def legal(action, observation):
     return jnp.argsort(~observation.legal, stable=True)[action % jnp.sum(observation.legal)]
 
 
-def inputs(num_actions: int):
+def inputs(num_actions: int, length: int):
     reset_key, action_key, step_key = jax.random.split(jax.random.key(0), 3)
-    action = jax.random.randint(action_key, (STEPS, ENVS), 0, num_actions)
-    return jax.random.split(reset_key, ENVS), jax.random.split(step_key, (STEPS, ENVS)), action
+    action = jax.random.randint(action_key, (length, ENVS), 0, num_actions)
+    return jax.random.split(reset_key, ENVS), jax.random.split(step_key, (length, ENVS)), action
 
 
-@functools.cache
-def rollout(name: str):
-    """Random actions, through our record: the first observations, and `TimeStep`s [STEPS, ENVS, ...]."""
-    environment = limited(name)
-
-    @jax.jit
+def rollout(environment: Environment, length: int, options: dict | None = None) -> Rollout:
+    @functools.partial(jax.jit, compiler_options=options)
     def run(reset_keys, step_keys, actions):
         def one(key, state, observation, action):
             state, step = environment.step(key, state, legal(action, observation))
             return (state, step.observation), step
 
-        start = jax.vmap(environment.reset)(reset_keys)
+        now = jax.vmap(environment.reset)(reset_keys)
         step = lambda now, x: jax.vmap(one)(x[0], *now, x[1])  # noqa: E731
-        return start[1], jax.lax.scan(step, start, (step_keys, actions))[1]
+        start = lambda key: environment.reset(jax.random.split(key)[1])[1]  # noqa: E731
+        steps = jax.lax.scan(step, now, (step_keys, actions))[1]
+        return Rollout(now[1], steps, jax.vmap(jax.vmap(start))(step_keys))
 
-    given = inputs(environment.spec.num_actions)
+    given = inputs(environment.spec.num_actions, length)
     once, again = (jax.tree.map(np.asarray, run(*given)) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, once, again)  # keys fix everything
     return once
 
 
-@functools.cache
-def golden(name: str):
+@pytest.mark.parametrize("name", OF_SUITES)
+def test_the_contract(name):
+    environment, has_limit = limited(name, LIMIT)
+    (_, step, starts), spec = rollout(environment, STEPS, QUICKLY), environment.spec
+    for observation in (step.observation, step.final_observation):
+        assert jax.tree.structure(observation) == jax.tree.structure(spec.observation)
+        for seen, like in zip(jax.tree.leaves(observation), jax.tree.leaves(spec.observation), strict=True):
+            assert (seen.shape[2:], seen.dtype) == (like.shape, like.dtype)
+            if isinstance(like, Codes):
+                assert np.all(seen < np.asarray(like.sizes))
+    assert (step.reward.dtype, step.discount.dtype, step.episode_end.dtype) == (np.float32, np.float32, np.bool_)
+    assert np.all(np.isfinite(step.reward)) and np.all((step.discount == 0) | (step.discount == 1))
+    assert np.all(step.episode_end[step.discount == 0])
+    # What follows is a start after an end, else what the step produced.
+    end = lambda x: step.episode_end.reshape(STEPS, ENVS, *(1,) * (x.ndim - 2))  # noqa: E731
+    following = jax.tree.map(lambda new, old: np.where(end(new), new, old), starts, step.final_observation)
+    jax.tree.map(np.testing.assert_array_equal, step.observation, following)
+    assert spec.max_episode_steps == (LIMIT if has_limit else None)
+    for end, discount in zip(step.episode_end.T, step.discount.T, strict=True):
+        lengths = np.diff(np.flatnonzero(end), prepend=-1)
+        assert not has_limit or (lengths.size and lengths.max() <= LIMIT)
+        # Only a limit ends an episode that would go on.
+        cut = discount[end] == 1
+        assert np.all(lengths[cut] == LIMIT) and (has_limit or not cut.any())
+    state, observation = jax.eval_shape(environment.reset, jax.random.key(0))
+    stepped = jax.eval_shape(environment.step, jax.random.key(0), state, jnp.int32(0))
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves((state, observation, stepped)))
+
+
+def golden(suite: Itself, num_actions: int):
     """The same with the suite's own functions, reset by hand: (observation, reward, terminated, truncated, the next
-    observation, which is a start's after an end), each [STEPS, ENVS, ...]."""
-    suite = itself(name)
+    observation, which is a start's after an end), each [GOLDEN_STEPS, ENVS, ...]."""
 
     @jax.jit
     def run(reset_keys, step_keys, actions):
@@ -194,7 +240,7 @@ def golden(name: str):
         step = lambda state, x: jax.vmap(one)(state, *x)  # noqa: E731
         return first, jax.lax.scan(step, jax.tree.map(strong, state), (step_keys, actions))[1]
 
-    return jax.tree.map(np.asarray, run(*inputs(limited(name).spec.num_actions)))
+    return jax.tree.map(np.asarray, run(*inputs(num_actions, GOLDEN_STEPS)))
 
 
 def strong(x):
@@ -202,57 +248,29 @@ def strong(x):
     return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(x, x.dtype)
 
 
-@pytest.mark.parametrize("name", OF_SUITES)
+@pytest.mark.parametrize("name", GOLDEN)
 def test_a_trajectory_is_that_of_the_suite_itself(name):
-    first, step = rollout(name)
-    expected_first, (observation, reward, terminated, truncated, following) = golden(name)
+    environment, _ = limited(name, GOLDEN_LIMIT)
+    first, step, _ = rollout(environment, GOLDEN_STEPS)
+    suite = globals()[name.partition("/")[0]](name)
+    expected_first, (observation, reward, terminated, truncated, following) = golden(
+        suite, environment.spec.num_actions
+    )
     seen, expected = (first, step.final_observation, step.observation), (expected_first, observation, following)
     jax.tree.map(np.testing.assert_array_equal, seen, expected)
     np.testing.assert_array_equal(step.reward, reward)
     np.testing.assert_array_equal(step.discount, 1.0 - terminated)  # so a time limit keeps 1
     np.testing.assert_array_equal(step.episode_end, terminated | truncated)
-    assert np.any(truncated | terminated) or not itself(name).limited
-
-
-@pytest.mark.parametrize("name", OF_SUITES)
-def test_an_episode_is_no_longer_than_its_limit(name):
-    _, step = rollout(name)
-    assert np.all(step.episode_end[step.discount == 0.0])
-    if not itself(name).limited:
-        assert limited(name).spec.max_episode_steps is None
-        return
-    assert limited(name).spec.max_episode_steps == LIMIT
-    for end in step.episode_end.T:
-        assert np.diff(np.flatnonzero(end), prepend=-1).max() <= LIMIT
-
-
-@pytest.mark.parametrize("name", OF_SUITES)
-def test_shapes_dtypes_and_values_are_those_of_the_spec(name):
-    (_, step), spec = rollout(name), limited(name).spec
-    for observation in (step.observation, step.final_observation):
-        assert jax.tree.structure(observation) == jax.tree.structure(spec.observation)
-        for seen, like in zip(jax.tree.leaves(observation), jax.tree.leaves(spec.observation), strict=True):
-            assert (seen.shape[2:], seen.dtype) == (like.shape, like.dtype)
-            if isinstance(like, Codes):
-                assert np.all(seen < np.asarray(like.sizes))
-    assert (step.reward.dtype, step.discount.dtype, step.episode_end.dtype) == (np.float32, np.float32, np.bool_)
-    assert np.all(np.isfinite(step.reward))
-
-
-@pytest.mark.parametrize("name", OF_SUITES)
-def test_nothing_is_weakly_typed(name):
-    environment = limited(name)
-    state, observation = jax.eval_shape(environment.reset, jax.random.key(0))
-    stepped = jax.eval_shape(environment.step, jax.random.key(0), state, jnp.int32(0))
-    assert not any(leaf.weak_type for leaf in jax.tree.leaves((state, observation, stepped)))
+    assert np.any(terminated | truncated)
 
 
 def test_a_start_after_an_end_is_drawn_anew():
     """EmptyRandom begins anywhere: the starts of many episodes are as many kinds as those of many resets."""
     name = "xminigrid/MiniGrid-EmptyRandom-6x6"
-    _, step = rollout(name)
+    environment, _ = limited(name, LIMIT)
+    _, step, _ = rollout(environment, GOLDEN_STEPS)
     after = {x.tobytes() for x in step.observation[step.episode_end]}
-    fresh = jax.jit(jax.vmap(limited(name).reset))(jax.random.split(jax.random.key(1), 2000))[1]
+    fresh = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.key(1), 2000))[1]
     assert len(after) > 8 and after <= {x.tobytes() for x in np.asarray(fresh)}
 
 
@@ -262,7 +280,7 @@ def test_pgxs_minatar_has_the_rules_of_gymnaxs(game, channels):
     pytest.importorskip("pgx")
     other = "".join(part.capitalize() for part in game.split("_")) + "-MinAtar"
     ours = registry.make(f"pgx/minatar-{game}", env_kwargs={"sticky_action_prob": 0.0}), registry.make(other)
-    actions = jax.random.randint(jax.random.key(2), (STEPS,), 0, ours[0].spec.num_actions)
+    actions = jax.random.randint(jax.random.key(2), (GOLDEN_STEPS,), 0, ours[0].spec.num_actions)
 
     def run(environment, seed):
         state, first = environment.reset(jax.random.key(seed))
@@ -285,7 +303,8 @@ def test_pgxs_minatar_has_the_rules_of_gymnaxs(game, channels):
 
 def test_2048_is_played_by_its_rules():
     """Move by move, beside a board in Python: a tile appears where there was none, and what merges is the reward."""
-    environment, (first, step) = limited("pgx/2048"), rollout("pgx/2048")
+    environment, _ = limited("pgx/2048", LIMIT)
+    first, step, _ = rollout(environment, GOLDEN_STEPS)
     assert environment.spec.observation.observation.shape == (4, 4, 31) and environment.spec.num_actions == 4
     board = lambda seen: np.argmax(seen.observation, axis=-1)  # noqa: E731
     assert np.all(np.sum(step.final_observation.observation, axis=-1) == 1) and np.all(step.reward >= 0)
@@ -306,7 +325,7 @@ def test_2048_is_played_by_its_rules():
 
 
 def legal_action(t, env, mask):
-    action = np.asarray(inputs(4)[2])[t, env]
+    action = np.asarray(inputs(4, GOLDEN_STEPS)[2])[t, env]
     return np.flatnonzero(mask)[action % mask.sum()]
 
 
@@ -330,7 +349,7 @@ def moved(board, action):
 def test_worlds_of_a_batch_are_those_of_single_resets():
     """Nine are enough to see the sums that jaxlib 0.10.2 gets wrong on a CPU."""
     name = "craftax/Craftax-Classic-Symbolic-v1"
-    reset, keys = jax.jit(jax.vmap(limited(name).reset)), jax.random.split(jax.random.key(3), 9)
+    reset, keys = jax.jit(jax.vmap(limited(name, LIMIT)[0].reset)), jax.random.split(jax.random.key(3), 9)
     worlds = reset(keys)[0].map
     for key, world in zip(keys[-2:], worlds[-2:], strict=True):
         np.testing.assert_array_equal(world, reset(key[None])[0].map[0])
@@ -379,6 +398,20 @@ def test_where_nothing_ended_no_start_is_made():
     assert sorted(int(key) for key in starts) == [0, 5]
 
 
+# Bytes, which docs/environments.md and `train.py --dry-run` say.
+
+
+@pytest.mark.parametrize(
+    "name, size", [("octax/brix", 1030), ("xminigrid/MiniGrid-Empty-8x8", 104), ("pgx/minatar-breakout", 56)]
+)
+def test_a_transition_takes_the_bytes_that_the_ring_has_for_it(name, size):
+    required(name)
+    config = agents.complete(Config(env=name, num_envs=2, rollout_length=4, replay_capacity=24), HParams())[0]
+    components = make_components(config)
+    assert transition_bytes(components) == size
+    assert sum(x.nbytes for x in jax.tree.leaves(components.replay.init())) == 24 * size
+
+
 # The table.
 
 
@@ -408,7 +441,7 @@ def test_the_table_needs_neither_jax_nor_the_suites():
         "import sys; from jaxdqn.environments import suites; [s.installed for s in suites.SUITES]; print(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert not {"jax", "gymnax", "octax", "cv2", "xminigrid", "craftax"} & set(loaded)
+    assert not {"jax", "gymnax", "octax", "cv2", "xminigrid", "craftax", "gymnasium", "ale_py"} & set(loaded)
 
 
 @pytest.mark.parametrize(
@@ -441,8 +474,6 @@ def test_the_name_of_a_suites_environment_is_taken():
     [
         ("pgx/minatar-breakout", {"env_params": {"x": 1}}, ["takes no env_params"]),
         ("pgx/minatar-breakout", {"env_kwargs": {"sticky_action_prob": 2}}, ["is 2.0", "from 0 to 1"]),
-        ("pgx/2048", {"env_kwargs": {"x": 1}}, ["takes no env_kwargs"]),
-        ("pgx/2048", {"sticky_actions": 0.1}, ["cannot have sticky actions"]),
         ("octax/brix", {"env_params": {"x": 1}}, ["takes no env_params"]),
         ("octax/brix", {"env_kwargs": {"frame_skp": 1}}, ["did you mean 'frame_skip'"]),
         ("octax/brix", {"env_kwargs": {"fps": 0}}, ["fps", "at least 1"]),
@@ -450,20 +481,22 @@ def test_the_name_of_a_suites_environment_is_taken():
         ("xminigrid/MiniGrid-Empty-5x5", {"env_params": {"max_step": 1}}, ["did you mean 'max_steps'"]),
         ("xminigrid/MiniGrid-Empty-5x5", {"env_params": {"view_size": 4}}, ["view_size", "odd"]),
         ("xminigrid/MiniGrid-Empty-5x5", {"env_params": {"height": 4}}, ["height", "at least 5"]),
+        ("pgx/2048", {"env_kwargs": {"x": 1}}, ["takes no env_kwargs"]),
+        ("pgx/2048", {"sticky_actions": 0.1}, ["cannot have sticky actions"]),
         ("craftax/Craftax-Classic-Symbolic-v1", {"env_params": {"day_lenght": 4}}, ["did you mean 'day_length'"]),
         ("craftax/Craftax-Classic-Symbolic-v1", {"env_params": {"max_timesteps": 0}}, ["at least 1"]),
         ("craftax/Craftax-Symbolic-v1", {"env_kwargs": {"max_mele_mobs": 9}}, ["did you mean 'max_melee_mobs'"]),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(name, given, parts):
-    itself(name)
+    required(name)
     with pytest.raises(UserError) as error:
         registry.make(name, **given)
     assert "\n" not in str(error.value) and all(part in str(error.value) for part in (name, *parts))
 
 
 def test_the_time_limit_follows_the_size_of_the_grid():
-    itself("xminigrid/MiniGrid-Empty-5x5")
+    required("xminigrid/MiniGrid-Empty-5x5")
     for height, limit in ((5, 100), (7, 140)):
         made = registry.make("xminigrid/MiniGrid-Empty-5x5", {"height": height})
         assert made.spec.max_episode_steps == limit

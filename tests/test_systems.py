@@ -30,6 +30,11 @@ SYSTEMS = {
         "test_one_copy::test_bytes_of_a_transition",
         "experiments/benchmarks/convolution.py",
     ],
+    "checkpoints without the replay, and the disk they need": [
+        "test_refill::test_all_that_can_be_drawn_was_acted_and_nothing_was_learned",
+        "test_refill::test_where_all_actions_are_random_a_run_goes_on_bit_for_bit",
+        "test_memory::test_the_plan_counts_the_bytes_of_checkpoints",
+    ],
     "prioritised replay": [
         "test_sum_tree::test_writes_and_updates_are_those_of_an_array",
         "test_sum_tree::test_sums_do_not_drift_over_a_million_operations",

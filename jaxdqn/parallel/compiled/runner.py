@@ -224,6 +224,12 @@ def shard_bytes(components: Components) -> tuple[int, int]:
     )
 
 
+def transition_bytes(components: Components) -> float:
+    """Bytes that a replay takes for each transition it holds; 0 where it is the newest block."""
+    held = components.replay.rows * components.config.num_envs
+    return tree_bytes(jax.eval_shape(components.replay.init)) / held if held else 0.0
+
+
 def evaluation_bytes(components: Components) -> int:
     """Bytes of the environments of one member's evaluation."""
     start = functools.partial(acting.start, components.environment, components.agent, components.config.eval_episodes)
