@@ -119,9 +119,9 @@ class Config:
     """Agent; `python experiments/list.py` shows all. Its own settings come with it: --agent NAME --help."""
     own: Own = ()
     """The agent's own settings: see its file."""
-    network: Literal["auto", "mlp", "minatar", "nips", "nature"] = "auto"
+    network: Literal["auto", "mlp", "minatar", "nips", "nature", "impala"] = "auto"
     """Torso; auto takes mlp for vectors, minatar for small grids, nips for images of at least 32 x 32, nature for those
-    of at least 36 x 36."""
+    of at least 36 x 36. impala is for a GPU."""
     hidden_sizes: tuple[int, ...] = (128, 128)
     """Widths of the dense layers of the mlp torso."""
     dueling: bool = False

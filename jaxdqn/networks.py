@@ -29,9 +29,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 NOISE = "noise"  # flax's name of the key that layers draw from; each folds its own name into it
 SIGMA = 0.5  # size of the noise at first, divided by the square root of a layer's inputs
-# The shorter side from which on "auto" takes a torso, and below which it is refused: convolutions leave at least one
-# pixel, and on screens of 32 x 64 (octax) the dense layer of minatar would have four million weights.
-SMALLEST = {"mlp": 0, "minatar": 3, "nips": 32, "nature": 36}
+# The shorter side below which a torso is refused, so that convolutions leave at least one pixel, and from which on
+# "auto" takes it: on screens of 32 x 64 (octax) the dense layer of minatar would have four million weights.
+SMALLEST = {"mlp": 0, "minatar": 3, "nips": 32, "nature": 36, "impala": 8}
+AUTO = ("nature", "nips", "minatar", "mlp")  # the first that fits
+RESIDUAL = (16, 32, 32)  # features of the three sections of impala
 STRIDED = {"nips": ((16, 8, 4), (32, 4, 2)), "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1))}  # features, size, stride
 
 
@@ -207,9 +209,19 @@ class TorsoAndHead(nn.Module):
             # By the name that it has in old runs.
             x = self._activate(Conv(16, 3, 1, self._kernel_init(2**0.5), self.convolution, name="Conv3x3_0")(x))
             return self._activate(self._dense(128)(x.reshape(x.shape[0], -1)))
+        if self.torso == "impala":
+            for features in RESIDUAL:
+                x = nn.max_pool(self._same(features)(x), (3, 3), (2, 2), "SAME")
+                for _ in range(2):
+                    inner = self._same(features)(self._activate(x))
+                    x = x + self._same(features)(self._activate(inner))
+            return self._activate(self._dense(256)(self._activate(x).reshape(x.shape[0], -1)))
         for features, size, stride in STRIDED[self.torso]:
             x = self._activate(Conv(features, size, stride, self._kernel_init(2**0.5), self.convolution)(x))
         return self._activate(self._dense(256 if self.torso == "nips" else 512)(x.reshape(x.shape[0], -1)))
+
+    def _same(self, features: int) -> nn.Module:
+        return nn.Conv(features, (3, 3), kernel_init=self._kernel_init(2**0.5))
 
     def _activate(self, x: Array) -> Array:
         return ACTIVATIONS[self.activation](nn.LayerNorm()(x) if self.layer_norm else x)
@@ -250,8 +262,8 @@ def q_network(
     convolution: str = "patches",
     noisy: bool = False,
 ) -> Network:
-    """The Q-network for an environment: "mlp", "minatar" (Young and Tian, 2019), "nips" (Mnih et al., 2013) or
-    "nature" (Mnih et al., 2015).
+    """The Q-network for an environment: "mlp", "minatar" (Young and Tian, 2019), "nips" (Mnih et al., 2013), "nature"
+    (Mnih et al., 2015) or "impala", the residual network of Espeholt et al. (2018), figure 3, without its LSTM.
 
     "auto" takes nature for images of at least 36 x 36, nips for those of at least 32 x 32, minatar for smaller grids
     with channels, else mlp. Raises `UserError` where the torso does not fit the observation.
@@ -352,7 +364,7 @@ def _input(torso: str, observation: PyTree) -> tuple[Callable[[PyTree], Array], 
 def _choose_torso(torso: str, shape: tuple[int, ...]) -> str:
     side = min(shape[:2]) if len(shape) == 3 else 0
     if torso == "auto":
-        return next(name for name, smallest in reversed(SMALLEST.items()) if side >= smallest)
+        return next(name for name in AUTO if side >= SMALLEST[name])
     if side < SMALLEST[torso]:
         raise UserError(
             f"network {torso!r} needs observations [H, W, C] of at least {SMALLEST[torso]} x {SMALLEST[torso]}; this "

@@ -185,7 +185,8 @@ def test_auto_takes_the_torso_that_fits(shape, expected):
 
 
 @pytest.mark.parametrize(
-    "torso, shape", [("minatar", (4,)), ("minatar", (2, 9, 3)), ("nips", (31, 31, 3)), ("nature", (35, 35, 3))]
+    "torso, shape",
+    [("minatar", (4,)), ("minatar", (2, 9, 3)), ("nips", (31, 31, 3)), ("nature", (35, 35, 3)), ("impala", (7, 9, 3))],
 )
 def test_a_torso_that_does_not_fit_is_refused(torso, shape):
     with pytest.raises(ValueError, match=rf"'{torso}'.*\[{', '.join(map(str, shape))}\].*'mlp'"):
@@ -205,6 +206,54 @@ def test_nature_gives_a_batch_of_action_values():
         lambda k: network.apply(network.init(k), jnp.zeros((2, 84, 84, 4), jnp.uint8)), jax.random.key(0)
     )
     assert (q.shape, q.dtype) == ((2, 6), jnp.float32)
+
+
+def test_impala_has_the_layers_of_its_paper():
+    """Three sections of five 3 x 3 convolutions, each halving the image (84, 42, 21, 11), and a dense layer of 256."""
+    params = jax.eval_shape(q_network(spec((84, 84, 4), jnp.uint8, num_actions=6), "impala").init, jax.random.key(0))
+    inputs, outputs = [4, *[16] * 5, *[32] * 9], [*[16] * 5, *[32] * 10]
+    convolutions = sum((9 * i + 1) * o for i, o in zip(inputs, outputs, strict=True))
+    dense = (11 * 11 * 32 + 1) * 256 + (256 + 1) * 6
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == convolutions + dense == 1_090_774
+
+
+def test_impala_is_its_definition_in_loops():
+    network = q_network(spec((9, 8, 2)), "impala")
+    params = jax.tree.map(lambda x: x + 0.01, network.init(jax.random.key(0)))  # biases that are not 0
+    image = np.random.default_rng(0).normal(size=(1, 9, 8, 2)).astype(np.float32)
+    layers = iter(params[f"Conv_{i}"] for i in range(15))
+    relu = lambda x: np.maximum(x, 0)  # noqa: E731
+
+    def convolve(x):
+        layer, padded = next(layers), np.pad(x, ((1, 1), (1, 1), (0, 0)))
+        kernel = np.asarray(layer["kernel"], np.float64)
+        out = [
+            [np.sum(padded[i : i + 3, j : j + 3, :, None] * kernel, (0, 1, 2)) for j in range(x.shape[1])]
+            for i in range(x.shape[0])
+        ]
+        return np.array(out) + layer["bias"]
+
+    def pool(x):
+        # SAME: an odd side is padded by one before and after, an even one by one after.
+        odd = [side % 2 for side in x.shape[:2]]
+        padded = np.pad(x, ((odd[0], 1), (odd[1], 1), (0, 0)), constant_values=-np.inf)
+        sides = [(side + 1) // 2 for side in x.shape[:2]]
+        return np.array(
+            [
+                [padded[2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((0, 1)) for j in range(sides[1])]
+                for i in range(sides[0])
+            ]
+        )
+
+    x = image[0]
+    for _ in range(3):
+        x = pool(convolve(x))
+        for _ in range(2):
+            x = x + convolve(relu(convolve(relu(x))))
+    hidden = relu(affine(params["Dense_0"], relu(x).reshape(1, -1)))
+    expected = affine(params["Dense_1"], hidden)
+    np.testing.assert_allclose(jax.jit(network.apply)(params, image), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(network.features(params, image), hidden, rtol=1e-4, atol=1e-5)
 
 
 # Options.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 import xminigrid
-from xminigrid.core.constants import NUM_COLORS, NUM_TILES
+from xminigrid.core.constants import NUM_COLORS, NUM_TILES, Tiles
 from xminigrid.rendering.rgb_render import render_tile
 
 from jaxdqn.base import Array, Codes, Environment, Key, PyTree, Spec
@@ -55,11 +55,12 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
 
 
 def painter(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """What the agent sees, in the suite's own tiles: it looks up from the middle of the last row."""
+    """What the agent sees, in the suite's own tiles, and black outside of the grid: it looks up from the middle of the
+    last row."""
     del name
 
     def draw(codes: np.ndarray) -> np.ndarray:
-        rows = [[render_tile(tuple(tile)) for tile in row] for row in codes.tolist()]
+        rows = [[render_tile(tuple(tile)) * (tile[0] != Tiles.EMPTY) for tile in row] for row in codes.tolist()]
         middle = len(codes) // 2
         rows[-1][middle] = render_tile(tuple(codes[-1, middle].tolist()), agent_direction=0)
         return np.concatenate([np.concatenate(row, axis=1) for row in rows]).astype(np.uint8)

@@ -211,7 +211,7 @@ def prepare_backend(
         if count > cores:
             print(f"warning: {count} CPU devices share {cores} cores; they will be slow.", file=sys.stderr)
         # Only a convolution gains from more than one thread, where there is a core to spare.
-        convolves = config.network in ("minatar", "nips", "nature") or any(part in config.env for part in CONVOLVED)
+        convolves = config.network not in ("auto", "mlp") or any(part in config.env for part in CONVOLVED)
         devices.prepare_cpu(count, one_thread_each=not convolves or count >= cores)
     devices.prepare_cache()
 
