@@ -10,6 +10,7 @@ from PIL import Image, ImageSequence
 from jaxdqn.base import Spec
 from jaxdqn.environments import registry, suites
 from jaxdqn.errors import UserError
+from jaxdqn.masks import Masked
 from jaxdqn.runs import rendering
 
 NIGHT, LINE, CYAN, RED = (22, 27, 46), (32, 39, 63), (76, 201, 240), (249, 65, 68)
@@ -52,6 +53,18 @@ def test_every_pixel_of_a_small_grid():
             expected[80 * row : 80 * (row + 1), 80 * column : 80 * (column + 1)] = colour
     expected[[0, 80]] = expected[:, [0, 80, 160]] = LINE
     np.testing.assert_array_equal(frame, expected)
+
+
+def test_tiles_of_2048_have_their_numbers():
+    board = np.array([[0, 1, 11, 0]] * 4)  # nothing, 2, and 2048 of the same colour
+    seen = Masked(np.eye(31, dtype=bool)[board][None], np.ones((1, 4), bool))
+    made = Spec("pgx/2048", Masked(jax.ShapeDtypeStruct((4, 4, 31), np.bool_), jax.ShapeDtypeStruct((4,), np.bool_)), 4)
+    frame = rendering.frames(made, seen)[0]
+    empty, two, most, _ = np.split(frame, 4, axis=1)
+    assert frame.shape == (240, 240, 3) and len(np.unique(empty.reshape(-1, 3), axis=0)) == 1
+    assert (two[5, 5] == CYAN).all() and (most[5, 5] == CYAN).all()
+    written = [np.sum((cell[:60] == WALL).all(-1)) for cell in (empty, two, most)]
+    assert written[0] == 0 < written[1] < written[2]
 
 
 def test_small_cells_have_no_lines_between_them():

@@ -147,6 +147,12 @@ SYSTEMS = {
         "test_scripts::test_export_writes_a_policy_that_chooses_as_the_run_does",
         "test_modes_agree::test_an_interrupted_run_resumes_bit_for_bit",
     ],
+    "legal actions": [
+        "test_masks::test_an_agent_is_that_of_the_legal_actions",
+        "test_masks::test_an_agent_never_takes_an_illegal_action",
+        "test_masks::test_a_run_takes_no_illegal_action",
+        "test_suites::test_2048_is_played_by_its_rules",
+    ],
     "telemetry: dormant units, effective rank, replay": [
         "test_telemetry::test_dormant_units_are_those_of_the_loop",
         "test_telemetry::test_effective_rank_of_known_singular_values",

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from jaxdqn.base import PyTree, Spec
 from jaxdqn.environments import suites
@@ -18,7 +18,7 @@ from jaxdqn.files.paths import expanded, write_atomically
 from jaxdqn.masks import seen
 
 SUPPORTED = (
-    "CartPole-v1, FrozenLake-misc, FourRooms-misc (not its visual observations), and 0/1 grids stored as bool "
+    "CartPole-v1, FrozenLake-misc, FourRooms-misc (not its visual observations), pgx/2048, 0/1 grids stored as bool "
     "(the MinAtar games, Catch-bsuite, DeepSea-bsuite, Pong-misc), octax, XLand-MiniGrid, Craftax, ALE, and what "
     "Gymnasium draws"
 )
@@ -60,6 +60,8 @@ def painter(spec: Spec, env_kwargs: Mapping[str, Any] | None = None) -> Callable
         return lambda observation: _map(tiles, divmod(int(observation.argmax()), len(tiles[0])))
     if spec.name == "FourRooms-misc" and len(shape) == 1:
         return _four_rooms
+    if spec.name == "pgx/2048":
+        return _tiles
     if dtype == np.bool_ and len(shape) in (2, 3):
         return _grid
     raise UserError(f"cannot draw {spec.name!r} from observations {dtype}{list(shape)}; supported: {SUPPORTED}.")
@@ -133,6 +135,19 @@ def _grid(observation: np.ndarray) -> Image.Image:
     if scale >= 12:  # Lines between the cells, so that neighbours of one colour can be told apart.
         picture[::scale] = picture[:, ::scale] = GRID_LINE
     return Image.fromarray(picture)
+
+
+def _tiles(observation: np.ndarray) -> Image.Image:
+    """2048's board, the powers of two one-hot on the last axis, as tiles with their numbers."""
+    cell, colours = SIDE // len(observation), np.frombuffer(COLOURS, np.uint8).reshape(-1, 3)[1:]
+    image = Image.new("RGB", (cell * len(observation), cell * len(observation)), PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(cell / 4)
+    for (row, column), power in np.ndenumerate(observation.argmax(-1)):
+        if power > 0:
+            left, top, colour = column * cell, row * cell, colours[(power - 1) % len(colours)]
+            draw.rectangle((left + 1, top + 1, left + cell - 2, top + cell - 2), tuple(colour.tolist()))
+            draw.text((left + cell / 2, top + cell / 2), str(2**power), INK, font, anchor="mm")
+    return image
 
 
 def _cart_pole(observation: np.ndarray) -> Image.Image:
