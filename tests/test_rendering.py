@@ -196,6 +196,8 @@ def test_unsupported_environments_are_named_in_one_line(unsupported):
 def test_thin_keeps_the_ends():
     assert rendering.thin(np.arange(10), 4).tolist() == [0, 3, 6, 9]
     assert rendering.thin(np.arange(3), 4).tolist() == [0, 1, 2]
+    both = rendering.thin({"x": np.arange(10), "y": np.zeros((10, 2))}, 4)
+    assert both["x"].tolist() == [0, 3, 6, 9] and both["y"].shape == (4, 2)
 
 
 def test_a_gif_reads_back(tmp_path):

@@ -104,7 +104,7 @@ def watch(result: Result, member: int, seed: int) -> PyTree:
         start_key, step_key = jax.random.split(key)
         actor, agent = acting.start(environment, components.agent, 1, start_key), acting.greedily(components.agent)
         block = acting.rollout(environment, agent, params, actor, step_key, jnp.zeros(1), bound)[1]
-        return block.observation[:, 0], block.next_observation[:, 0], block.episode_end[:, 0]
+        return jax.tree.map(lambda x: x[:, 0], (block.observation, block.next_observation, block.episode_end))
 
     before, after, end = jax.tree.map(np.asarray, run(jax.random.key(seed)))
     length = int(end.argmax()) + 1 if end.any() else bound
