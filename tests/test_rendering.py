@@ -163,7 +163,7 @@ def test_suites_draw_their_observations(name):
     environment = registry.make(name)
     _, observations = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.key(1), 2))
     frames = rendering.frames(environment.spec, observations)
-    assert frames.dtype == np.uint8 and frames.shape[0] == 2 and 180 <= max(frames.shape[1:3]) <= 400
+    assert frames.dtype == np.uint8 and frames.shape[0] == 2 and 170 <= max(frames.shape[1:3]) <= 400
     assert len(np.unique(frames.reshape(-1, 3), axis=0)) >= (2 if name.startswith("octax") else 3)
 
 
@@ -173,7 +173,7 @@ def test_a_screen_of_octax_shows_its_newest_frame():
     screens = np.zeros((1, 32, 64, 4), np.bool_)
     screens[0, 0, :, 2], screens[0, 31, 63, 3] = True, True
     frame = rendering.frames(spec("octax/brix", 32, 64, 4), screens)[0]
-    assert frame.shape == (96, 192, 3) and np.all(frame[-3:, -3:] == 255) and frame.sum() == 9 * 3 * 255
+    assert frame.shape == (128, 256, 3) and np.all(frame[-4:, -4:] == 255) and frame.sum() == 16 * 3 * 255
 
 
 @pytest.mark.parametrize(
