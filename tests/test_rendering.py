@@ -176,7 +176,7 @@ def test_suites_draw_their_observations(name):
     environment = registry.make(name)
     _, observations = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.key(1), 2))
     frames = rendering.frames(environment.spec, observations)
-    assert frames.dtype == np.uint8 and frames.shape[0] == 2 and 180 <= max(frames.shape[1:3]) <= 400
+    assert frames.dtype == np.uint8 and frames.shape[0] == 2 and 170 <= max(frames.shape[1:3]) <= 400
     assert len(np.unique(frames.reshape(-1, 3), axis=0)) >= (2 if name.startswith("octax") else 3)
 
 
@@ -186,7 +186,7 @@ def test_a_screen_of_octax_shows_its_newest_frame():
     screens = np.zeros((1, 32, 64, 4), np.bool_)
     screens[0, 0, :, 2], screens[0, 31, 63, 3] = True, True
     frame = rendering.frames(spec("octax/brix", 32, 64, 4), screens)[0]
-    assert frame.shape == (96, 192, 3) and np.all(frame[-3:, -3:] == 255) and frame.sum() == 9 * 3 * 255
+    assert frame.shape == (128, 256, 3) and np.all(frame[-4:, -4:] == 255) and frame.sum() == 16 * 3 * 255
 
 
 @pytest.mark.parametrize(
@@ -209,6 +209,8 @@ def test_unsupported_environments_are_named_in_one_line(unsupported):
 def test_thin_keeps_the_ends():
     assert rendering.thin(np.arange(10), 4).tolist() == [0, 3, 6, 9]
     assert rendering.thin(np.arange(3), 4).tolist() == [0, 1, 2]
+    both = rendering.thin({"x": np.arange(10), "y": np.zeros((10, 2))}, 4)
+    assert both["x"].tolist() == [0, 3, 6, 9] and both["y"].shape == (4, 2)
 
 
 def test_a_gif_reads_back(tmp_path):

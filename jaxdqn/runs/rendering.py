@@ -119,7 +119,7 @@ def save_gif(path: str | os.PathLike[str], frames: np.ndarray, fps: int = 30) ->
 def _enlarged(draw: Callable[[PyTree], np.ndarray]) -> Callable[[PyTree], Image.Image]:
     def paint(observation: PyTree) -> Image.Image:
         picture = draw(observation)
-        scale = max(1, SIDE // max(picture.shape))
+        scale = max(1, round(SIDE / max(picture.shape)))
         return Image.fromarray(picture.repeat(scale, axis=0).repeat(scale, axis=1))
 
     return paint
