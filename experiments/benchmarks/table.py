@@ -45,7 +45,8 @@ def rows() -> list[tuple[str, str, str, str]]:
             milliseconds = values["milliseconds_per_update"]
             measured = f"{values['speedup']:.1f} x ({milliseconds['patches']:.1f} against {milliseconds['lax']:.1f} ms)"
             target = ">= 4 x" if "512" in case else ""
-            add("convolution", f"MinAtar network, patches against lax.conv, {case}", measured, target)
+            network = case if case.startswith(("Atari", "octax")) else f"MinAtar network, {case}"
+            add("convolution", f"patches against lax.conv in a loop, {network}", measured, target)
         measured = f"{found['convolution']['replay_bytes_per_transition']:.0f} B"
         add("convolution", "replay bytes per Breakout transition at 1M", measured, "<= 130 B")
     if "prioritised" in found:
@@ -73,6 +74,21 @@ def rows() -> list[tuple[str, str, str, str]]:
         what = "four async workers, one four times slower: throughput against the sum of their own rates"
         measured = f"{result['async_of_sum']:.2f} x (sync is bound by {result['sync_bound_of_sum']:.2f} x)"
         add("slow_worker", what, measured, ">= 0.9 x")
+    if "host_actors" in found:
+        result = found["host_actors"]
+        rates, learning = result["pong"]["steps_per_second"], result["learning"]
+        what = "Pong through two actor threads at random, without a forward pass, against ALE alone in two threads"
+        measured = f"{result['pong']['ratio']:.2f} x ({rates['actors']:,.0f} against {rates['bare']:,.0f} steps/s)"
+        add("host_actors", what, measured, f">= {result['targets']['pong']} x")
+        what = "environments that sleep 5 ms a step: four actors against one"
+        add("host_actors", what, f"{result['sleeping']['ratio']:.2f} x", f">= {result['targets']['sleeping']} x")
+        waits = ", ".join(
+            f"{name[:-11]} {100 * learning[name]:.0f} %" for name in learning if name.endswith("wait_share")
+        )
+        measured = (
+            f"{learning['steps_per_second']:,.0f} steps/s, {learning['updates_per_second']:.1f} updates/s; {waits}"
+        )
+        add("host_actors", "Pong with network and learner, and the share of time that each waits", measured, "")
     if "sweep" in found:
         result = found["sweep"]
         apart, together = result["processes_seconds_extrapolated"], result["population"]["seconds"]
