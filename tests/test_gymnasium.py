@@ -1,5 +1,7 @@
 """Gymnasium's environments on the host: each step is that of the environment itself, and so is a judged episode."""
 
+import multiprocessing
+
 import gymnasium
 import jax
 import numpy as np
@@ -64,6 +66,21 @@ def test_steps_are_those_of_the_environment_itself(identity, kwargs, how):
     np.testing.assert_array_equal(seen.episode_end, end)
     assert end.any() and (terminated != end).any() == ("max_episode_steps" in kwargs)
     assert spec.max_episode_steps == kwargs.get("max_episode_steps", gymnasium.spec(identity).max_episode_steps)
+
+
+def test_a_process_that_dies_breaks_the_step_and_nothing_hangs():
+    environment = registry.make("gymnasium/CartPole-v1", env_kwargs={"vectorization": "async"})
+    guarded = host.Guarded(environment, 2, 20.0)
+    guarded.reset(SEED)
+    before = {child.pid for child in multiprocessing.active_children()}
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+    with pytest.raises(host.Broken):
+        for _ in range(3):  # the pipes may hold an answer still
+            guarded.step(np.zeros(2, np.int64))
+    guarded.abandon()
+    assert before
 
 
 def test_judged_episodes_are_those_that_the_policy_plays():

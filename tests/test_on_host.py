@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from host_twins import Counters, frames_only, twin
 
+import jaxdqn
 from jaxdqn import agents, training
 from jaxdqn.components import Components, make_agent
 from jaxdqn.config import Config, HParams
-from jaxdqn.environments import host
+from jaxdqn.environments import host, registry
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import schemes
 from jaxdqn.parallel.asynchronous import actor_learner
@@ -52,10 +53,13 @@ def run(parts, axes, iterations, report=print, chunk=None):
     return built, states, metrics
 
 
-@pytest.mark.parametrize("padding, n_step, copies", [("zeros", 1, "two"), ("zeros", 3, "one"), ("first", 3, "one")])
-def test_a_twin_on_the_host_learns_the_same_bits(padding, n_step, copies):
+@pytest.mark.parametrize(
+    "padding, n_step, copies, memory",
+    [("zeros", 1, "two", "uniform"), ("zeros", 3, "one", "prioritised"), ("first", 3, "one", "uniform")],
+)
+def test_a_twin_on_the_host_learns_the_same_bits(padding, n_step, copies, memory):
     """Lockstep with one actor, stacks of frames, terminations and time limits: state, sums, and judged episodes."""
-    config = dataclasses.replace(SMALL, n_step=n_step, replay_copies=copies)
+    config = dataclasses.replace(SMALL, n_step=n_step, replay_copies=copies, replay=memory)
     axes = Axes(workers=1, merge_every=2, broadcast_every=3)
     made = []
     for environment in (frames_only(padding), twin(frames_only(padding), SEED, config.rollout_length)):
@@ -164,3 +168,17 @@ def test_closing_reaches_the_environments():
     while not counters.closed and time.perf_counter() < deadline:
         time.sleep(0.01)
     assert counters.closed == 1
+
+
+def test_a_run_goes_on_after_a_stop_and_says_that_episodes_begin_anew(tmp_path, capsys):
+    """Through a run directory: what was saved is what is loaded, bit for bit, and training goes on to the end."""
+    registry.register("counters", lambda: Counters().environment)
+    config = dataclasses.replace(SMALL, env="counters", total_steps=240, log_interval=24, eval_interval=240)
+    axes = schemes.Axes("actor_learner", workers=2, merge_every=2, broadcast_every=3)
+    half = dataclasses.replace(config, total_steps=120)
+    jaxdqn.train(half, H, seeds=[SEED], axes=axes, out=tmp_path / "run")
+    assert "begin new episodes" not in capsys.readouterr().err
+    result = jaxdqn.resume(tmp_path / "run", total_steps=240)
+    assert "environments on the host are in no checkpoint: they begin new episodes" in capsys.readouterr().err
+    assert result.summary["status"] == "finished" and result.metrics.env_steps.max() == 240
+    assert result.metrics.env_restarts.max() == 0 and result.summary["final_return_mean"] > 0

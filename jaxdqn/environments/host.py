@@ -1,5 +1,6 @@
 """Environments on the host: the record that stands for them, their stacks of frames, and a guard against the broken."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -99,7 +100,8 @@ class Guarded:
             except BaseException as error:  # of any kind: it is other people's code
                 self._answers.put((None, error))
         for made in self._made:
-            made.close()
+            with contextlib.suppress(Exception):  # what is broken may not close, either
+                made.close()
 
     def _call(self, name: str, *given: Any) -> Any:
         self._calls.put((name, given))

@@ -77,6 +77,8 @@ class Session:
             self.recorder.bar,
         ):
             self.recorder.introduce(self.origin["device"], new=self.start.checkpoint is None)
+            if self.start.checkpoint is not None and self.components.environment.on_host is not None:
+                self.recorder.say("environments on the host are in no checkpoint: they begin new episodes")
             for number, members in enumerate(self.spec.batches):
                 self.status = OK
                 params.append(self._run_batch(number, members, workers, interrupted))
