@@ -217,7 +217,7 @@ def test_a_half_full_local_replay_keeps_its_age_over_chunks_and_resumes():
     """It is as old as its first rollout: also where that was made in a session before."""
     count = lambda number: jnp.int32(number)  # noqa: E731
     programs = ActorPrograms(
-        None, lambda params, now, episodes, hparams: (now, episodes), lambda params, now, hparams: now.local, count(0)
+        None, lambda params, now, episodes, *_: (now, episodes), lambda params, now, hparams: now.local, count(0)
     )
     node, begun = ActorNode(programs, None, index=0, merge_every=3), []
     now = Actor((), (), "local", acted=count(0), begun=count(0))
@@ -247,7 +247,7 @@ def test_a_stream_is_cut_where_a_block_is_left_out(two_actors, blocks):
     count = [0, 0]
     for actor, old in [(0, False), (1, False), (0, False), (1, False), *blocks]:
         chunk.deliveries.put(
-            actor_learner.Delivery(actor, Local(clock_block(actor, count[actor]), None), 0 if old else 9)
+            actor_learner.Delivery(actor, Local(clock_block(actor, count[actor]), None), 0 if old else 9, False)
         )
         count[actor] += 1
     chunk._receive()

@@ -263,7 +263,12 @@ def assert_refused(*parts: str, name: str = "CartPole-v1", **arguments) -> None:
 
 @pytest.mark.parametrize(
     "wrong, nearest",
-    [("CartPole-v0", "CartPole-v1"), ("breakout", "Breakout-MinAtar"), ("FrozenLake-v1", "FrozenLake-misc")],
+    [
+        ("CartPole-v0", "CartPole-v1"),
+        ("breakout-minatar", "Breakout-MinAtar"),
+        ("breakout", "ALE/Breakout-v5"),
+        ("FrozenLake-v1", "FrozenLake-misc"),
+    ],
 )
 def test_a_misspelt_name_suggests_the_nearest(wrong, nearest):
     assert_refused(repr(wrong), f"did you mean {nearest!r}?", name=wrong)
