@@ -125,7 +125,7 @@ class Conv(nn.Module):
 
     method "patches" gathers the neighbourhoods by slicing and multiplies once, which on a CPU is much faster than
     "lax": under `vmap` over members (grouped convolutions), and in loops, where XLA does not use its library of
-    convolutions (an update of the Nature network takes 17 times as long). Both share parameters: kernel
+    convolutions (an update of the Nature network takes nine times as long). Both share parameters: kernel
     [size, size, C, features], bias.
     """
 
