@@ -104,6 +104,19 @@ def test_environments_that_fail_are_made_anew_and_only_their_rollout_is_lost(cou
     assert told == ["warning: the environments of actor 0 failed and are made anew: ValueError: out of order"]
 
 
+def test_actors_on_devices_of_their_own_leave_each_others_environments_alone():
+    """Two actors that compile at once, of which the first is done before the second has taken a step."""
+    counters, told = Counters(lambda making, step: time.sleep(0.1 * (making == 2))), []
+    config = dataclasses.replace(SMALL, env_timeout=20.0)
+    axes = Axes(workers=2, merge_every=2, broadcast_every=3, coupling="async")
+    built, states = actor_learner.build(
+        components(counters.environment, config), jax.devices()[:3], [SEED], [H], axes, told.append
+    )
+    assert counters.makings == 2 and built.telemetry(states)["env_restarts"] == 0
+    built.prefill(states, built.zero_metrics, 0, 4)
+    assert counters.makings == 4 and told == []
+
+
 def test_environments_that_hang_are_left_behind():
     def trouble(making, step):
         if (making, step) == (1, 8):

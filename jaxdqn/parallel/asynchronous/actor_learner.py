@@ -315,12 +315,13 @@ class ActorLearner:
             self.nodes[index].begin(first)
             for count in range(max(2, self.axes.merge_every)):  # until it has been full
                 self.nodes[index].act(params, 0, 0, count > 0)
-            self.nodes[index].close()
 
         # Threads wait for processes; in this one the first actor of a device compiles for all of them.
         count = self.axes.workers if self.apart else min(self.axes.workers, len(self.actor_devices))
         with ThreadPoolExecutor() as pool:
             list(pool.map(warm, range(count)))
+        for node in self.nodes[:count]:  # when all have acted: those in this process share their environments
+            node.close()
         shapes = jax.eval_shape(self.acting.full, state.broadcast[0], state.actors[0], self.hparams)
         local = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         data, merged = self.programs.insert(state.replay, state.merged, local, np.int32(0), self.hparams)

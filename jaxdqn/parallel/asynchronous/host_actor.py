@@ -32,9 +32,9 @@ def actor_programs(components: Components, num_actors: int, merge_every: int) ->
     compiled = compile_actor(components, num_actors, merge_every)
     if components.environment.on_host is None:
         return compiled
-    acting = HostActing(components, num_actors, merge_every)
+    hosted = HostActing(components, num_actors, merge_every)
     return compiled._replace(
-        act=acting.act, prefill=acting.prefill, broke=acting.broke, notes=acting.notes, close=acting.close
+        act=hosted.act, prefill=hosted.prefill, broke=hosted.broke, notes=hosted.notes, close=hosted.close
     )
 
 
