@@ -167,7 +167,7 @@ def test_first_observations_of_real_environments(name, env_kwargs):
         "octax/brix",
         "xminigrid/MiniGrid-DoorKey-5x5",
         "pgx/minatar-breakout",
-        *(pytest.param(name, marks=pytest.mark.every) for name in suites.CRAFTAX.names),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in suites.CRAFTAX.names),
     ],
 )
 def test_suites_draw_their_observations(name):

@@ -8,11 +8,12 @@ own: `--hparams.reward-clip 1` is what the learner may do with them.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
+from gymnasium.spaces import Discrete
 
 from jaxdqn.base import Environment, Frames, HostEnvironments, HostStep, Spec
 from jaxdqn.environments import arguments
@@ -56,7 +57,7 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
         if not right:
             raise UserError(f"env_kwargs.{field} of {name} is {chosen[field]}; it must be {words}.")
     rom = _rom(name)
-    actions = int(_vector(rom, 1, chosen).single_action_space.n)
+    actions = int(cast(Discrete, _vector(rom, 1, chosen).single_action_space).n)
     screen = Frames((SIDE, SIDE, chosen["frames"]), np.uint8, "zeros")
     spec = Spec(name, screen, actions, math.ceil(chosen["max_frames"] / chosen["frame_skip"]))
 
@@ -67,6 +68,7 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
             return np.array(screens).reshape(num_envs, SIDE, SIDE, 1)  # a copy: memory of ALE's own may be used again
 
         def reset(seed: int) -> np.ndarray:
+            screens: np.ndarray
             screens, info = env.reset(seed=seed)
             lives[:] = info["lives"]
             return stored(screens)
