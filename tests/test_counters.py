@@ -18,7 +18,7 @@ from jaxdqn.components import make_agent
 from jaxdqn.config import FLOAT_WHOLE, INT32_MAX, Config, HParams, validate_hparams
 from jaxdqn.errors import UserError
 from jaxdqn.learning import sgd_agent
-from jaxdqn.parallel.asynchronous import actor_learner, workers
+from jaxdqn.parallel.asynchronous import learner, workers
 from jaxdqn.parallel.compiled.averaging import Schedule
 from jaxdqn.replay import ring
 from jaxdqn.sweeps import space
@@ -183,11 +183,9 @@ def test_the_sum_of_lags_is_for_a_mean_and_has_no_end():
 
 def test_one_actor_may_act_for_all_where_they_do_not_wait_for_each_other():
     config = Config(num_envs=4, total_steps=4 * (INT32_MAX // 4), learning_starts=1_000, log_interval=10**6)
-    actor_learner.check(actor_learner.Axes(workers=4, coupling="lockstep"), config)
+    learner.check(learner.Axes(workers=4, coupling="lockstep"), config)
     with pytest.raises(UserError, match="one actor may act for all of them"):
-        actor_learner.check(
-            actor_learner.Axes(workers=4, coupling="async"), dataclasses.replace(config, total_steps=INT32_MAX)
-        )
+        learner.check(learner.Axes(workers=4, coupling="async"), dataclasses.replace(config, total_steps=INT32_MAX))
 
 
 def test_a_return_counts_every_step_of_an_evaluation():

@@ -13,7 +13,7 @@ from jaxdqn.base import Progress, SequenceBatch
 from jaxdqn.components import make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.parallel import schemes
-from jaxdqn.parallel.asynchronous import actor_learner
+from jaxdqn.parallel.asynchronous import learner
 from jaxdqn.parallel.axes import Axes
 from jaxdqn.runs import checkpoints
 from jaxdqn.runs.directory import Continuation
@@ -64,7 +64,7 @@ def rings(runner, states, iteration, axes):
     one = jax.tree.map(lambda x: x[0, 0], gathered)
     written = jnp.int32(iteration * config.rollout_length)
     if axes.scheme == "actor_learner":
-        return [(actor_learner.global_replay(runner.components, schemes.complete(axes).own), one.replay, one.merged)]
+        return [(learner.global_replay(runner.components, schemes.complete(axes).own), one.replay, one.merged)]
     if axes.scheme == "parameter_server":
         return [(runner.components.replay, w.replay, w.acted * config.rollout_length) for w in one.workers]
     lanes = jax.tree.leaves(gathered)[0].shape[:2]

@@ -11,7 +11,7 @@ from probe_environments import clocked
 
 from jaxdqn.base import Progress, Transition
 from jaxdqn.config import Config, HParams
-from jaxdqn.parallel.asynchronous import actor_learner
+from jaxdqn.parallel.asynchronous import actor_learner, learner
 from jaxdqn.parallel.asynchronous.actor_learner import Axes
 from jaxdqn.parallel.compiled import runner
 
@@ -63,7 +63,7 @@ def test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays(blocks
     state = scheme.init(0)
     scheme.warm_up(state)
     learn, updates = scheme.programs.learn, itertools.count()
-    sample = jax.jit(actor_learner.global_replay(components, axes).sample)
+    sample = jax.jit(learner.global_replay(components, axes).sample)
 
     def learn_and_look(learner, data, sums, merged, key, hparams, iteration):
         """The learner's own program; now and then a batch is also looked at, while the actors go on."""
