@@ -98,7 +98,7 @@ class HostStep(NamedTuple):
 
 
 class HostEnvironments(NamedTuple):
-    """N environments with auto-reset that JAX cannot see, stepped together.
+    """N environments with auto-reset that JAX cannot see, stepped together. What they return is not written again.
 
     reset(seed) -> observation [N, *O], of `Frames` the newest; the seed, below 2^31, fixes all that follows
     step(actions int64 [N]) -> HostStep
@@ -299,6 +299,8 @@ class Replay(NamedTuple):
     shards: largest(x []) is the maximum of their numbers x. None where all weights are 1
     describe(state, progress, hparams) -> {column: []}     of what `sample` would draw; None where nothing is known
     rows: how many rows of each stream it holds, whose loss more of them would make good; 0 where it is the newest block
+    kept(block) -> what `add` needs of a block: of stacks stored once their newest frames alone, and the next
+    observations only where they have a copy of their own
     """
 
     init: Callable[[], PyTree]
@@ -309,6 +311,7 @@ class Replay(NamedTuple):
     weighted: Callable[[Callable[[Array], Array]], Sample] | None = None
     describe: Describe | None = None
     rows: int = 0
+    kept: Callable[[Transition], Transition] = lambda block: block
 
 
 class LossOutput(NamedTuple):

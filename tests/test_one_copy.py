@@ -197,6 +197,19 @@ def test_stacks_are_those_that_the_environment_gave(padding, n_step):
     assert padded > 100
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("padding", ["first", "zeros"])
+def test_what_is_kept_of_a_block_is_all_that_comes_to_be_stored(padding, copies):
+    """Rings after the block, and after what `kept` leaves of it: newest frames alone, and no next observations."""
+    example, data = played(padding)
+    record = replay.uniform(example, 40, ENVS, 8, copies=copies)
+    kept = record.kept(data)
+    assert kept.observation["frames"].shape[-1] == (1 if copies == 1 else example.observation["frames"].shape[-1])
+    assert (kept.next_observation == ()) == (copies == 1)
+    made = [jax.jit(record.add)(record.init(), block, jnp.int32(0), H) for block in (data, kept)]
+    jax.tree.map(np.testing.assert_array_equal, *made)
+
+
 def test_no_stack_reaches_over_a_cut():
     """Rows 6 and 7 are lost: the two rows after the cut start nothing, whatever the lost rows held."""
     example, data = played("first")

@@ -79,14 +79,9 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
             # Of an episode that ended there are the lives of the next one.
             lost = chosen["life_loss"] & ~end & (info["lives"] < lives)
             lives[:] = info["lives"]
-            final = np.where(end[:, None, None, None], info["final_obs"], screens) if end.any() else screens
-            return HostStep(
-                stored(screens),
-                reward.astype(np.float32),
-                1.0 - (terminated | lost).astype(np.float32),
-                stored(final),
-                np.array(end),
-            )
+            seen, rest = stored(screens), (reward.astype(np.float32), 1.0 - (terminated | lost).astype(np.float32))
+            final = stored(np.where(end[:, None, None, None], info["final_obs"], screens)) if end.any() else seen
+            return HostStep(seen, *rest, final, np.array(end))
 
         return HostEnvironments(reset, step, env.close)
 

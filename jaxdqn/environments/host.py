@@ -53,6 +53,32 @@ def followed(spec: Spec, before: PyTree, newest: PyTree) -> PyTree:
     return jax.tree.map(stack, spec.observation, before, newest)
 
 
+def horizon(spec: Spec) -> int:
+    """H: how many steps back the frames of a stack reach; at least 1, so that a count of steps up to H tells an
+    episode's first."""
+    stacks = (leaf.shape[-1] - 1 for leaf in jax.tree.leaves(spec.observation) if isinstance(leaf, Frames))
+    return max(stacks, default=0) or 1
+
+
+def stacked(spec: Spec, newest: PyTree, since: Array) -> PyTree:
+    """Observations [T, N, *O] of consecutive steps, of the `newest` observations [H + T, N, ...] in these and in the H
+    steps before; `since` [T, N] counts the steps from the episode's start to each, no more than H."""
+    before, count = horizon(spec), len(since)
+
+    def put_together(leaf: Any, frames: Array) -> Array:
+        frames = jnp.asarray(frames, leaf.dtype)
+        if not isinstance(leaf, Frames):
+            return frames[before:]
+        frames, since_t = frames[..., 0], since.reshape(*since.shape, *(1,) * (frames.ndim - 3))
+        stack = [frames[before:]]
+        for age in range(1, leaf.shape[-1]):
+            padding = stack[0] if leaf.padding == "first" else jnp.zeros_like(stack[0])
+            stack.insert(0, jnp.where(since_t >= age, frames[before - age : before - age + count], padding))
+        return jnp.stack(stack, axis=-1)
+
+    return jax.tree.map(put_together, spec.observation, newest)
+
+
 def timestep(spec: Spec, observation: PyTree, step: HostStep) -> TimeStep:
     """A step [N] as one in JAX returns it, taken at `observation` [N, *O]."""
     produced = followed(spec, observation, step.final_observation)

@@ -73,6 +73,14 @@ def copies(example: Transition, asked: str) -> int:
     return {"one": 1, "two": 2, "auto": 1 if size > SMALL else 2}[asked]
 
 
+def kept(ring: Layout, block: Transition) -> Transition:
+    """What of a block [T, N] `encode` reads: the same comes of it."""
+    if ring.copies == 2:
+        return block
+    newest = _map(lambda c, x: x[..., -1:] if c.frames else x, ring.codecs.observation, block.observation)
+    return block._replace(observation=newest, next_observation=())
+
+
 def encode(ring: Layout, block: Transition) -> Stored:
     """A block [T, N] as the ring holds it, its actions of any type of integers."""
     block = block._replace(action=block.action.astype(ring.codecs.action.stored.dtype))
@@ -284,4 +292,5 @@ def uniform(example: Transition, rows: int, num_envs: int, batch_size: int, n_st
         sample=sample,
         describe=describe,
         rows=rows,
+        kept=functools.partial(kept, ring),
     )

@@ -24,8 +24,8 @@ from jaxdqn.replay.latest import block_batch
 
 
 class Actor(NamedTuple):
-    """One actor. `acted` [] counts its iterations; local [M * T, n, ...] holds the last acted % M of them, of which the
-    first was made with the parameters of broadcast `begun` []."""
+    """One actor. `acted` [] counts its iterations; local [M * T, n, ...] holds the last acted % M of them, in their
+    `local_form`, of which the first was made with the parameters of broadcast `begun` []."""
 
     state: ActorState
     key: Key
@@ -74,31 +74,43 @@ def start_actor(components: Components, num_actors: int, merge_every: int, strea
     each = components.config.num_envs // num_actors
     example = training.transition_example(components.environment.spec, components.agent)
     rows = merge_every * components.config.rollout_length
-    local = jax.tree.map(lambda x: jnp.zeros((rows, each, *x.shape), x.dtype), example)
+    block = jax.tree.map(lambda x: jnp.zeros((rows, each, *x.shape), x.dtype), example)
+    local = local_form(components)(block)
     state = acting.start(components.environment, components.agent, each, actor_key)
     return Actor(state, key, local, acted=jnp.int32(0), begun=jnp.int32(0))
+
+
+def local_form(components: Components) -> Callable[[Transition], Transition]:
+    """What an actor holds of a block: what the learner's replay keeps of it, or all where it computes priorities."""
+    return (lambda block: block) if _gives_priorities(components) else components.replay.kept
+
+
+def _gives_priorities(components: Components) -> bool:
+    return components.replay.weighted is not None and agents.replay_of(components.config).batch is Batch
+
+
+def extended(actor: Actor, state: ActorState, block: Transition, merge_every: int) -> Actor:
+    """`actor` after one more rollout, whose block [T, n], in its local form, goes into the local replay."""
+    row = actor.acted % merge_every * len(block.reward)
+    local = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, row, 0), actor.local, block)
+    return actor._replace(state=state, local=local, acted=actor.acted + 1)
 
 
 @once_each
 def compile_actor(components: Components, num_actors: int, merge_every: int) -> ActorPrograms:
     """The actor's programs; jit compiles them where and when they are first called."""
     config = components.config
-    each, length = config.num_envs // num_actors, config.rollout_length
+    each, form = config.num_envs // num_actors, local_form(components)
     own = dataclasses.replace(config, num_envs=each)
     rollout = training.make_act(components.environment, components.agent, own, config.num_envs)
     random_rollout = training.make_prefill(components.environment, components.agent, own)
-
-    def store(actor: Actor, acted: ActorState, block: Transition) -> Actor:
-        row = actor.acted % merge_every * length
-        local = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, row, 0), actor.local, block)
-        return actor._replace(state=acted, local=local, acted=actor.acted + 1)
 
     def act(
         params: PyTree, actor: Actor, sums: EpisodeSums, hparams: HParams, iteration: Array, index: Array
     ) -> tuple[Actor, EpisodeSums, Array]:
         key, _ = training.stream_keys(actor.key, actor.acted)
         acted, block, new, epsilon = rollout(params, actor.state, key, iteration, index * each, hparams)
-        return store(actor, acted, block), jax.tree.map(jnp.add, sums, new), epsilon
+        return extended(actor, acted, form(block), merge_every), jax.tree.map(jnp.add, sums, new), epsilon
 
     def prefill(
         params: PyTree, actor: Actor, sums: EpisodeSums, hparams: HParams, index: Array
@@ -106,12 +118,12 @@ def compile_actor(components: Components, num_actors: int, merge_every: int) -> 
         del index  # nothing of it depends on which actor this is
         key, _ = training.stream_keys(actor.key, actor.acted)
         acted, block, new = random_rollout(params, actor.state, key, hparams)
-        return store(actor, acted, block), jax.tree.map(jnp.add, sums, new)
+        return extended(actor, acted, form(block), merge_every), jax.tree.map(jnp.add, sums, new)
 
     def full(params: PyTree, actor: Actor, hparams: HParams) -> Local:
         # A copy: the next rollout is given the original.
         block = jax.tree.map(jnp.copy, actor.local)
-        if components.replay.weighted is None or agents.replay_of(config).batch is not Batch:
+        if not _gives_priorities(components):
             return Local(block, None)
         learner = LearnerState(params, params, (), jnp.int32(0), jnp.int32(-1))
         _, key = training.stream_keys(actor.key, actor.acted)
