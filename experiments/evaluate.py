@@ -94,6 +94,7 @@ def run(arguments: list[str]) -> int:
         "finished": int(episodes.finished.sum()),
         "unfinished": int((~episodes.finished).sum()),
         "distinct": distinct,
+        "achieved": {name: float(done.mean()) for name, done in episodes.achieved.items()},
         "returns": [float(value) for value in episodes.returns],
     }
     if args.json:
@@ -134,6 +135,8 @@ def draw(result: "Result", member: int, seed: int, path: pathlib.Path) -> dict[s
 
 def described(report: dict) -> list[str]:
     """The report for people."""
+    from jaxdqn.runs import summary
+
     low, high = np.percentile(report["returns"], [5, 95])
     interval = report["return_ci95"]
     spread = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
@@ -142,6 +145,8 @@ def described(report: dict) -> list[str]:
         f"(5 % {low:.1f}, 95 % {high:.1f}) over {report['episodes']} greedy episodes of {report['length_mean']:.0f} "
         "steps"
     ]
+    if report["achieved"]:
+        lines.append(summary.achievements(report["achieved"]))
     if report["epsilon"]:
         lines.append(f"a random action with probability {report['epsilon']:g}")
     if report["distinct"] < report["episodes"]:

@@ -53,17 +53,24 @@ def rollout(
 
     exploration [N] is each environment's epsilon.
     """
-    num_envs = exploration.shape[0]
 
     def step(state: ActorState, keys: Key) -> tuple[ActorState, tuple[Transition, EpisodeSums]]:
-        chosen = agent.act(params, state.carry, state.observation, keys[0], exploration)
-        env_state, timestep = jax.vmap(environment.step)(keys[1:], state.env_state, chosen[0])
-        state, transition, sums = followed(state, chosen, env_state, timestep, agent.initial_carry(num_envs))
+        state, transition, sums, _ = one_step(environment, agent, params, state, keys, exploration)
         return state, (transition, sums)
 
-    keys = jax.random.split(key, (length, 1 + num_envs))  # one draw for all: each costs microseconds
+    keys = jax.random.split(key, (length, 1 + exploration.shape[0]))  # one draw for all: each costs microseconds
     state, (block, sums) = jax.lax.scan(step, state, keys, unroll=min(length, 2))
     return state, block, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+
+
+def one_step(
+    environment: Environment, agent: Agent, params: PyTree, state: ActorState, keys: Key, exploration: Array
+) -> tuple[ActorState, Transition, EpisodeSums, PyTree]:
+    """A step of all N environments, with keys [1 + N]: (state, transition [N], sums, `TimeStep.achieved` [N, K])."""
+    chosen = agent.act(params, state.carry, state.observation, keys[0], exploration)
+    env_state, timestep = jax.vmap(environment.step)(keys[1:], state.env_state, chosen[0])
+    initial = agent.initial_carry(exploration.shape[0])
+    return *followed(state, chosen, env_state, timestep, initial), timestep.achieved
 
 
 def followed(

@@ -57,13 +57,14 @@ class Spec(NamedTuple):
     `observation` gives shape and dtype of one observation as stored (bool for 0/1 grids), or a pytree of these, which
     are `Frames` where the environment stacks frames and `Codes` where it names categories; where not every action is
     always legal, it is a `Masked` of these (masks.py). `max_episode_steps` is the time limit in environment steps, or
-    None where there is none.
+    None where there is none. `achievements` are names of what may be done in an episode, by which it is judged too.
     """
 
     name: str
     observation: PyTree
     num_actions: int
     max_episode_steps: int | None = None
+    achievements: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         return hash((self.name, str(self.observation)))  # which may be a dict
@@ -74,6 +75,7 @@ class TimeStep(NamedTuple):
 
     `discount` is 0 where the MDP terminated, else 1, also at a time limit. `observation` is what the policy sees
     next (the first of a new episode after an end); `final_observation` is what the step produced before any reset.
+    `achieved` says of each of `Spec.achievements` whether it has been done, bool [K], in the episode of this step.
     """
 
     observation: PyTree
@@ -81,6 +83,7 @@ class TimeStep(NamedTuple):
     discount: Array
     final_observation: PyTree
     episode_end: Array
+    achieved: PyTree = ()
 
 
 class HostStep(NamedTuple):

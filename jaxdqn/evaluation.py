@@ -1,5 +1,6 @@
 """Greedy episodes on environments of their own. Every seed, evaluation and shard has its own start states and dice."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdqn import acting, exploration, fingerprints, masks
 from jaxdqn.acting import ActorState
-from jaxdqn.base import Agent, Array, Environment, Key, PyTree, Transition
+from jaxdqn.base import Agent, Array, Environment, Key, PyTree, Spec, Transition
 
 EVALUATION_SEED = 20_150_226
 
@@ -15,12 +16,14 @@ EVALUATION_SEED = 20_150_226
 class Episodes(NamedTuple):
     """Undiscounted, unscaled return and length in environment steps of each episode; [E]. An episode that was still
     running at the bound counts with what it had reached; `finished` says which ended. Episodes with the same
-    observations and rewards have the same `fingerprints`."""
+    observations and rewards have the same `fingerprints`. `achieved` has for each of `Spec.achievements` whether it was
+    done."""
 
     returns: Array
     lengths: Array
     finished: Array
     fingerprints: Array
+    achieved: Mapping[str, Array]
 
 
 def episode_key(seed: Array | int, iteration: Array | int, part: Array | int, shard: Array | int = 0) -> Key:
@@ -47,21 +50,28 @@ def sometimes_random(agent: Agent, num_actions: int, epsilon: float) -> Agent:
     return agent._replace(greedy=greedy)
 
 
-def none_yet(num_episodes: int) -> Episodes:
+def none_yet(num_episodes: int, spec: Spec) -> Episodes:
     """Episodes of which nothing is played."""
-    kinds = jnp.float32, jnp.int32, jnp.bool_, jnp.uint32
-    return Episodes(*(jnp.zeros(num_episodes, kind) for kind in kinds))
+    returns, lengths, finished, seen = (
+        jnp.zeros(num_episodes, kind) for kind in (jnp.float32, jnp.int32, jnp.bool_, jnp.uint32)
+    )
+    return Episodes(returns, lengths, finished, seen, {name: jnp.zeros_like(finished) for name in spec.achievements})
 
 
-def extended(episodes: Episodes, row: Transition) -> Episodes:
-    """`episodes` [E] with a transition [E] of each more, where they still run."""
+def extended(episodes: Episodes, row: Transition, achieved: Array) -> Episodes:
+    """`episodes` [E] with a transition [E] of each more, where they still run, and with what was `achieved` [E, K]."""
     alive = ~episodes.finished
     seen = fingerprints.extend(episodes.fingerprints, row.observation, row.reward)
+    done = {
+        name: jnp.where(alive, achieved[:, place], before)
+        for place, (name, before) in enumerate(episodes.achieved.items())
+    }
     return Episodes(
         episodes.returns + jnp.where(alive, row.reward, 0.0),
         episodes.lengths + alive,
         episodes.finished | row.episode_end,
         jnp.where(alive, seen, episodes.fingerprints),
+        done,
     )
 
 
@@ -88,9 +98,9 @@ def evaluate(
     def body(carry: tuple[ActorState, Episodes, Array]) -> tuple[ActorState, Episodes, Array]:
         actor, episodes, step = carry
         key = jax.random.fold_in(step_key, step)
-        actor, block, _ = acting.rollout(environment, agent, params, actor, key, zeros, length=1)
-        episodes = extended(episodes, jax.tree.map(lambda x: x[0], block))
-        return actor, episodes, step + 1
+        (keys,) = jax.random.split(key, (1, 1 + num_episodes))  # those of a rollout
+        actor, row, _, achieved = acting.one_step(environment, agent, params, actor, keys, zeros)
+        return actor, extended(episodes, row, achieved), step + 1
 
     actor = acting.start(environment, agent, num_episodes, start_key)
-    return jax.lax.while_loop(running, body, (actor, none_yet(num_episodes), jnp.int32(0)))[1]
+    return jax.lax.while_loop(running, body, (actor, none_yet(num_episodes, environment.spec), jnp.int32(0)))[1]

@@ -46,7 +46,7 @@ def player(
     ) -> tuple[ActorState, Episodes, PyTree]:
         timestep = host.timestep(spec, state.observation, step)
         state, row, _ = acting.followed(state, chosen, (), timestep, initial)
-        return state, evaluation.extended(episodes, row), row.next_observation
+        return state, evaluation.extended(episodes, row, timestep.achieved), row.next_observation
 
     def once(params: PyTree, key: Key, watch: Callable[[PyTree, host.Guarded], None]) -> Episodes:
         start_key, step_key = jax.random.split(key)
@@ -54,7 +54,7 @@ def player(
         try:
             observation = host.begun(spec, environments.reset(int(host.seed_of(start_key))))
             zeros = jnp.zeros(num_episodes, jnp.float32), jnp.zeros(num_episodes, jnp.int32)
-            state, episodes = ActorState((), observation, initial, *zeros), evaluation.none_yet(num_episodes)
+            state, episodes = ActorState((), observation, initial, *zeros), evaluation.none_yet(num_episodes, spec)
             watch(observation, environments)
             for count in range(max_steps):
                 chosen = choose(params, state, step_key, np.int32(count))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -15,8 +16,8 @@ import pytest
 import jaxdqn
 from jaxdqn import agents, evaluation, fingerprints
 from jaxdqn.analysis import intervals
-from jaxdqn.base import Network
-from jaxdqn.components import make_components
+from jaxdqn.base import Environment, Network, Spec, TimeStep
+from jaxdqn.components import make_agent, make_components
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.compiled import runner
@@ -84,7 +85,7 @@ def test_common_evaluation_is_the_same_for_all_seeds_and_not_for_all_iterations(
     components, table = lake
     components = components._replace(config=dataclasses.replace(components.config, common_evaluation=True))
     one = judged(components, table, range(10), iteration=40)
-    for leaf in one:
+    for leaf in jax.tree.leaves(one):
         np.testing.assert_array_equal(leaf, leaf[:1].repeat(10, axis=0))
     assert not np.array_equal(one.fingerprints, judged(components, table, range(10), iteration=80).fingerprints)
 
@@ -174,6 +175,36 @@ def test_distinct_counts_each_row():
     assert fingerprints.distinct(np.zeros((2, 0), np.uint32)).tolist() == [0, 0]
 
 
+def stages():
+    """Episodes of three steps, of which the first and, with action 1, the second achieve something."""
+
+    def step(key, state, action):
+        done = jnp.stack([state[0] >= 0, state[1] | (state[0] == 1) & (action == 1)])
+        end = state[0] == 2
+        after = jnp.where(end, 0, state[0] + 1), jnp.where(end, False, done[1])
+        seen = jnp.float32(state[0])[None]
+        return after, TimeStep(jnp.float32(after[0])[None], jnp.float32(1), 1.0 - end, seen, end, done)
+
+    spec = Spec("stages", jax.ShapeDtypeStruct((1,), np.float32), 2, None, ("first", "second"))
+    return Environment(lambda key: ((jnp.int32(0), jnp.bool_(False)), jnp.zeros(1)), step, spec)
+
+
+def test_what_was_achieved_counts_until_an_episodes_end():
+    """Of a random agent; and an episode that the bound cuts short counts with what it had done."""
+    agent = make_agent(Config(agent="random"), stages().spec)
+    play = jax.jit(functools.partial(evaluation.evaluate, stages(), agent, ()), static_argnums=(1, 2))
+    whole, cut = (jax.tree.map(np.asarray, play(jax.random.key(0), 4_000, steps)) for steps in (9, 1))
+    assert whole.lengths.tolist() == [3] * 4_000 and whole.achieved["first"].all()
+    assert abs(whole.achieved["second"].mean() - 0.5) < 0.04
+    assert cut.achieved["first"].all() and not cut.achieved["second"].any()
+    members = jax.tree.map(lambda x: x.reshape(2, 1, -1), whole)
+    columns, finals = summary.columns(members), summary.finals([members, members], 4_000)
+    assert columns["eval_achieved_first"].tolist() == [1, 1]
+    assert columns["eval_achieved_second"].tolist() == [m.achieved["second"] for m in finals]
+    rates = {"goal": 0.25, "never": 0.0, "often": 1.0}
+    assert summary.achievements(rates) == "achieved in an episode: often 1.00, goal 0.25, 1 in no episode"
+
+
 # -- the summary ------------------------------------------------------------------------------------------------------
 
 
@@ -182,7 +213,7 @@ def episodes(returns, unfinished=0):
     returns = np.asarray(returns, np.float32)[:, None]
     finished = np.ones(returns.shape, bool)
     finished.reshape(-1)[:unfinished] = False
-    return evaluation.Episodes(returns, returns.astype(int), finished, returns.view(np.uint32))
+    return evaluation.Episodes(returns, returns.astype(int), finished, returns.view(np.uint32), {})
 
 
 def rows(*members, steps=(100, 200, 300, 400, 500)):

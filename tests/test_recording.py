@@ -58,7 +58,7 @@ def test_columns_are_what_a_loop_over_members_gives():
     rng = np.random.default_rng(0)
     given = sums(rng)
     returns, lengths = rng.normal(size=(2, 4, 2, 20)).astype(np.float32)
-    evaluated = Episodes(returns, lengths, rng.random((4, 2, 20)) < 0.5, rng.integers(0, 9, (4, 2, 20)))
+    evaluated = Episodes(returns, lengths, rng.random((4, 2, 20)) < 0.5, rng.integers(0, 9, (4, 2, 20)), {})
     columns = recording.measured(given, evaluated)
     for m in range(4):
         count, n = given.episodes.episodes[m].sum(), int(given.updates[m, 0])

@@ -67,6 +67,7 @@ def octax(name: str) -> Itself:
 
 def xminigrid(name: str) -> Itself:
     import xminigrid
+    from xminigrid.core.constants import Tiles
 
     env, params = xminigrid.make(name.partition("/")[2], max_steps=GOLDEN_LIMIT)
 
@@ -77,7 +78,9 @@ def xminigrid(name: str) -> Itself:
     def step(key, timestep, action):
         after = env.step(params, timestep, action)
         terminated = after.discount == 0
-        return after, after.observation, after.reward, terminated, after.last() & ~terminated
+        place = after.state.agent.position
+        solved = after.state.grid[place[0], place[1], 0] == Tiles.GOAL
+        return after, after.observation, after.reward, terminated, after.last() & ~terminated, solved[None]
 
     return Itself(reset, step)
 
@@ -110,6 +113,8 @@ def craftax(name: str) -> Itself:
         env = make_craftax_env_from_name(name.partition("/")[2], auto_reset=False)
     params = env.default_params.replace(max_timesteps=GOLDEN_LIMIT)
 
+    names = [one.name.lower() for one in importlib.import_module(f"{suite}.constants").Achievement]
+
     def show(observation):
         if not symbolic:
             return jnp.round(255 * observation).astype(jnp.int32)
@@ -122,9 +127,10 @@ def craftax(name: str) -> Itself:
         return state, show(observation)
 
     def step(key, state, action):
-        observation, state, reward, done, _ = env.step(key, state, action, params)
+        observation, state, reward, done, info = env.step(key, state, action, params)
+        achieved = jnp.stack([info[f"Achievements/{name}"] > 0 for name in names])
         dead = state.player_health <= 0  # in lava, too; no random agent meets the last boss
-        return state, show(observation), reward, dead, done & (state.timestep >= GOLDEN_LIMIT)
+        return state, show(observation), reward, dead, done & (state.timestep >= GOLDEN_LIMIT), achieved
 
     # The noise that worlds are made of is wrong in batches, on a CPU; in a loop it is not.
     return Itself(jax.custom_batching.sequential_vmap(reset), step)
@@ -221,20 +227,21 @@ def test_the_contract(name):
 
 def golden(suite: Itself, num_actions: int):
     """The same with the suite's own functions, reset by hand: (observation, reward, terminated, truncated, the next
-    observation, which is a start's after an end), each [GOLDEN_STEPS, ENVS, ...]."""
+    observation, which is a start's after an end; and where it says so, what was achieved), each [GOLDEN_STEPS, ENVS,
+    ...]."""
 
     @jax.jit
     def run(reset_keys, step_keys, actions):
         def one(state, key, action):
             step_key, reset_key = jax.random.split(key)
-            after, observation, reward, terminated, truncated = suite.step(step_key, state, action)
+            after, observation, reward, terminated, truncated, *achieved = suite.step(step_key, state, action)
             start, first = suite.reset(reset_key)
             end = terminated | truncated
             # A weak type, and score * 1.0 of a uint8, change in the first step.
             select = lambda new, old: jnp.where(end, new, jnp.asarray(old).astype(new.dtype))  # noqa: E731
             state = jax.tree.map(select, jax.tree.map(strong, start), after)
             following = jax.tree.map(lambda new, old: jnp.where(end, new, old), first, observation)
-            return state, (observation, reward, terminated, truncated, following)
+            return state, (observation, reward, terminated, truncated, following, *achieved)
 
         state, first = jax.vmap(suite.reset)(reset_keys)
         step = lambda state, x: jax.vmap(one)(state, *x)  # noqa: E731
@@ -253,7 +260,7 @@ def test_a_trajectory_is_that_of_the_suite_itself(name):
     environment, _ = limited(name, GOLDEN_LIMIT)
     first, step, _ = rollout(environment, GOLDEN_STEPS)
     suite = globals()[name.partition("/")[0]](name)
-    expected_first, (observation, reward, terminated, truncated, following) = golden(
+    expected_first, (observation, reward, terminated, truncated, following, *achieved) = golden(
         suite, environment.spec.num_actions
     )
     seen, expected = (first, step.final_observation, step.observation), (expected_first, observation, following)
@@ -262,6 +269,11 @@ def test_a_trajectory_is_that_of_the_suite_itself(name):
     np.testing.assert_array_equal(step.discount, 1.0 - terminated)  # so a time limit keeps 1
     np.testing.assert_array_equal(step.episode_end, terminated | truncated)
     assert np.any(terminated | truncated)
+    assert len(achieved) == bool(environment.spec.achievements)
+    for expected in achieved:
+        # Craftax tells at an episode's end.
+        np.testing.assert_array_equal(step.achieved[step.episode_end], expected[step.episode_end])
+        assert expected[step.episode_end].any() and not expected.all()
 
 
 def test_a_start_after_an_end_is_drawn_anew():

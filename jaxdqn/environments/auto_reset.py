@@ -16,13 +16,14 @@ MOST_TURNS = 64  # in which the starts of a batch are made, should all end at on
 
 
 class Step(NamedTuple):
-    """What one step of a suite produced; `terminated` and `truncated` may both be true."""
+    """What a step of a suite produced; `terminated` and `truncated` may both be true. On `achieved` see `TimeStep`."""
 
     state: PyTree
     observation: PyTree
     reward: Array
     terminated: Array
     truncated: Array
+    achieved: PyTree = ()
 
 
 def everywhere(start: Start) -> Renew:
@@ -101,6 +102,7 @@ def auto_reset(
             discount=1.0 - jnp.asarray(after.terminated).astype(jnp.float32),
             final_observation=after.observation,
             episode_end=end,
+            achieved=after.achieved,
         )
 
     return Environment(start, advance, spec)

@@ -36,6 +36,8 @@ def check(environment: Environment, key: Key) -> None:
     _expect(spec.name, "step's reward", step.reward, (), jnp.float32)
     _expect(spec.name, "step's discount", step.discount, (), jnp.float32)
     _expect(spec.name, "step's episode_end", step.episode_end, (), jnp.bool_)
+    if spec.achievements:
+        _expect(spec.name, "step's achieved", step.achieved, (len(spec.achievements),), jnp.bool_)
     _expect_same_state(spec.name, state, next_state)
 
 

@@ -48,10 +48,11 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
         del key  # only resets draw
         after = suite.step(params, timestep, action)
         terminated = after.discount == 0.0
-        return Step(after, after.observation, after.reward, terminated, after.last() & ~terminated)
+        solved = jnp.reshape(after.reward > 0.0, 1)  # which ends the episode
+        return Step(after, after.observation, after.reward, terminated, after.last() & ~terminated, solved)
 
     seen = Codes((params.view_size, params.view_size, 2), jnp.uint8, (NUM_TILES, NUM_COLORS))
-    return auto_reset(reset, step, Spec(name, seen, suite.num_actions(params), params.max_steps))
+    return auto_reset(reset, step, Spec(name, seen, suite.num_actions(params), params.max_steps, ("solved",)))
 
 
 def painter(name: str) -> Callable[[np.ndarray], np.ndarray]:

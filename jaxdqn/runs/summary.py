@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -21,11 +22,12 @@ EVALUATED = ("eval_return", "eval_length", "eval_distinct", "eval_unfinished")
 
 class Final(NamedTuple):
     """The episodes of one member's kept parameters after training: returns [F], and how many of them are distinct and
-    how many had not ended at eval_max_steps."""
+    how many had not ended at eval_max_steps; in what fraction of them each of `Spec.achievements` was done."""
 
     returns: np.ndarray
     distinct: int
     unfinished: int
+    achieved: Mapping[str, float] = MappingProxyType({})
 
 
 def columns(episodes: Episodes) -> dict[str, np.ndarray]:
@@ -33,7 +35,8 @@ def columns(episodes: Episodes) -> dict[str, np.ndarray]:
     every = _by_member(episodes)
     distinct, unfinished = fingerprints.distinct(every.fingerprints), (~every.finished).sum(axis=1)
     found = every.returns.mean(axis=1), every.lengths.mean(axis=1), distinct.astype(float), unfinished.astype(float)
-    return dict(zip(EVALUATED, found, strict=True))
+    achieved = {f"eval_achieved_{name}": done.mean(axis=1) for name, done in every.achieved.items()}
+    return dict(zip(EVALUATED, found, strict=True)) | achieved
 
 
 def finals(evaluations: Sequence[Episodes], number: int) -> list[Final]:
@@ -41,8 +44,9 @@ def finals(evaluations: Sequence[Episodes], number: int) -> list[Final]:
     parts = [_by_member(episodes) for episodes in evaluations]
     every = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, :number], *parts)
     distinct, unfinished = fingerprints.distinct(every.fingerprints), (~every.finished).sum(axis=1)
-    earned = every.returns.astype(float)
-    return [Final(*member) for member in zip(earned, distinct.tolist(), unfinished.tolist(), strict=True)]
+    achieved = [{name: float(done[m].mean()) for name, done in every.achieved.items()} for m in range(len(distinct))]
+    columns = every.returns.astype(float), distinct.tolist(), unfinished.tolist(), achieved
+    return [Final(*member) for member in zip(*columns, strict=True)]
 
 
 def _by_member(episodes: Episodes) -> PyTree:
@@ -144,6 +148,8 @@ def _of_episodes(finals: Sequence[Final], rates: bool) -> Fields:
     returns, distinct = np.stack([final.returns for final in finals]), [final.distinct for final in finals]
     found: Fields = {"episodes_per_member": returns.shape[1], "distinct_per_member": distinct}
     found["unfinished_per_member"] = [final.unfinished for final in finals]
+    if finals[0].achieved:
+        found["achieved"] = {name: float(np.mean([f.achieved[name] for f in finals])) for name in finals[0].achieved}
     if rates and intervals.is_rate(returns):
         found |= {"ci95": intervals.return_interval(returns, distinct), "interval": "wilson"}
     return found
@@ -161,7 +167,9 @@ def _meaning(frame: pd.DataFrame, reached: Sequence[int], judged: bool, config: 
 
 def lines(summary: Fields) -> list[str]:
     """The final returns for people: a line for each setting, and what they are."""
-    found = [_line(entry) for entry in summary["final_returns"]]
+    found = []
+    for entry in summary["final_returns"]:
+        found += [_line(entry), *([achievements(entry["achieved"])] if entry.get("achieved") else [])]
     notes = [f"final return: {summary['final_return_of']}; interval: 95 %, over seeds"]
     distinct = [n for entry in summary["final_returns"] for n in entry.get("distinct_per_member", [])]
     unfinished = sum(sum(entry.get("unfinished_per_member", [])) for entry in summary["final_returns"])
@@ -172,6 +180,14 @@ def lines(summary: Fields) -> list[str]:
     if unfinished:
         notes.append(f"{unfinished} episodes had not ended at eval_max_steps and count as far as they came")
     return found + notes
+
+
+def achievements(rates: Mapping[str, float]) -> str:
+    """For people, in what fraction of episodes each was done, the most frequent first; those of none are counted."""
+    done = sorted((name for name in rates if rates[name] > 0), key=lambda name: -rates[name])
+    never = len(rates) - len(done)
+    parts = [f"{name} {rates[name]:.2f}" for name in done] + ([f"{never} in no episode"] if never else [])
+    return f"achieved in an episode: {', '.join(parts)}"
 
 
 def _line(entry: Fields) -> str:
