@@ -122,6 +122,7 @@ def test_two_ray_workers_are_two_in_process_workers_bitwise(cluster, kind):
     tables.assert_same(state, method.run(way, way.init(), tables.KEY, 0, 30, mdp))
 
 
+@pytest.mark.slow
 def test_a_dead_tabular_node_changes_nothing_of_what_is_learned(cluster, monkeypatch):
     mdp, said, spawned = tables.made("FourRooms"), [], []
     way = tables.form("partitioned", "FourRooms", tables.GAMMA, 4)
@@ -153,6 +154,7 @@ def test_one_ray_worker_and_server_are_those_in_process_bitwise(cluster, config,
     tables.assert_same(runner.gather_one(others), runner.gather_one(sums))
 
 
+@pytest.mark.slow
 def test_a_dead_ray_worker_is_reported_once_and_the_others_do_its_work(cluster):
     said, nodes = [], []
 

@@ -156,17 +156,9 @@ ASYNCHRONOUS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name, number",
-    [
-        ("a3c", signal.SIGKILL),
-        pytest.param("parallel_dqn", signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param("parallel_dqn", signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param("parallel_dqn", signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param("a3c", signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param("a3c", signal.SIGTERM, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("name", ASYNCHRONOUS)
 def test_an_asynchronous_run_is_stopped_in_the_middle_and_goes_on_to_the_end(work, name, number):
     out = f"{name}-{number.name}"
     path = work.folder / out
@@ -187,7 +179,7 @@ def test_an_asynchronous_run_is_stopped_in_the_middle_and_goes_on_to_the_end(wor
     assert frame.eval_return.notna().sum() == 4
 
 
-@pytest.mark.parametrize("name", ASYNCHRONOUS)
+@pytest.mark.parametrize("name", [pytest.param("parallel_dqn", marks=pytest.mark.slow), "a3c"])
 def test_a_second_ctrl_c_ends_an_asynchronous_run_at_once_and_in_one_line(work, name):
     out = f"{name}-twice"
     process = work("train", *ASYNCHRONOUS[name], *OFTEN, "--out", out)

@@ -131,6 +131,7 @@ def test_sigterm_at_one_stops_both_and_they_resume_together(start, reference):
     assert_same_run(path, reference)
 
 
+@pytest.mark.slow
 def test_when_one_is_killed_the_other_ends_with_a_line(start):
     processes = start(*[[*FLAGS, "--total-steps", "1000000", "--checkpoint-seconds", "0", "--out", "killed"]] * 2)
     wait_for_checkpoint(processes, start.folder / "killed", 16)

@@ -95,7 +95,8 @@ def reference(work):
     return path
 
 
-@pytest.mark.parametrize("engine", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["processes", "ray"])
 def test_another_engine_gives_the_same_sweep(work, reference, engine):
     pytest.importorskip("ray") if engine == "ray" else None
     finish(work(work.folder / "two.yaml", "--out", engine, "--engine", engine))
@@ -195,6 +196,7 @@ def killed_at_random(work, out, kills, seed):
     return out
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_twice_goes_on_to_the_same_table(work, whole):
     assert_equal_sweeps(killed_at_random(work, work.folder / "killed", kills=2, seed=1), whole)
 
