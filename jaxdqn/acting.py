@@ -66,7 +66,7 @@ def rollout(
 def one_step(
     environment: Environment, agent: Agent, params: PyTree, state: ActorState, keys: Key, exploration: Array
 ) -> tuple[ActorState, Transition, EpisodeSums, PyTree]:
-    """A step of all N environments, with keys [1 + N]: (state, transition [N], sums, `TimeStep.achieved` [N, K])."""
+    """A step of all N environments, with keys [1 + N]: (state, transition [N], sums, `TimeStep.achieved` [N])."""
     chosen = agent.act(params, state.carry, state.observation, keys[0], exploration)
     env_state, timestep = jax.vmap(environment.step)(keys[1:], state.env_state, chosen[0])
     initial = agent.initial_carry(exploration.shape[0])

@@ -7,7 +7,7 @@ included), and free of functions and configuration.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -75,7 +75,7 @@ class TimeStep(NamedTuple):
 
     `discount` is 0 where the MDP terminated, else 1, also at a time limit. `observation` is what the policy sees
     next (the first of a new episode after an end); `final_observation` is what the step produced before any reset.
-    `achieved` says of each of `Spec.achievements` whether it has been done, bool [K], in the episode of this step.
+    `achieved` says of each of `Spec.achievements`, by its name, whether it has been done in the episode of this step.
     """
 
     observation: PyTree
@@ -83,7 +83,7 @@ class TimeStep(NamedTuple):
     discount: Array
     final_observation: PyTree
     episode_end: Array
-    achieved: PyTree = ()
+    achieved: Mapping[str, Array] | tuple[()] = ()
 
 
 class HostStep(NamedTuple):

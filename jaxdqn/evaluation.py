@@ -58,14 +58,11 @@ def none_yet(num_episodes: int, spec: Spec) -> Episodes:
     return Episodes(returns, lengths, finished, seen, {name: jnp.zeros_like(finished) for name in spec.achievements})
 
 
-def extended(episodes: Episodes, row: Transition, achieved: Array) -> Episodes:
-    """`episodes` [E] with a transition [E] of each more, where they still run, and with what was `achieved` [E, K]."""
+def extended(episodes: Episodes, row: Transition, achieved: PyTree) -> Episodes:
+    """`episodes` [E] with a transition [E] of each more, where they still run, and with `TimeStep.achieved` [E]."""
     alive = ~episodes.finished
     seen = fingerprints.extend(episodes.fingerprints, row.observation, row.reward)
-    done = {
-        name: jnp.where(alive, achieved[:, place], before)
-        for place, (name, before) in enumerate(episodes.achieved.items())
-    }
+    done = jax.tree.map(lambda now, before: jnp.where(alive, now, before), dict(achieved), episodes.achieved)
     return Episodes(
         episodes.returns + jnp.where(alive, row.reward, 0.0),
         episodes.lengths + alive,

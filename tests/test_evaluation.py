@@ -179,13 +179,13 @@ def stages():
     """Episodes of three steps, of which the first and, with action 1, the second achieve something."""
 
     def step(key, state, action):
-        done = jnp.stack([state[0] >= 0, state[1] | (state[0] == 1) & (action == 1)])
+        done = {"outset": state[0] >= 0, "choice": state[1] | (state[0] == 1) & (action == 1)}
         end = state[0] == 2
-        after = jnp.where(end, 0, state[0] + 1), jnp.where(end, False, done[1])
+        after = jnp.where(end, 0, state[0] + 1), jnp.where(end, False, done["choice"])
         seen = jnp.float32(state[0])[None]
         return after, TimeStep(jnp.float32(after[0])[None], jnp.float32(1), 1.0 - end, seen, end, done)
 
-    spec = Spec("stages", jax.ShapeDtypeStruct((1,), np.float32), 2, None, ("first", "second"))
+    spec = Spec("stages", jax.ShapeDtypeStruct((1,), np.float32), 2, None, ("outset", "choice"))
     return Environment(lambda key: ((jnp.int32(0), jnp.bool_(False)), jnp.zeros(1)), step, spec)
 
 
@@ -194,13 +194,13 @@ def test_what_was_achieved_counts_until_an_episodes_end():
     agent = make_agent(Config(agent="random"), stages().spec)
     play = jax.jit(functools.partial(evaluation.evaluate, stages(), agent, ()), static_argnums=(1, 2))
     whole, cut = (jax.tree.map(np.asarray, play(jax.random.key(0), 4_000, steps)) for steps in (9, 1))
-    assert whole.lengths.tolist() == [3] * 4_000 and whole.achieved["first"].all()
-    assert abs(whole.achieved["second"].mean() - 0.5) < 0.04
-    assert cut.achieved["first"].all() and not cut.achieved["second"].any()
+    assert whole.lengths.tolist() == [3] * 4_000 and whole.achieved["outset"].all()
+    assert abs(whole.achieved["choice"].mean() - 0.5) < 0.04
+    assert cut.achieved["outset"].all() and not cut.achieved["choice"].any()
     members = jax.tree.map(lambda x: x.reshape(2, 1, -1), whole)
     columns, finals = summary.columns(members), summary.finals([members, members], 4_000)
-    assert columns["eval_achieved_first"].tolist() == [1, 1]
-    assert columns["eval_achieved_second"].tolist() == [m.achieved["second"] for m in finals]
+    assert columns["eval_achieved_outset"].tolist() == [1, 1]
+    assert columns["eval_achieved_choice"].tolist() == [m.achieved["choice"] for m in finals]
     rates = {"goal": 0.25, "never": 0.0, "often": 1.0}
     assert summary.achievements(rates) == "achieved in an episode: often 1.00, goal 0.25, 1 in no episode"
 

@@ -1,6 +1,6 @@
 """An `Environment` of a suite's functions that do not reset: what all adapters but gymnax's have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ class Step(NamedTuple):
     reward: Array
     terminated: Array
     truncated: Array
-    achieved: PyTree = ()
+    achieved: Mapping[str, Array] | tuple[()] = ()
 
 
 def everywhere(start: Start) -> Renew:

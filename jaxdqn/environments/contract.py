@@ -36,8 +36,11 @@ def check(environment: Environment, key: Key) -> None:
     _expect(spec.name, "step's reward", step.reward, (), jnp.float32)
     _expect(spec.name, "step's discount", step.discount, (), jnp.float32)
     _expect(spec.name, "step's episode_end", step.episode_end, (), jnp.bool_)
-    if spec.achievements:
-        _expect(spec.name, "step's achieved", step.achieved, (len(spec.achievements),), jnp.bool_)
+    achieved = dict(step.achieved)
+    if sorted(achieved) != sorted(spec.achievements):
+        raise UserError(f"environment {spec.name!r}: step's achieved has {[*achieved]}, spec {[*spec.achievements]}.")
+    for achievement, done in achieved.items():
+        _expect(spec.name, f"step's achieved {achievement!r}", done, (), jnp.bool_)
     _expect_same_state(spec.name, state, next_state)
 
 

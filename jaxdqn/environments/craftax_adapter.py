@@ -45,6 +45,8 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
         env, seen = suite(static), _bits_and_numbers(module.get_map_obs_shape())
     params = env.default_params.replace(**changes)
     endless = params.replace(max_timesteps=NEVER)
+    achievements = importlib.import_module(f"{version}.constants").Achievement
+    places = {one.name.lower(): one.value for one in achievements}
 
     def reset(key: Key) -> tuple[PyTree, PyTree]:
         observation, state = env.reset(key, params)
@@ -53,15 +55,15 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
     def step(key: Key, state: PyTree, action: Array) -> Step:
         observation, after, reward, _, _ = env.step(key, state, action, params)
         terminated, truncated = env.is_terminal(after, endless), after.timestep >= params.max_timesteps
-        return Step(after, seen(observation), reward, terminated, truncated, after.achievements.astype(jnp.bool_))
+        achieved = {name: after.achievements[place].astype(jnp.bool_) for name, place in places.items()}
+        return Step(after, seen(observation), reward, terminated, truncated, achieved)
 
     if jax.default_backend() == "cpu":
         # jaxlib 0.10.2 repeats results there after the first 2^15 sums of products (jax issue 39103), so that the ninth
         # world of a batch would look like its first. One at a time takes no longer.
         reset = jax.custom_batching.sequential_vmap(reset)
-    names = tuple(one.name.lower() for one in importlib.import_module(f"{version}.constants").Achievement)
     observation = jax.eval_shape(reset, jax.random.key(0))[1]
-    spec = Spec(name, observation, env.num_actions, params.max_timesteps, names)
+    spec = Spec(name, observation, env.num_actions, params.max_timesteps, tuple(places))
     return auto_reset(reset, step, spec, where_ended)
 
 

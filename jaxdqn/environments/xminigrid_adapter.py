@@ -48,7 +48,7 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
         del key  # only resets draw
         after = suite.step(params, timestep, action)
         terminated = after.discount == 0.0
-        solved = jnp.reshape(after.reward > 0.0, 1)  # which ends the episode
+        solved = {"solved": after.reward > 0.0}  # which ends the episode
         return Step(after, after.observation, after.reward, terminated, after.last() & ~terminated, solved)
 
     seen = Codes((params.view_size, params.view_size, 2), jnp.uint8, (NUM_TILES, NUM_COLORS))
