@@ -66,7 +66,7 @@ def compiled(case: Case, chips: Sequence[Any]) -> tuple[Any, Any]:
     import jax
     import numpy as np
 
-    from jaxdqn import presets, training
+    from jaxdqn import agents, presets, training
     from jaxdqn.components import make_components
     from jaxdqn.parallel.compiled import devices, population, runner
 
@@ -83,7 +83,7 @@ def compiled(case: Case, chips: Sequence[Any]) -> tuple[Any, Any]:
     placed = jax.sharding.SingleDeviceSharding(chips[0]) if count == 1 else None
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((count, case.members, *x.shape), x.dtype, sharding=placed),
-        jax.eval_shape(start, runner.traced_hparams(components.agent.complete(preset.hparams))),
+        jax.eval_shape(start, runner.traced_hparams(agents.complete(preset.config, preset.hparams)[1])),
     )
     step = runner.fused(training.make_trainer(*records, devices.make_shards(count, count))).step
     lanes = population.over_lanes(step, num_shared=2)
