@@ -113,10 +113,8 @@ def _compile(components: Components, num_actors: int, merge_every: int) -> HostP
         before = host.stacked(spec, _together(taken.newest), _together(taken.since))
         steps = _together(taken.steps)
         produced = host.followed(spec, before, steps.final_observation)
-        (actions, extras), timesteps = (
-            _together(taken.chosen),
-            TimeStep((), steps.reward, steps.discount, (), steps.episode_end),
-        )
+        actions, extras = _together(taken.chosen)
+        timesteps = TimeStep((), steps.reward, steps.discount, (), steps.episode_end)
 
         def follow(state: ActorState, turn: tuple[Array, TimeStep]) -> tuple[ActorState, tuple[PyTree, EpisodeSums]]:
             state, row, seen = acting.followed(state, (turn[0], (), ()), (), turn[1], ())
