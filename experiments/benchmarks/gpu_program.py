@@ -194,7 +194,8 @@ def main() -> None:
     ]
     print(common.table(header, [row(program) for program in programs]))
     if list(AGENTS) == args.agents and list(ENVIRONMENTS) == args.envs:
-        common.write_result("gpu_program", {"card": chips[0].device_kind, "programs": programs, "not_counted": not_counted})
+        counted = {"programs": programs, "not_counted": not_counted}
+        common.write_result("gpu_program", {"card": chips[0].device_kind, **counted})
 
 
 def row(program: dict[str, Any]) -> list[Any]:
