@@ -121,7 +121,7 @@ def sampler(length, num_envs, size):
     example = example._replace(
         extras=Targets(jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
     )
-    memory = minibatches(example, length, num_envs, size)
+    memory = minibatches(example, length, num_envs, size, epochs=4)
     return jax.jit(lambda block, progress: memory.sample(memory.add(memory.init(), block, 0, H), KEY, progress, H))
 
 

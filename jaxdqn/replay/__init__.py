@@ -94,7 +94,13 @@ REPLAYS: dict[str, Kind] = {
         check=check_returns,
     ),
     "minibatches": Kind(
-        lambda example, c: minibatches(example, c.rollout_length, c.num_envs, c.batch_size),
+        lambda example, c: minibatches(
+            example,
+            c.rollout_length,
+            c.num_envs,
+            c.batch_size,
+            c.updates_per_iteration * c.batch_size // (c.rollout_length * c.num_envs),
+        ),
         rows_needed=lambda c: 0,
         batch=TargetBatch,
         newest_only=True,

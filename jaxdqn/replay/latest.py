@@ -33,11 +33,12 @@ class Targets(NamedTuple):
     order: Array
 
 
-def minibatches(example: Transition, length: int, num_envs: int, batch_size: int) -> Replay:
+def minibatches(example: Transition, length: int, num_envs: int, batch_size: int, epochs: int) -> Replay:
     """The T * N transitions of the newest block [T, N] in parts of `batch_size`, one a turn, which divides T * N.
 
-    Each epoch of T * N / batch_size turns goes through all of them once. The first follows the block's order, epoch e
-    what that order makes of itself when followed e times: random permutations, of one that is drawn once and stored.
+    Each of the `epochs` of T * N / batch_size turns goes through all of them once. The first follows the block's order,
+    epoch e what that order makes of itself when followed e times: random permutations, of one that is drawn once and
+    stored.
     State: a `Transition` of arrays [T, N, ...] with `Targets` as extras.
     """
     turns = length * num_envs // batch_size
@@ -47,7 +48,9 @@ def minibatches(example: Transition, length: int, num_envs: int, batch_size: int
         flat = jax.tree.map(lambda x: x.reshape(length * num_envs, *x.shape[2:]), state)
         epoch, part = jnp.divmod(progress.turn, turns)
         places = part * batch_size + jnp.arange(batch_size)
-        index = jax.lax.fori_loop(0, epoch + 1, lambda _, index: flat.extras.order[index], places)
+        index = places
+        for number in range(epochs):  # a loop up to this epoch would have a GPU ask the host before each turn
+            index = jnp.where(number <= epoch, flat.extras.order[index], index)
         observation = jax.tree.map(lambda x: x[index], flat.observation)
         action = flat.action[index].astype(jnp.int32)
         return TargetBatch(observation, action, flat.extras.target[index], jnp.ones(batch_size), index)
