@@ -202,7 +202,9 @@ def test_what_was_achieved_counts_until_an_episodes_end():
     assert columns["eval_achieved_outset"].tolist() == [1, 1]
     assert columns["eval_achieved_choice"].tolist() == [m.achieved["choice"] for m in finals]
     rates = {"goal": 0.25, "never": 0.0, "often": 1.0}
-    assert summary.achievements(rates) == "achieved in an episode: often 1.00, goal 0.25, 1 in no episode"
+    assert summary.achievements(rates) == "achieved in an episode: often 1.00, goal 0.25; in none: never"
+    assert summary.achievements({"goal": 0.0}) == "achieved in an episode: nothing; in none: goal"
+    assert summary.achievements(dict.fromkeys("abcd", 0.0)) == "achieved in an episode: nothing; in none: 4 others"
 
 
 # -- the summary ------------------------------------------------------------------------------------------------------

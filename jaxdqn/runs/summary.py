@@ -183,11 +183,12 @@ def lines(summary: Fields) -> list[str]:
 
 
 def achievements(rates: Mapping[str, float]) -> str:
-    """For people, in what fraction of episodes each was done, the most frequent first; those of none are counted."""
+    """For people, in what fraction of episodes each was done, the most frequent first, and which in none."""
     done = sorted((name for name in rates if rates[name] > 0), key=lambda name: -rates[name])
-    never = len(rates) - len(done)
-    parts = [f"{name} {rates[name]:.2f}" for name in done] + ([f"{never} in no episode"] if never else [])
-    return f"achieved in an episode: {', '.join(parts)}"
+    never = [name for name in rates if name not in done]
+    words = ", ".join(f"{name} {rates[name]:.2f}" for name in done) or "nothing"
+    rest = ", ".join(never) if len(never) <= 3 else f"{len(never)} others"
+    return f"achieved in an episode: {words}" + (f"; in none: {rest}" if never else "")
 
 
 def _line(entry: Fields) -> str:
