@@ -59,6 +59,11 @@ def test_presets_are_valid_and_say_what_they_are_for(name):
     assert isinstance(config, Config) and isinstance(hparams, HParams) and chosen.summary
 
 
+@pytest.mark.parametrize("own, steps", [(1, 3), (3, 3), (8, 8)])
+def test_apex_takes_three_steps_or_the_environments_where_those_are_more(own, steps):
+    assert over(preset("apex"), Config(n_step=own), HParams())[0].n_step == steps
+
+
 @pytest.mark.parametrize(
     "axes, words",
     [

@@ -524,6 +524,8 @@ def broken(**changes) -> Environment:
         ({"reward": jnp.zeros(1)}, ("reward", "float32[1]", "float32[]")),
         ({"discount": jnp.bool_(True)}, ("discount", "bool[]", "float32[]")),
         ({"episode_end": jnp.float32(0)}, ("episode_end", "float32[]", "bool[]")),
+        ({"achieved": {"won": jnp.bool_(True)}}, ("achieved", "(none)", "not won")),
+        ({"achieved": jnp.zeros(3, bool)}, ("achieved", "(none)", "not a ")),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
 )

@@ -1,7 +1,7 @@
 """The contract between an environment and the rest, checked on shapes alone before anything is compiled."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +36,13 @@ def check(environment: Environment, key: Key) -> None:
     _expect(spec.name, "step's reward", step.reward, (), jnp.float32)
     _expect(spec.name, "step's discount", step.discount, (), jnp.float32)
     _expect(spec.name, "step's episode_end", step.episode_end, (), jnp.bool_)
-    achieved = dict(step.achieved)
-    if sorted(achieved) != sorted(spec.achievements):
-        raise UserError(f"environment {spec.name!r}: step's achieved has {[*achieved]}, spec {[*spec.achievements]}.")
+    achieved = {} if isinstance(step.achieved, tuple) and not step.achieved else step.achieved
+    if not isinstance(achieved, Mapping) or sorted(achieved) != sorted(spec.achievements):
+        found = ", ".join(map(str, achieved)) if isinstance(achieved, Mapping) else f"a {type(achieved).__name__}"
+        raise UserError(
+            f"environment {spec.name!r}: step's achieved is a dict of the spec's achievements "
+            f"({', '.join(spec.achievements) or 'none'}), not {found or 'without any'}."
+        )
     for achievement, done in achieved.items():
         _expect(spec.name, f"step's achieved {achievement!r}", done, (), jnp.bool_)
     _expect_same_state(spec.name, state, next_state)
