@@ -206,7 +206,8 @@ def test_a_sweep_that_is_killed_at_eight_moments_goes_on_to_the_same_table(work,
     assert_equal_sweeps(killed_at_random(work, work.folder / "killed-often", kills=8, seed=2), whole)
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("processes", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "processes"])
 def test_ctrl_c_saves_and_says_how_to_go_on(work, whole, engine):
     out = f"interrupted-{engine}"
     process = work(work.folder / "longer.yaml", "--out", out, "--engine", engine)
