@@ -78,7 +78,8 @@ def descend(tree: Tree, uniforms: Array) -> tuple[Array, Array]:
     chosen, mass = jnp.zeros(uniforms.shape[1], jnp.int32), uniforms[0]
     for level, uniform in zip(reversed(tree.levels), uniforms, strict=True):
         # A product is faster than a cumulative sum, most so with the batch last, and reads the level once, before
-        # anything is written. However it rounds, the first child begins at exactly 0.
+        # anything is written. However it rounds, the first child begins at exactly 0. Child by child, all levels in one
+        # pass over the batch, it takes a third of the time alone, but in a training step XLA copies the leaves for it.
         sums = jnp.matmul(_SUMS, _groups(level)[chosen].T, precision=lax.Precision.HIGHEST)
         masses, begins, end = sums[:FAN_OUT], sums[FAN_OUT:-1], sums[-1]
         child = jnp.arange(FAN_OUT)[:, None]
