@@ -1,6 +1,5 @@
 """Settings that must be in place before the JAX backend starts."""
 
-import gc
 import os
 import pathlib
 import tempfile
@@ -13,8 +12,8 @@ import jaxlib
 # Compiling is the largest part of the time of tests, and XLA's older generators of CPU code, with fewer of LLVM's
 # passes, do it in half the time. What tests compare is all compiled so. Whoever wants what users get says so:
 # XLA_FLAGS= pytest ... XLA ends where it does not know a flag: these are for the versions in which they were tried.
-# Without LLVM's passes, or in one part, it would be a third less once more, but then programs that should agree in
-# every bit (one worker and the fused loop) differ in the last.
+# Level 0 and parallel_codegen_split_count=1 would save a third once more, but with either, programs that should agree
+# in every bit (one worker and the fused loop) differ in the last.
 if jaxlib.__version__.startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1")
 
@@ -31,10 +30,8 @@ jax.config.update("jax_num_cpu_devices", NUM_CPU_DEVICES)
 jax.config.update(
     "jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir()) / f"jaxdqn-test-cache-{os.getuid()}")
 )
-# Single operations too: there are thousands.
+# Single operations too: there are thousands, and each module begins without any.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-gc.freeze()  # what was imported stays: looking through it for circles of objects again and again takes a while
 
 hypothesis.settings.register_profile("jaxdqn", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("jaxdqn")
