@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from hypothesis import given
 from hypothesis import strategies as st
 from probe_environments import clock, clocked
@@ -96,7 +97,7 @@ def test_the_comparison_with_the_fused_loop_notices_what_is_late_or_another_key(
     assert differs(run(built, [state._replace(key=other)], 1_000)[0])
 
 
-@pytest.mark.parametrize("axes", [Axes(workers=4, merge_every=4, broadcast_every=6), Axes(workers=2, lag=1)])
+@pytest.mark.parametrize("axes", [slow(Axes(workers=4, merge_every=4, broadcast_every=6)), Axes(workers=2, lag=1)])
 def test_lockstep_does_not_depend_on_the_chunks(axes):
     whole, _ = run(*build(axes), 200)
     pieces, _ = run(*build(axes), 200, chunk=33)
@@ -123,7 +124,7 @@ def test_late_parameters_are_one_broadcast_old():
 # -- conservation -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("coupling, devices", [("lockstep", 1), ("async", 1), ("async", 3)])
+@pytest.mark.parametrize("coupling, devices", [("lockstep", 1), slow("async", 1), ("async", 3)])
 def test_every_transition_arrives_once_in_its_actors_order(coupling, devices):
     """All steps of every environment lie in its own column, one after the other, although actors sleep at random."""
     config = dataclasses.replace(

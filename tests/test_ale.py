@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import usual
 
 from jaxdqn import networks, replay, training
 from jaxdqn.base import Progress
@@ -21,7 +22,7 @@ from ale_py.vector_env import AtariVectorEnv
 
 ENVS, SEED = 2, 5
 GAMES = ("Breakout", "Pong", "Seaquest", "SpaceInvaders", "Qbert", "Freeway", "MsPacman", "BeamRider")
-PARTS = [pytest.param(game, marks=[] if game == "Breakout" else [pytest.mark.slow]) for game in GAMES]
+PARTS = usual(GAMES, "Breakout")
 LIMIT = 600  # frames: 150 steps, so that there are time limits in each
 
 

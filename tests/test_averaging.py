@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import slow
 
 import jaxdqn
 from jaxdqn.base import LearnerState, LossOutput, Network, Policy
@@ -205,7 +206,7 @@ def spread_of(states):
     return np.abs(vector(params, 0) - vector(params, 1)).max()
 
 
-@pytest.mark.parametrize("rule", ["mean", "outer"])
+@pytest.mark.parametrize("rule", ["mean", slow("outer")])
 def test_replicas_are_equal_right_after_a_combination_and_only_then(rule):
     built, states = build(rule)
     states = prefilled(built, states)

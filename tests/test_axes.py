@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from cases import slow
 from scripts import script
 
 import jaxdqn
@@ -133,7 +134,7 @@ def test_more_devices_than_there_are_say_how_many(axes):
         jaxdqn.train(Config(num_envs=16), HParams(), axes=axes)
 
 
-@pytest.mark.parametrize("name", ["parallel_dqn", "gorila", "hogwild"])
+@pytest.mark.parametrize("name", [slow("parallel_dqn"), "gorila", slow("hogwild")])
 def test_a_scheme_trains_and_leaves_a_run(train, name, tmp_path):
     out = tmp_path / "run"
     flags = (*SMALL, *ON_POLICY) if name == "hogwild" else SMALL
@@ -159,7 +160,7 @@ def test_a_scheme_trains_and_leaves_a_run(train, name, tmp_path):
         assert summary["updates"] + total.dropped + total.lost == gradients == lags
 
 
-@pytest.mark.parametrize("name", ["fused", "lockstep_dqn", "gorila", "local_sgd", "sharded"])
+@pytest.mark.parametrize("name", ["fused", slow("lockstep_dqn"), "gorila", slow("local_sgd"), slow("sharded")])
 def test_every_scheme_reports_the_bytes_it_moves(name):
     config, hparams = over(
         preset(name), Config(num_envs=16, hidden_sizes=(8,), eval_episodes=2, final_episodes=4), HParams()

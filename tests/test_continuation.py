@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from cases import slow
 
 import jaxdqn
 from jaxdqn.config import Config, HParams
@@ -43,7 +44,7 @@ def assert_trees(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["one-by-one", "vmapped"])
+@pytest.fixture(scope="module", params=[slow(1), 3], ids=["one-by-one", "vmapped"])
 def halves(request, tmp_path_factory):
     """A run of three rates and two seeds to the end, and the first half of it; members in programs of some width."""
     with pytest.MonkeyPatch.context() as patch:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import quantile_agent
+from cases import slow
 from scripts import script
 
 import jaxdqn
@@ -111,8 +112,8 @@ def test_it_is_swept(tmp_path):
     [
         (Axes(), {"num_devices": 2, "devices_per_agent": 2}),
         (Axes("parameter_server", workers=2), {}),
-        (Axes("averaging", workers=2), {}),
-        (Axes("sharding", workers=2), {}),
+        slow(Axes("averaging", workers=2), {}),
+        slow(Axes("sharding", workers=2), {}),
     ],
     ids=lambda x: getattr(x, "scheme", ""),
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import rlax
 import scipy.stats
+from cases import usual
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -423,9 +424,7 @@ SCHEMES = {
 }
 
 
-@pytest.mark.parametrize(
-    "agent", [name if name in ("c51", "iqn") else pytest.param(name, marks=pytest.mark.slow) for name in OWN]
-)
+@pytest.mark.parametrize("agent", usual(OWN, "c51"))
 def test_a_population_over_its_own_fields_is_one_compilation(agent, tmp_path, capsys, monkeypatch):
     """It is judged and exported, too; only a support that cuts off mass is warned about, and once."""
     calls, inner = [], acting.rollout

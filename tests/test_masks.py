@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from cases import slow
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,18 +97,18 @@ BY_DEFAULT = [
     ("double_dqn", {"dueling": True}),
     ("munchausen", {}),
     ("c51", {}),
-    ("iqn", {"dueling": True}),
-    ("r2d2", SEQUENCES),
     ("a2c", {}),
     ("pqn", {}),
 ]
 OTHERS = [
+    ("iqn", {"dueling": True}),
+    ("r2d2", SEQUENCES),
     *((name, {}) for name in ("dqn", "hl_gauss", "iqn", "rainbow", "ensemble_dqn", "partitioned_dqn")),
     ("qr_dqn", {"dueling": True}),
     ("drqn", SEQUENCES),
     ("ensemble_c51", {"own": {"ensemble_act": "vote"}}),
 ]
-EVERY = [*BY_DEFAULT, *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)]
+EVERY = [*BY_DEFAULT, *(slow(*each) for each in OTHERS)]
 
 
 @pytest.mark.parametrize("name, changes", EVERY)
@@ -143,10 +144,10 @@ def test_every_agent_is_tested():
 ROWS = 2000
 LOTS = np.random.default_rng(1).random((ROWS, A)) < 0.4  # some have none
 AMONG = LOTS | ~LOTS.any(axis=1, keepdims=True)
-NAMES = ["dqn", "c51", "a2c", "random", *(pytest.param(x, marks=pytest.mark.slow) for x in ("iqn", "r2d2", "pqn"))]
+NAMES = ["dqn", "c51", "a2c", "random", *map(slow, ("iqn", "r2d2", "pqn"))]
 
 
-@pytest.mark.parametrize("name", [*NAMES, pytest.param("ensemble_c51", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*NAMES, slow("ensemble_c51")])
 def test_an_agent_never_takes_an_illegal_action(name):
     """Drawn 10 times for 2,000 masks; at epsilon 1 uniformly among the legal."""
     agent = make_agent(Config(agent=name, **{**SMALL, "num_envs": ROWS}), SPEC)
@@ -286,10 +287,10 @@ def environment() -> Environment:
     "agent, axes",
     [
         ("c51", Axes()),
-        pytest.param("c51", Axes("actor_learner", workers=2), marks=pytest.mark.slow),
-        *(pytest.param(name, Axes(), marks=pytest.mark.slow) for name in ("r2d2", "a2c", "pqn", "random")),
-        pytest.param("dqn", Axes("averaging", workers=2), marks=pytest.mark.slow),
-        pytest.param("a2c", Axes("parameter_server", workers=2), marks=pytest.mark.slow),
+        slow("c51", Axes("actor_learner", workers=2)),
+        *(slow(name, Axes()) for name in ("r2d2", "a2c", "pqn", "random")),
+        slow("dqn", Axes("averaging", workers=2)),
+        slow("a2c", Axes("parameter_server", workers=2)),
     ],
 )
 def test_a_run_takes_no_illegal_action(agent, axes, tmp_path):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import probe_environments
 import pytest
+from cases import slow, usual
 
 import jaxdqn
 from jaxdqn import acting
@@ -66,7 +67,7 @@ def step_of(form, config):
 EACH = [(form, config) for form in FORMS for config in (RING, PRIORITISED)] + ONE
 
 
-@pytest.mark.parametrize("form, config", EACH)
+@pytest.mark.parametrize("form, config", usual(EACH, ("plain", PRIORITISED), ("pmap of vmap", RING), *ONE))
 def test_the_compiled_step_holds_each_ring_once(form, config):
     step, ring_bytes = step_of(form, config)
     analysis = step.memory_analysis()
@@ -131,7 +132,7 @@ SCHEMES = {
 
 
 @pytest.mark.parametrize("agent", ["dqn", "a2c"])
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", usual(SCHEMES, "fused", "lockstep", "server"))
 def test_the_plan_counts_the_bytes_of_the_built_state(name, agent, monkeypatch):
     """On the device that holds most of it, and its replays alone."""
     nothing = types.SimpleNamespace(as_text=lambda: "")  # is trained here
@@ -233,6 +234,7 @@ def test_plan_does_not_blame_a_small_replay():
         memory.plan(2 * 2**30, 1000, 1, 1, 2**30)
 
 
+@pytest.mark.slow
 def test_programs_that_nobody_uses_are_forgotten(monkeypatch):
     """Without, a process that trains some fifty populations has no region of memory left, and XLA crashes."""
     if not memory.mapped_regions():
@@ -258,7 +260,7 @@ def test_programs_that_nobody_uses_are_forgotten(monkeypatch):
     assert regions_of_another_run() < kept / 2
 
 
-@pytest.mark.parametrize("axes", [Axes(), Axes("averaging", workers=2), Axes("actor_learner", workers=2)])
+@pytest.mark.parametrize("axes", [Axes(), slow(Axes("averaging", workers=2)), slow(Axes("actor_learner", workers=2))])
 def test_equal_programs_are_traced_once_in_a_process(axes, monkeypatch):
     """Whatever the run's length, seeds and hyperparameters; another width is another program."""
     calls, inner = [], acting.rollout

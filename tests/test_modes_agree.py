@@ -25,6 +25,7 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
+from cases import slow, usual
 
 import jaxdqn
 from jaxdqn import acting, agents, learning, training
@@ -88,7 +89,7 @@ def alone():
     return jax.tree.map(lambda *x: np.concatenate(x), *runs)
 
 
-@pytest.mark.parametrize("num_devices", [1, 2, 3])
+@pytest.mark.parametrize("num_devices", [slow(1), 2, slow(3)])
 def test_members_one_after_the_other_equal_their_own_runs_bitwise(alone, num_devices):
     # Three devices leave dead lanes.
     assert_equal(run_fleet(num_devices, 1, SEEDS, SETTINGS), alone)
@@ -337,13 +338,11 @@ def lazily(monkeypatch):
     monkeypatch.setattr(devices, "compiled", lambda program, *args: program)
 
 
-def slow_but(*usual):
-    return pytest.mark.parametrize(
-        "kind", [kind if kind in usual else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
-    )
+def slow_but(*chosen):
+    return pytest.mark.parametrize("kind", usual(KINDS, *chosen))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@slow_but("sequences", "prioritised")
 def test_of_each_kind_members_and_chunks_are_own_runs_bitwise(kind, monkeypatch):
     """And all members are one compilation, also those that vary what is the agent's own."""
     own = own_runs(kind)

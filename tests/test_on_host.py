@@ -7,6 +7,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from cases import slow
 from host_twins import Counters, frames_only, twin
 
 import jaxdqn
@@ -55,7 +56,7 @@ def run(parts, axes, iterations, report=print, chunk=None):
 
 @pytest.mark.parametrize(
     "padding, n_step, copies, memory",
-    [("zeros", 1, "two", "uniform"), ("zeros", 3, "one", "prioritised"), ("first", 3, "one", "uniform")],
+    [slow("zeros", 1, "two", "uniform"), ("zeros", 3, "one", "prioritised"), slow("first", 3, "one", "uniform")],
 )
 def test_a_twin_on_the_host_learns_the_same_bits(padding, n_step, copies, memory):
     """Lockstep with one actor, stacks of frames, terminations and time limits: state, sums, and judged episodes."""

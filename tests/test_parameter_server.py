@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 
 import jaxdqn
 from jaxdqn.base import LearnerState, Network, Policy
@@ -56,8 +57,8 @@ def run(built, states, iterations, config=SMALL, chunk=None):
     "config, lock",
     [
         (SMALL, "global"),
-        (REPLAYED, "none"),
-        (dataclasses.replace(REPLAYED, updates_per_iteration=2), "global"),
+        slow(REPLAYED, "none"),
+        slow(dataclasses.replace(REPLAYED, updates_per_iteration=2), "global"),
         (dataclasses.replace(REPLAYED, updates_per_iteration=2), "leaf"),
     ],
 )

@@ -6,6 +6,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from cases import slow
 
 import jaxdqn
 from jaxdqn.components import make_components
@@ -43,7 +44,7 @@ def built(devices=1, members=1):
     return runner.build(components, jax.devices()[:devices], devices, assignment, range(members), settings)
 
 
-@pytest.mark.parametrize("devices, members", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("devices, members", [slow(1, 2), (2, 1)])
 def test_an_iteration_does_not_depend_on_its_parts(devices, members, monkeypatch):
     def filled():
         runner, states = built(devices, members)

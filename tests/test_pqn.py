@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
+from cases import slow
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -202,8 +203,8 @@ QUIET = jaxdqn.Settings(progress=False, tensorboard=False, figure=False)
     "axes",
     [
         Axes("parameter_server", workers=2),
-        pytest.param(Axes("averaging", workers=2), marks=pytest.mark.slow),
-        pytest.param(Axes("sharding", workers=2), marks=pytest.mark.slow),
+        slow(Axes("averaging", workers=2)),
+        slow(Axes("sharding", workers=2)),
     ],
     ids=lambda x: getattr(x, "scheme", ""),
 )

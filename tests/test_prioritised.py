@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import quantile_agent
 import scipy.stats
+from cases import slow
 from test_replay import EXAMPLE, at, block, history, loop_n_step
 
 import jaxdqn
@@ -300,10 +301,10 @@ def test_what_cannot_be_is_refused_in_one_line(changes, hparams, words):
     [
         ("ensemble_dqn", Axes()),
         ("dqn", Axes("actor_learner", workers=2, merge_every=2)),
-        ("dqn", Axes("sharding", workers=2)),
-        pytest.param("rainbow", Axes("actor_learner", workers=2, coupling="async"), marks=pytest.mark.slow),
-        pytest.param("rainbow", Axes("parameter_server", workers=2), marks=pytest.mark.slow),
-        pytest.param("rainbow", Axes("averaging", workers=2), marks=pytest.mark.slow),
+        slow("dqn", Axes("sharding", workers=2)),
+        slow("rainbow", Axes("actor_learner", workers=2, coupling="async")),
+        slow("rainbow", Axes("parameter_server", workers=2)),
+        slow("rainbow", Axes("averaging", workers=2)),
     ],
     ids=lambda x: getattr(x, "scheme", x),
 )

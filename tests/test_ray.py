@@ -12,6 +12,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+from cases import slow
 
 pytest.importorskip("ray")
 
@@ -113,7 +114,7 @@ def test_a_pool_keeps_the_order_and_outlives_a_node(cluster):
 # -- tabular ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["partitioned", pytest.param("visits, parts", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["partitioned", slow("visits, parts")])
 def test_two_ray_workers_are_two_in_process_workers_bitwise(cluster, kind):
     mdp = tables.made("FourRooms")
     way = tables.form(kind, "FourRooms", tables.GAMMA, 2)
@@ -140,7 +141,7 @@ def test_a_dead_tabular_node_changes_nothing_of_what_is_learned(cluster, monkeyp
 
 @pytest.mark.parametrize(
     "config, lock",
-    [(servers.SMALL, "global"), pytest.param(servers.REPLAYED, "leaf", marks=pytest.mark.slow)],
+    [slow(servers.SMALL, "global"), slow(servers.REPLAYED, "leaf")],
     ids=["a2c", "dqn"],
 )
 def test_one_ray_worker_and_server_are_those_in_process_bitwise(cluster, config, lock):

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from cases import usual
 
 import jaxdqn
 from jaxdqn.acting import EpisodeSums
@@ -366,7 +367,7 @@ def kill_at(env_steps, batch_of):
     return die
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", usual(MODES, "on two shards"))
 def test_an_extended_run_has_the_metrics_of_the_longer_one(mode, tmp_path, monkeypatch):
     """Every column but seconds, bit for bit; the shorter run ends within a window of 22 iterations."""
     seeds, size, devices, per_agent = MODES[mode]

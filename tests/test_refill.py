@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import probe_environments
 import pytest
+from cases import usual
 
 import jaxdqn
 from jaxdqn.base import Progress, SequenceBatch
@@ -83,7 +84,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", usual(CASES, "prioritised", "prioritised sequences", "lockstep frames"))
 def test_all_that_can_be_drawn_was_acted_and_nothing_was_learned(name, tmp_path, monkeypatch):
     axes, changes, options = CASES[name]
     config = dataclasses.replace(SMALL, **changes)
@@ -133,10 +134,9 @@ ALIKE = {
     "data parallel": (Axes(), {"num_devices": 2, "devices_per_agent": 2}),
     "sharding": (SHARDING, {}),
 }
-SLOW = ("population", "data parallel", "sharding")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ALIKE])
+@pytest.mark.parametrize("name", usual(ALIKE, "fused", "server"))
 def test_where_all_actions_are_random_a_run_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
     """What acts has the keys of the iterations that it stands for. So what the policy would not change is again as it
     was, as long as the replay has been written but once."""

@@ -5,6 +5,7 @@ import os
 import jax
 import numpy as np
 import pytest
+from cases import slow
 from PIL import Image, ImageSequence
 
 from jaxdqn.base import Spec
@@ -167,7 +168,7 @@ def test_first_observations_of_real_environments(name, env_kwargs):
         "octax/brix",
         "xminigrid/MiniGrid-DoorKey-5x5",
         "pgx/minatar-breakout",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in suites.CRAFTAX.names),
+        *map(slow, suites.CRAFTAX.names),
     ],
 )
 def test_suites_draw_their_observations(name):

@@ -15,6 +15,7 @@ import pandas as pd
 import PIL.Image
 import probe_environments
 import pytest
+from cases import slow
 from scripts import script
 
 import jaxdqn
@@ -179,7 +180,7 @@ def test_an_asynchronous_run_is_stopped_in_the_middle_and_goes_on_to_the_end(wor
     assert frame.eval_return.notna().sum() == 4
 
 
-@pytest.mark.parametrize("name", [pytest.param("parallel_dqn", marks=pytest.mark.slow), "a3c"])
+@pytest.mark.parametrize("name", [slow("parallel_dqn"), "a3c"])
 def test_a_second_ctrl_c_ends_an_asynchronous_run_at_once_and_in_one_line(work, name):
     out = f"{name}-twice"
     process = work("train", *ASYNCHRONOUS[name], *OFTEN, "--out", out)

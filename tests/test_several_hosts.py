@@ -105,6 +105,7 @@ def reference(start):
     return start.folder / "reference"
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_two_devices_of_one(start, reference):
     (out, _), (other_out, other_err) = finish(start(*[[*FLAGS, "--out", "two"]] * 2), 0)
     assert_same_run(start.folder / "two", reference)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from probe_environments import clocked
 
 from jaxdqn.base import Progress, Transition
@@ -49,7 +50,7 @@ def check_ring(ring, merged):
     assert len(set(names[0])) == ACTORS
 
 
-@pytest.mark.parametrize("blocks", [2_000, pytest.param(30_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("blocks", [2_000, slow(30_000)])
 def test_blocks_arrive_once_in_order_from_eight_actors_with_random_delays(blocks):
     random = np.random.default_rng(0)
     pauses = itertools.cycle(np.where(random.random(997) < 0.1, random.exponential(2e-3, 997), 0.0))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import usual
 
 from jaxdqn import agents, networks
 from jaxdqn.base import Codes, Environment, Spec, TimeStep
@@ -35,12 +36,7 @@ GOLDEN = (
     "craftax/Craftax-Classic-Symbolic-v1",
 )
 BY_DEFAULT = (*GOLDEN, "octax/target_shooter1", "xminigrid/MiniGrid-DoorKey-5x5")
-OF_SUITES = [
-    pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.slow])
-    for suite in suites.SUITES[1:]
-    if not suite.on_host
-    for name in suite.names
-]
+OF_SUITES = usual((name for suite in suites.SUITES[1:] if not suite.on_host for name in suite.names), *BY_DEFAULT)
 
 
 class Itself(NamedTuple):
@@ -253,7 +249,7 @@ def strong(x):
     return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(x, x.dtype)
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", usual(GOLDEN, *GOLDEN[:4]))  # that of Craftax takes 40 seconds
 def test_a_trajectory_is_that_of_the_suite_itself(name):
     environment, _ = limited(name, GOLDEN_LIMIT)
     first, step, _ = rollout(environment, GOLDEN_STEPS)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow, usual
 
 import jaxdqn
 from jaxdqn import agents, networks, replay, telemetry
@@ -217,7 +218,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", usual(SMALL, "dqn", "pqn"))
 def test_columns_appear_where_greedy_episodes_are_played(name):
     config = dataclasses.replace(CONFIG, agent=name, **SMALL[name])
     hparams = HParams(own={"v_min": 0.0, "v_max": 20.0}) if name == "rainbow" else HParams()
@@ -263,7 +264,7 @@ def test_members_have_columns_of_their_own():
 
 
 @pytest.mark.parametrize(
-    "options", [{"devices_per_agent": 2, "num_devices": 2}, {"axes": Axes("averaging", workers=2)}]
+    "options", [{"devices_per_agent": 2, "num_devices": 2}, slow({"axes": Axes("averaging", workers=2)})]
 )
 def test_over_shards_ages_are_in_steps_of_all(options):
     frame = jaxdqn.train(CONFIG, settings=ASKED, **options).metrics
