@@ -89,6 +89,11 @@ def rows() -> list[tuple[str, str, str, str]]:
             f"{learning['steps_per_second']:,.0f} steps/s, {learning['updates_per_second']:.1f} updates/s; {waits}"
         )
         add("host_actors", "Pong with network and learner, and the share of time that each waits", measured, "")
+    if "telemetry" in found:
+        for name, each in found["telemetry"]["presets"].items():
+            add(
+                "telemetry", f"--telemetry with the preset {name}", f"{100 * each['share']:.1f} % of the time", "<= 2 %"
+            )
     if "sweep" in found:
         result = found["sweep"]
         apart, together = result["processes_seconds_extrapolated"], result["population"]["seconds"]
