@@ -21,6 +21,7 @@ from jaxdqn.errors import UserError, shown, unknown_name
 
 INT32_MAX, UINT32_MAX = 2**31 - 1, 2**32 - 1
 FLOAT_WHOLE = 2**24  # up to here a float32 counts every whole number
+MOST_SUMMED = 2**20  # equal numbers, of which a float32 sum is right to a percent
 MAX_MEMBERS = 100_000
 MOST, MOST_WIDE = 10**15, 10**6
 LARGEST, LEAST = 1e38, 1.1754944e-38  # of a float32; smaller ones are 0 on most devices

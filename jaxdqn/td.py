@@ -46,7 +46,7 @@ def munchausen_q_learning(
     """TD error, [], whose reward has a bonus for actions that the policy finds likely; Vieillard et al. (2020), eq. 2.
 
     r + alpha clip(t log pi(a_tm1), lowest, 0) + discount * sum_a pi(a) (q_t(a) - t log pi(a)), each pi the softmax of
-    `q_tm1_policy` and `q_t` [A] over the temperature t; the sum is t logsumexp(q_t / t), which no small t overflows.
+    `q_tm1_policy` and `q_t` [A] over the temperature t; the sum is t logsumexp(q_t / t), finite where q_t / t is.
     """
     chex.assert_rank([q_tm1, a_tm1, r_t, discount_t, q_t, q_tm1_policy], [1, 0, 0, 0, 1, 1])
     chex.assert_type([q_tm1, a_tm1, r_t, discount_t, q_t, q_tm1_policy], [float, int, float, float, float, float])

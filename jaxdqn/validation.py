@@ -8,6 +8,7 @@ from jaxdqn.config import (
     INT32_MAX,
     MOST,
     MOST_EPISODES,
+    MOST_SUMMED,
     MOST_WIDE,
     Config,
     check_fields,
@@ -120,7 +121,8 @@ def _is_plain(value: object, depth: int = 0) -> bool:
 
 
 def _validate_counters(config: Config, line: Timeline) -> None:
-    """Counters on the device are int32, and sums between two logging points float32: exact, or refused here."""
+    """Counters on the device are int32, and sums between two logging points float32: exact, or right to a percent, or
+    refused here."""
     length, updates = config.rollout_length, config.updates_per_iteration
     counted = {
         "transitions in the replay": (replay_rows(config) + config.n_step) * config.num_envs,
@@ -137,10 +139,11 @@ def _validate_counters(config: Config, line: Timeline) -> None:
             )
     iterations = min(line.log_every, line.total)
     window, steps = iterations * max(1, updates), iterations * line.steps_per_iteration
-    if window > FLOAT_WHOLE or steps > INT32_MAX // 2:
+    if max(window, iterations * length) > MOST_SUMMED or steps > INT32_MAX // 2:
         raise UserError(
-            f"{window:,} updates and {steps:,} environment steps lie between two logging points; a mean over more "
-            f"than {FLOAT_WHOLE:,} and {INT32_MAX // 2:,} of them is not exact. Lower log_interval."
+            f"{window:,} updates, {iterations * length:,} rows of experience and {steps:,} environment steps lie "
+            f"between two logging points; the means of more than {MOST_SUMMED:,}, as many, or {INT32_MAX // 2:,} are "
+            "wrong. Lower log_interval."
         )
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jaxdqn import acting, exploration, training
 from jaxdqn.base import Network, Policy, Transition
 from jaxdqn.components import make_agent
-from jaxdqn.config import FLOAT_WHOLE, INT32_MAX, Config, HParams, validate_hparams
+from jaxdqn.config import FLOAT_WHOLE, INT32_MAX, MOST_SUMMED, Config, HParams, validate_hparams
 from jaxdqn.errors import UserError
 from jaxdqn.learning import sgd_agent
 from jaxdqn.parallel.asynchronous import learner, workers
@@ -144,7 +144,11 @@ LONG = Config(num_envs=1, rollout_length=1, batch_size=1, learning_starts=0, tot
         ({"num_envs": 1, "rollout_length": 1024, "total_steps": 3_000_000_000}, "rows of experience"),
         ({"total_steps": INT32_MAX // 2, "updates_per_iteration": 3}, "gradient updates"),
         ({"replay_capacity": INT32_MAX}, "transitions in the replay"),
-        ({"log_interval": FLOAT_WHOLE + 1}, "16,777,217 updates .* Lower log_interval"),
+        ({"log_interval": MOST_SUMMED + 1}, "1,048,577 updates, .* Lower log_interval"),
+        (
+            {"log_interval": MOST_SUMMED + 8, "rollout_length": 8, "total_steps": 10**9},
+            "1,048,584 rows of experience .* Lower log_interval",
+        ),
         ({"num_envs": 2**10, "log_interval": 2**31, "total_steps": 2**40}, "2,147,483,648 environment steps"),
     ],
 )
@@ -186,6 +190,13 @@ def test_one_actor_may_act_for_all_where_they_do_not_wait_for_each_other():
     learner.check(learner.Axes(workers=4, coupling="lockstep"), config)
     with pytest.raises(UserError, match="one actor may act for all of them"):
         learner.check(learner.Axes(workers=4, coupling="async"), dataclasses.replace(config, total_steps=INT32_MAX))
+
+
+def test_a_sum_of_so_many_equal_numbers_is_right_to_a_percent():
+    """And of four times as many it is not."""
+    for count, right in ((MOST_SUMMED, True), (4 * MOST_SUMMED, False)):
+        total = np.cumsum(np.full(count, 0.1, np.float32), dtype=np.float32)[-1]  # one after the other
+        assert (abs(total / count - 0.1) < 0.001) == right
 
 
 def test_a_return_counts_every_step_of_an_evaluation():

@@ -380,7 +380,8 @@ def test_munchausen_without_bonus_and_temperature_is_q_learning():
 @pytest.mark.parametrize(
     "agent, own, hparams, words",
     [
-        ("c51", {}, {"v_min": 5.0, "v_max": 5.0}, "hparams.v_min 5 is not below hparams.v_max 5"),
+        ("c51", {}, {"v_min": 5.0, "v_max": 5.0}, "hparams.v_min 5.0 is not below hparams.v_max 5.0"),
+        ("c51", {}, {"v_min": 16777216.0, "v_max": 16777217.0}, "is not below hparams.v_max 16777217.0, as float32"),
         ("hl_gauss", {}, {"sigma": 0.0}, "hparams.sigma is 0.0; it must be a number above 0"),
         ("hl_gauss", {"num_atoms": 1}, {}, "num_atoms is 1; a distribution needs at least 2"),
         ("qr_dqn", {"num_quantiles": 0}, {}, "num_quantiles is 0; it must be a whole number of at least 1"),

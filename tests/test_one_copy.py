@@ -263,6 +263,43 @@ def test_nothing_is_drawn_by_priority_whose_stack_is_overwritten(block):
         np.testing.assert_array_equal(batch.observation["frames"][b], given)
 
 
+@pytest.mark.parametrize("kind", ["sequences", "prioritised_sequences"])
+@pytest.mark.parametrize("block, period", [(1, 1), (2, 1), (1, 3), (3, 3), (6, 2)])
+@pytest.mark.parametrize("written", [6, 12, 30])
+def test_no_sequence_has_a_stack_that_is_overwritten(kind, block, period, written):
+    """And all others are drawn. In a ring that has just been filled the stacks of the first two rows would reach into
+    the last two."""
+    example, data = played("first")
+    rows, length, frames = 12, 4, 2  # before an observation's own
+    record = getattr(replay, kind)(example, rows, ENVS, 500, length, period)
+    add, sample = jax.jit(record.add), jax.jit(record.sample)
+    state = record.init()
+    for start in range(0, written, block):
+        state = add(state, jax.tree.map(lambda x, s=start: x[s : s + block], data), jnp.int32(start), H)
+    batch = sample(state, jax.random.key(0), Progress(jnp.int32(written), jnp.int32(0), jnp.int32(0)), H)
+    slot, env = batch.indices if kind == "sequences" else np.divmod(batch.indices, ENVS)
+    head = written - rows
+    first = max(0, head) + (np.asarray(slot) * period - max(0, head)) % rows
+    assert set(first) == {t for t in range(0, written - length + 1, period) if t >= head + frames}
+    for row in range(length):
+        given, kept = (x.observation["frames"] for x in (data, batch.transitions))
+        np.testing.assert_array_equal(kept[row], given[first + row, env])
+
+
+@pytest.mark.parametrize("kind", ["sequence_regions", "prioritised_sequence_regions"])
+def test_no_sequence_counts_whose_stacks_reach_over_a_cut(kind):
+    """Rows 6 and 7 are lost. What starts right after them sees what the actor did not."""
+    example, data = played("first")
+    record = getattr(replay, kind)(example, 18, 1, ENVS, 500, 3, 1)
+    at = lambda row: (jnp.int32(0), jnp.int32(row))  # noqa: E731
+    state = record.add(record.init(), jax.tree.map(lambda x: x[:6], data), at(0), H)
+    state = record.cut(state, at(6))
+    state = record.add(state, jax.tree.map(lambda x: x[8:14], data), at(6), H)
+    batch = record.sample(state, jax.random.key(0), Progress(jnp.int32([12]), jnp.int32(0), jnp.int32(0)), H)
+    slot = np.asarray(batch.indices[0] if kind == "sequence_regions" else batch.indices // ENVS)
+    np.testing.assert_array_equal(np.asarray(batch.weights) > 0, (slot < 4) | (slot > 7))
+
+
 def test_two_copies_hold_stacks_whole():
     example, data = played("zeros")
     layout = ring.layout(example, 40, ENVS, copies=2)

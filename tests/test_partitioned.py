@@ -349,6 +349,16 @@ def test_directions_take_any_observation_and_are_always_the_same(dtype):
     np.testing.assert_array_equal(first, again)
 
 
+def test_directions_take_all_parts_of_an_observation():
+    parts = {"a": jax.ShapeDtypeStruct((2, 3), jnp.uint8), "b": jax.ShapeDtypeStruct((), jnp.float32)}
+    random = np.random.default_rng(0)
+    observation = {"a": jnp.asarray(random.integers(9, size=(400, 2, 3)), jnp.uint8), "b": random.normal(size=400)}
+    whole = np.concatenate([observation["a"].reshape(400, 6), observation["b"][:, None]], axis=1).astype(np.float32)
+    owners = jax.vmap(ownership.directions(Spec("test", parts, A), K))(observation)
+    as_one = ownership.directions(Spec("test", jax.ShapeDtypeStruct((7,), jnp.float32), A), K)
+    np.testing.assert_array_equal(owners, jax.vmap(as_one)(whole))
+
+
 def test_directions_spread_one_hot_states_over_the_owners():
     spec = Spec("test", jax.ShapeDtypeStruct((200,), jnp.bool_), A)
     load = ownership.loads(ownership.directions(spec, K), K, jnp.eye(200, dtype=jnp.bool_))

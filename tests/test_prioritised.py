@@ -191,6 +191,33 @@ def test_blocks_that_would_not_be_complete_in_time_are_refused():
         record.add(record.init(), block(history(4, 1), 0, 4), jnp.int32(0), H)
 
 
+@pytest.mark.parametrize("rows, n_step, block, needed", [(8, 3, 8, 16), (12, 4, 4, 8), (4, 4, 2, 6)])
+def test_a_ring_in_which_blocks_are_overwritten_before_they_are_complete_is_refused(rows, n_step, block, needed):
+    make = lambda: replay.prioritised(EXAMPLE, rows, 1, 8, n_step, block)  # noqa: E731
+    if needed <= rows:
+        assert make().rows == rows
+        return
+    with pytest.raises(UserError, match=rf"blocks of {block} rows, needs {needed} rows .* holds {rows}; raise"):
+        make()
+
+
+def test_a_learner_whose_regions_hold_one_merge_is_refused():
+    """With eight rows of each actor at once, a return of three rows would be complete when its rows are gone."""
+    config = Config(
+        env="Catch-bsuite",
+        agent="dqn",
+        replay="prioritised",
+        n_step=3,
+        num_envs=16,
+        replay_capacity=128,
+        batch_size=32,
+        total_steps=5_000,
+        learning_starts=1_000,
+    )
+    with pytest.raises(UserError, match="blocks of 8 rows, needs 16 rows of 16 transitions, and the replay holds 8"):
+        jaxdqn.train(config, axes=Axes("actor_learner", workers=4, merge_every=8), settings=QUIET)
+
+
 def test_the_example_of_the_docs_runs():
     page = (pathlib.Path(__file__).parent.parent / "docs" / "replay.md").read_text(encoding="utf-8")
     named = {}

@@ -248,7 +248,7 @@ def test_the_stored_state_is_that_from_the_episodes_start(parts):
 
 # -- sequences that start every `period` rows ----------------------------------------------------------------------
 
-ROWS, COLUMNS, WINDOW = 12, 2, 3
+ROWS, COLUMNS = 12, 2
 
 
 def history(rows):
@@ -259,9 +259,9 @@ def history(rows):
 
 
 @functools.cache
-def sampler(kind, period, *actors):
+def sampler(kind, period, *actors, length=3):
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), history(1))
-    made = getattr(replay, kind)(example, ROWS, *actors, COLUMNS // (*actors, 1)[0], 256, WINDOW, period)
+    made = getattr(replay, kind)(example, ROWS, *actors, COLUMNS // (*actors, 1)[0], 256, length, period)
     return made, jax.jit(made.add), jax.jit(made.sample)
 
 
@@ -278,22 +278,33 @@ def filled(add, state, data, size, actor=None):
 
 
 @pytest.mark.parametrize("kind", ["sequences", "prioritised_sequences"])
-@pytest.mark.parametrize("size, period", [(1, 3), (2, 2), (4, 2), (6, 3), (3, 1)])
+@pytest.mark.parametrize(
+    "size, period, length", [(1, 3, 3), (2, 2, 3), (4, 2, 3), (6, 3, 3), (3, 1, 3), (6, 1, 11), (4, 3, 10), (12, 2, 5)]
+)
 @pytest.mark.parametrize("most", [6, 13, 28])
-def test_whole_sequences_start_every_period_rows_with_their_states(kind, size, period, most):
-    """All of them are drawn, and no other: none that is incomplete, across the write head or not yet written."""
-    made, add, sample = sampler(kind, period)
-    written = -(-most // size) * size
+def test_whole_sequences_start_every_period_rows_with_their_states(kind, size, period, length, most):
+    """All of them are drawn, and no other: none that is incomplete, across the write head or not yet written; also
+    where they are nearly as long as the ring, or as one block."""
+    if size % period and period % size:
+        size = period
+    made, add, sample = sampler(kind, period, length=length)
+    written = max(-(-most // size), -(-(length + period - 1) // size)) * size
     state = filled(add, made.init(), history(written), size)
     data = getattr(state, "data", state)
     assert data.extras.shape[0] == ROWS // period and data.next_observation == ()
     batch = sample(state, KEY, progress(written), H)
     column, time = np.moveaxis(np.asarray(batch.transitions.observation), -1, 0)
-    allowed = {t + 1 for t in range(0, written - WINDOW + 1, period) if t >= written - ROWS}
+    allowed = {t + 1 for t in range(0, written - length + 1, period) if t >= written - ROWS}
     assert set(zip(column[0], time[0], strict=True)) == {(c, t) for c in range(COLUMNS) for t in allowed}
-    np.testing.assert_array_equal(time - time[0], np.arange(WINDOW)[:, None] + 0 * time)
+    np.testing.assert_array_equal(time - time[0], np.arange(length)[:, None] + 0 * time)
     np.testing.assert_array_equal(batch.carry[:, 0], 2 * time[0])
     np.testing.assert_array_equal(batch.weights, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["sequences", "prioritised_sequences"])
+def test_a_ring_without_room_for_a_sequence_at_all_times_is_refused(kind):
+    with pytest.raises(UserError, match=r"sequences of 11 rows, every 3 rows, .* need 13 rows .* holds 12; raise"):
+        sampler(kind, 3, length=11)
 
 
 @pytest.mark.parametrize("kind", ["sequence_regions", "prioritised_sequence_regions"])

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdqn.agents.declaration import Alarm, Around
 from jaxdqn.agents.distributional import taken_and_greedy
@@ -49,9 +50,9 @@ class Support:
     """Highest return of the support, discounted and scaled by reward_scale."""
 
     def check(self) -> None:
-        """Raises `UserError` for a support without width."""
-        if not self.v_min < self.v_max:
-            raise UserError(f"hparams.v_min {self.v_min:g} is not below hparams.v_max {self.v_max:g}.")
+        """Raises `UserError` for a support without width, in float32."""
+        if not np.float32(self.v_min) < np.float32(self.v_max):
+            raise UserError(f"hparams.v_min {self.v_min} is not below hparams.v_max {self.v_max}, as float32.")
 
 
 class Atoms(Protocol):

@@ -16,6 +16,7 @@ from jax import lax
 
 from jaxdqn.base import Array, Batch, Key, Progress, PyTree, Replay, Transition
 from jaxdqn.config import HParams
+from jaxdqn.errors import UserError
 from jaxdqn.exploration import linear_schedule
 from jaxdqn.replay import ring as _ring
 from jaxdqn.replay import sum_tree
@@ -120,10 +121,17 @@ def prioritised_regions(
 ) -> Replay:
     """The same with a region of rows x envs_each transitions for each actor, drawn from all of them.
 
-    add(state, block [T, envs_each], (actor [], written []), hparams, priorities=None) writes actor's next rows.
+    add(state, block [T, envs_each], (actor [], written []), hparams, priorities=None) writes actor's next rows. Raises
+    `UserError` for a ring in which a block would be overwritten before its returns are complete.
     """
     ring = _ring.layout(example, rows, num_actors * envs_each, copies)
     blocks_late = late(_ring.span(ring, n_step), block_length)
+    needed = (blocks_late + 1) * block_length + ring.history
+    if blocks_late and needed > rows:
+        raise UserError(
+            f"n_step {n_step} by priority, written in blocks of {block_length} rows, needs {needed} rows of "
+            f"{ring.num_envs} transitions, and the replay holds {rows}; raise replay_capacity, or write smaller blocks."
+        )
 
     def init() -> Prioritised:
         tree = sum_tree.empty(rows * ring.num_envs)

@@ -1,7 +1,7 @@
 """Prioritised sequences: runs of L transitions, drawn in proportion to their priority (Kapturowski et al., 2019).
 
-A leaf of the sum tree is a start. It has mass 0 from when its first row is written until its last one is, and then that
-of the highest priority there ever was.
+A leaf of the sum tree is a start. It has mass 0 from when its first row is written until its last one is, then that of
+the highest priority there ever was, and 0 again when frames are overwritten that its observations are put together of.
 """
 
 import functools
@@ -58,7 +58,7 @@ def prioritised_sequence_regions(
     if period > length:
         raise ValueError(f"a sequence of {length} rows ends before the next one starts, period {period} rows later.")
     ring = sequence.layout(example, rows, num_actors * envs_each, length, period)
-    slots = sequence.slots(ring)
+    slots, history = sequence.slots(ring), ring.steps.history
 
     def leaves(actor: Array | int, slot: Array) -> Array:
         first = (actor * slots + slot % slots) * envs_each
@@ -80,13 +80,17 @@ def prioritised_sequence_regions(
         # Where no sequence begins in this block, the slot is that of one which is not complete anyway.
         slot = jnp.arange(max(1, size // period))
         begun, ended = row // period + slot, (row - length) // period + 1 + slot
-        complete = jnp.repeat((ended >= 0) & (ended * period + length <= row + size), envs_each)
-        begun = leaves(actor, begun)
+        oldest = row + size - rows + history  # from here on nothing is overwritten that a sequence is made of
+        complete = (ended >= 0) & (ended * period + length <= row + size) & (ended * period >= oldest)
+        over = -((history - oldest) // period) + jnp.arange(-(-history // period))
+        over = jnp.where(over * period < oldest, over, begun[0])
+        complete, begun = jnp.repeat(complete, envs_each), leaves(actor, begun)
         at = jnp.where(complete, leaves(actor, ended), begun)
         masses = jnp.where(complete, mass(state.highest, hparams), 0.0)
         # At once: one update after the other would copy the tree. Of two masses for one leaf the larger is kept.
-        both = jnp.concatenate([begun, at]), jnp.concatenate([jnp.zeros_like(masses), masses])
-        return Prioritised(data, sum_tree.update(state.tree, *both), state.highest)
+        none = jnp.concatenate([begun, leaves(actor, over)])
+        every = jnp.concatenate([none, at]), jnp.concatenate([jnp.zeros(none.shape), masses])
+        return Prioritised(data, sum_tree.update(state.tree, *every), state.highest)
 
     def sample(
         state: Prioritised,
@@ -100,7 +104,7 @@ def prioritised_sequence_regions(
         slot, env = jnp.divmod(place, envs_each)
         weights = importance(masses / sum_tree.total(state.tree), progress, hparams)
         batch = sequence.read(ring, state.data, slot, actor * envs_each + env)
-        return batch._replace(weights=weights / largest(jnp.max(weights)), indices=indices)
+        return batch._replace(weights=batch.weights * weights / largest(jnp.max(weights)), indices=indices)
 
     def cut(state: Prioritised, written: tuple[Array, Array]) -> Prioritised:
         actor, row = written

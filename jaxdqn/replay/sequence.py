@@ -28,10 +28,17 @@ class Layout(NamedTuple):
 
 
 def layout(example: Transition, rows: int, num_envs: int, length: int, period: int) -> Layout:
-    """The layout for transitions like `example`; `period` must divide `rows`."""
+    """The layout for transitions like `example`; `period` must divide `rows`. Raises `UserError` for a ring in which
+    there would not always be a whole sequence."""
     if rows % period:
         raise ValueError(f"{rows} rows are not a multiple of the period {period}.")
     steps = _ring.layout(example._replace(extras=()), rows, num_envs, copies=1)
+    needed = length + period - 1 + steps.history
+    if needed > rows:
+        raise UserError(
+            f"sequences of {length} rows, every {period} rows, with what their observations are put together of, need "
+            f"{needed} rows of {num_envs} transitions, and the replay holds {rows}; raise replay_capacity."
+        )
     return Layout(steps, example.extras, length, period)
 
 
@@ -66,11 +73,16 @@ def write(ring: Layout, data: Stored, block: Transition, written: Array, column:
 
 
 def read(ring: Layout, data: Stored, slot: Array, env: Array) -> SequenceBatch:
-    """The sequences that start at (slot, env), int32 [B], with weights of 1."""
+    """The sequences that start at (slot, env), int32 [B], with weights of 1, or 0 where a stack of frames would reach
+    over the place where a stream was cut: the actor saw another."""
     time = slot * ring.period + jnp.arange(ring.length)[:, None]
     rows = _ring.read(ring.steps, data._replace(extras=()), time, jnp.broadcast_to(env, time.shape))
-    carry = jax.tree.map(lambda x: x[slot, env], data.extras)
-    return SequenceBatch(rows, carry, jnp.ones(env.shape), (slot, env))
+    carry, weights = jax.tree.map(lambda x: x[slot, env], data.extras), jnp.ones(env.shape)
+    if ring.steps.history:
+        before = slot * ring.period + jnp.arange(-ring.steps.history, ring.length - 1)[:, None]
+        cuts = data.ends[before % ring.steps.rows, env] & _ring.CUT
+        weights = jnp.where(jnp.any(cuts != 0, axis=0), 0.0, weights)
+    return SequenceBatch(rows, carry, weights, (slot, env))
 
 
 def starts(ring: Layout, key: Key, count: int, written: Array) -> tuple[Array, Array]:
@@ -86,8 +98,10 @@ def starts(ring: Layout, key: Key, count: int, written: Array) -> tuple[Array, A
 
 
 def whole(ring: Layout, written: Array) -> tuple[Array, Array]:
-    """The oldest and the newest sequence that is there as a whole, by its number among all that ever began."""
-    return -(-jnp.maximum(written - ring.steps.rows, 0) // ring.period), (written - ring.length) // ring.period
+    """The oldest and the newest sequence that is there as a whole, with the frames before it that its observations are
+    put together of, by its number among all that ever began."""
+    oldest = jnp.maximum(written - ring.steps.rows + ring.steps.history, 0)
+    return -(-oldest // ring.period), (written - ring.length) // ring.period
 
 
 def age(ring: Layout, written: Array, number: Array) -> Array:

@@ -14,7 +14,7 @@ Owner = Callable[[PyTree], Array]
 
 def flat(observation: PyTree) -> Array:
     """One observation [*O] as a vector, float32."""
-    return seen(observation).astype(jnp.float32).reshape(-1)
+    return jnp.concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(seen(observation))])
 
 
 def directions(spec: Spec, num_owners: int) -> Owner:
@@ -25,7 +25,7 @@ def directions(spec: Spec, num_owners: int) -> Owner:
     the shape and K, so that a saved run keeps its owners. (They are the hash of Andoni et al., 2015, "cross-polytope",
     with Gaussian directions.)
     """
-    size = int(np.prod(seen(spec.observation).shape, dtype=int))
+    size = sum(int(np.prod(leaf.shape, dtype=int)) for leaf in jax.tree.leaves(seen(spec.observation)))
     # NumPy guarantees this generator's stream from version to version.
     drawn = np.random.RandomState(0).normal(size=(num_owners, size)).astype(np.float32)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
