@@ -5,6 +5,7 @@ step, so that they are no stack from which older frames could be taken; after a 
 """
 
 import inspect
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -17,6 +18,9 @@ from jaxdqn.base import Array, Environment, Key, PyTree, Spec
 from jaxdqn.environments import arguments
 from jaxdqn.environments.auto_reset import Step, auto_reset
 from jaxdqn.errors import UserError
+
+# Said of octax's own code whenever a program is traced. `constraints.txt` has versions that work together.
+warnings.filterwarnings("ignore", "scatter inputs have incompatible types", FutureWarning)
 
 ARGUMENTS = ("max_num_steps_per_episodes", "instruction_frequency", "fps", "frame_skip")
 
