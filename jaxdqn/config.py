@@ -27,6 +27,7 @@ MOST, MOST_WIDE = 10**15, 10**6
 LARGEST, LEAST = 1e38, 1.1754944e-38  # of a float32; smaller ones are 0 on most devices
 LEAST_ITERATIONS = 2_000
 MOST_EPISODES = 1_000_000
+MOST_SECONDS = 1_000_000_000
 LONGEST_NAME = 100  # directories are named after environments and agents
 
 

@@ -14,13 +14,15 @@ from jaxdqn.environments import host
 from jaxdqn.errors import UserError
 from jaxdqn.evaluation import Episodes
 
+Watch = Callable[[PyTree, host.Guarded | None], None]
+
 
 class Play(Protocol):
     """Plays one episode in each of some environments."""
 
-    def __call__(self, params: PyTree, key: Key, watch: Callable[[PyTree, host.Guarded], None] = ...) -> Episodes:
+    def __call__(self, params: PyTree, key: Key, watch: Watch = ...) -> Episodes:
         """The episodes with these parameters; `watch` is given the observations [N, *O] of each step, also the last
-        ones, and the environments."""
+        ones, and the environments, or None where all of them have begun another episode."""
 
 
 def player(
@@ -48,7 +50,7 @@ def player(
         state, row, _ = acting.followed(state, chosen, (), timestep, initial)
         return state, evaluation.extended(episodes, row, timestep.achieved), row.next_observation
 
-    def once(params: PyTree, key: Key, watch: Callable[[PyTree, host.Guarded], None]) -> Episodes:
+    def once(params: PyTree, key: Key, watch: Watch) -> Episodes:
         start_key, step_key = jax.random.split(key)
         environments, finished = host.Guarded(environment, num_episodes, timeout), np.zeros(num_episodes, bool)
         try:
@@ -60,8 +62,8 @@ def player(
                 chosen = choose(params, state, step_key, np.int32(count))
                 step = environments.step(np.asarray(chosen[0], np.int64))
                 state, episodes, produced = follow(state, episodes, chosen, step)
-                watch(produced, environments)
                 finished |= step.episode_end
+                watch(produced, None if finished.all() else environments)
                 if finished.all():
                     break
         except host.Broken:
@@ -70,9 +72,7 @@ def player(
         environments.close()
         return episodes
 
-    def play(
-        params: PyTree, key: Key, watch: Callable[[PyTree, host.Guarded], None] = lambda observation, of: None
-    ) -> Episodes:
+    def play(params: PyTree, key: Key, watch: Watch = lambda observation, of: None) -> Episodes:
         cause = ""
         for _ in range(host.ATTEMPTS):
             try:

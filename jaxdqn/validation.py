@@ -1,6 +1,7 @@
 """What cannot run, said in words and with the numbers before anything is made or compiled."""
 
 import dataclasses
+import math
 
 from jaxdqn import agents
 from jaxdqn.config import (
@@ -8,6 +9,7 @@ from jaxdqn.config import (
     INT32_MAX,
     MOST,
     MOST_EPISODES,
+    MOST_SECONDS,
     MOST_SUMMED,
     MOST_WIDE,
     Config,
@@ -35,8 +37,11 @@ def validate(config: Config, num_shards: int = 1) -> None:
     if not 0.0 <= config.eval_epsilon <= 1.0:
         raise UserError(f"eval_epsilon is {shown(config.eval_epsilon)}; it is a probability in [0, 1].")
     check_number("env_timeout", config.env_timeout)
-    if config.env_timeout <= 0:
-        raise UserError(f"env_timeout is {shown(config.env_timeout)}; it must be above 0, in seconds; inf waits.")
+    if config.env_timeout != math.inf and not 0 < config.env_timeout <= MOST_SECONDS:
+        raise UserError(
+            f"env_timeout is {shown(config.env_timeout)}; it must be above 0 and at most {MOST_SECONDS:,}, in seconds; "
+            "inf waits."
+        )
     steps = config.num_envs * config.rollout_length
     capacity = replay_rows(config) * config.num_envs
     if config.batch_size > capacity:

@@ -1,6 +1,10 @@
 """Gymnasium's environments on the host: each step is that of the environment itself, and so is a judged episode."""
 
 import multiprocessing
+import os
+import signal
+import time
+import types
 
 import gymnasium
 import jax
@@ -8,12 +12,15 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+import jaxdqn
 from jaxdqn import evaluation, evaluation_on_host
 from jaxdqn.base import Codes
-from jaxdqn.components import make_agent
+from jaxdqn.components import make_agent, make_components
 from jaxdqn.config import Config
-from jaxdqn.environments import gymnasium_adapter, host, registry
+from jaxdqn.environments import contract, gymnasium_adapter, host, registry
 from jaxdqn.errors import UserError
+from jaxdqn.parallel.axes import Axes
+from jaxdqn.runs import checkpoints, results
 
 STEPS, ENVS, SEED = 300, 3, 11
 
@@ -83,6 +90,17 @@ def test_a_process_that_dies_breaks_the_step_and_nothing_hangs():
     assert before
 
 
+def test_processes_do_not_hear_ctrl_c():
+    environment = registry.make("gymnasium/CartPole-v1", env_kwargs={"vectorization": "async"})
+    guarded = host.Guarded(environment, 2, 30.0)
+    guarded.reset(SEED)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGINT)
+    for _ in range(3):
+        assert guarded.step(np.zeros(2, np.int64)).reward.tolist() == [1.0, 1.0]
+    guarded.close()
+
+
 def test_judged_episodes_are_those_that_the_policy_plays():
     """The same greedy policy played by hand, one environment at a time."""
     environment = registry.make("gymnasium/CartPole-v1")
@@ -130,7 +148,11 @@ def odd():
     [
         (spaces.Box(0, 255, (6, 5), np.uint8), (6, 5, 1), np.uint8),
         (spaces.Box(0, 255, (6, 5, 3), np.uint8), (6, 5, 3), np.uint8),
+        (spaces.Box(0, 1, (6, 5, 4), np.uint8), (6, 5, 4), np.bool_),
+        (spaces.Box(0, 9, (6, 5), np.uint8), (6, 5, 1), np.float32),
         (spaces.Box(-1, 1, (4,), np.float64), (4,), np.float32),
+        (spaces.Box(0, 3, (4,), np.int64), (4,), np.int32),
+        (spaces.Box(0, 2**40, (4,), np.int64), (4,), np.float32),
         (spaces.Discrete(5, start=1), (1,), np.int32),
         (spaces.MultiDiscrete([3, 4]), (2,), np.int32),
         (spaces.MultiBinary(3), (3,), np.bool_),
@@ -146,6 +168,99 @@ def test_spaces_become_what_is_stored(space, shape, dtype):
         if isinstance(leaf, Codes):
             assert np.all((observation >= 0) & (observation < leaf.sizes))
     made.close()
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(2**40), spaces.MultiDiscrete([2**13, 2**13 + 1])])
+def test_codes_of_too_many_values_are_refused(space):
+    with pytest.raises(UserError, match=r"values; one-hot codes have at most 16,384\. Wrap it"):
+        gymnasium_adapter.make("gymnasium/Odd-v0", {}, {"observed": space})
+
+
+def test_an_observation_without_a_number_is_refused():
+    environment = gymnasium_adapter.make("gymnasium/Odd-v0", {}, {"observed": spaces.Box(0, 1, (0,))})
+    with pytest.raises(UserError, match=r"observations of shape \(0,\), without a number"):
+        contract.check(environment, jax.random.key(0))
+
+
+class Drawn(gymnasium.Env):
+    """Episodes of four steps, whose observation and picture are their number; the first picture may take a while."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
+    observation_space, action_space = spaces.Box(0, 10, (1,), np.float32), spaces.Discrete(2)
+
+    def __init__(self, render_mode=None, slowly=0.0) -> None:
+        self.render_mode, self.slowly, self.steps = render_mode, slowly, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.float32([0]), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.float32([self.steps]), 1.0, self.steps == 4, False, {}
+
+    def render(self):
+        time.sleep(self.slowly)
+        self.slowly = 0.0
+        return np.full((8, 8, 3), self.steps, np.uint8)
+
+
+@pytest.fixture
+def drawn():
+    gymnasium.register("Drawn-v0", Drawn)
+    yield
+    del gymnasium.registry["Drawn-v0"]
+
+
+def test_no_picture_is_of_another_episode(drawn):
+    """The environments have begun the next one when the last step is looked at."""
+    components = make_components(Config(env="gymnasium/Drawn-v0", hidden_sizes=(8,)))
+    params = components.agent.init(jax.random.key(0), components.agent.defaults).params
+    batch = jax.tree.map(lambda x: x[None], params)
+    result = types.SimpleNamespace(components=components, params=batch)
+    observations, pictures = results.filmed(result, 0, 0)
+    assert observations[:, 0].tolist() == [0, 1, 2, 3, 4] and pictures[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 3]
+
+
+def test_a_picture_that_comes_too_late_is_no_answer_to_the_next_step(drawn):
+    environment = registry.make("gymnasium/Drawn-v0", env_kwargs={"slowly": 1.0})
+    guarded = host.Guarded(environment, 1, 0.7)
+    guarded.reset(0)
+    assert guarded.render() is None
+    assert guarded.step(np.zeros(1, np.int64)).observation.tolist() == [[1.0]]
+    assert guarded.render().max() == 1
+    guarded.close()
+
+
+def test_more_episodes_than_are_played_at_once_are_judged_in_parts():
+    components = make_components(Config(env="gymnasium/CartPole-v1", hidden_sizes=(8,), eval_episodes=3))
+    params = components.agent.init(jax.random.key(0), components.agent.defaults).params
+    few, many = (results.evaluate_params(components, params, count, 5) for count in (3, 7))
+    assert many.returns.shape == (7,) and len(set(many.fingerprints)) == 7
+    np.testing.assert_array_equal(many.fingerprints[:3], few.fingerprints)
+
+
+class Flaky(Drawn):
+    """Fails in its 30th step, and an episode has 40."""
+
+    count = 0
+
+    def step(self, action):
+        self.count += 1
+        if self.count == 30:
+            raise RuntimeError("simulator lost")
+        return np.float32([1]), 1.0, self.count % 40 == 0, False, {}
+
+
+def test_a_run_whose_evaluations_always_fail_keeps_what_it_learned(tmp_path):
+    gymnasium.register("Flaky-v0", Flaky)
+    config = Config(
+        env="gymnasium/Flaky-v0", num_envs=4, batch_size=8, hidden_sizes=(4,), learning_starts=40, total_steps=400,
+        log_interval=200, eval_interval=200, eval_episodes=2,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="failed 3 times in an evaluation: RuntimeError: simulator lost"):
+        jaxdqn.train(config, axes=Axes("actor_learner", workers=2), out=tmp_path / "run")
+    assert checkpoints.newest(tmp_path / "run" / "checkpoints")[0].meta["iteration"] == 50
 
 
 @pytest.mark.parametrize(

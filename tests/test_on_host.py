@@ -160,6 +160,21 @@ def test_after_a_resume_environments_begin_new_episodes(iterations):
     assert counters.makings == before + 2 and list(step[making == counters.makings][:3]) == [0, 1, 2]
 
 
+def test_a_break_is_not_forgotten_by_a_session_that_ends_before_it_is_told():
+    """Stopped right after a merge, gone on with for one iteration, and stopped again."""
+    axes = Axes(workers=1, merge_every=2, broadcast_every=3)
+    parts = components(Counters().environment)
+    _, states, metrics = run(parts, axes, 4)
+    done = timeline(SMALL).prefill + 4
+    for count in (1, 6):
+        again, _ = actor_learner.build(parts, jax.devices()[:1], [SEED], [H], axes)
+        states, metrics = again.step(states, metrics, done, done + count)
+        done += count
+    making, step, end = rows(states[0])
+    check_stream(making, step, end)
+    assert len(set(making)) == 3
+
+
 def test_two_runs_in_lockstep_are_the_same_bits_whatever_the_chunks():
     axes = Axes(workers=2, merge_every=2, broadcast_every=3)
     made = [run(components(Counters().environment), axes, 20, chunk=chunk)[1] for chunk in (20, 7)]

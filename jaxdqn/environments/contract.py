@@ -55,6 +55,8 @@ def _check_spec(spec: Spec) -> None:
         raise UserError(f"environment {spec.name!r} has observations without an array; they need at least one.")
     for leaf in jax.tree.leaves(spec.observation):
         dtype = one_array(spec.name, leaf).dtype
+        if 0 in leaf.shape:
+            raise UserError(f"environment {spec.name!r} has observations of shape {leaf.shape}, without a number.")
         if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
             raise UserError(f"environment {spec.name!r} has observations of {dtype}; they must be numbers or bool.")
         if isinstance(leaf, Frames) and (leaf.padding not in ("first", "zeros") or not math.prod(leaf.shape[-1:]) > 1):

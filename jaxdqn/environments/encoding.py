@@ -36,7 +36,7 @@ def encoder(name: str, raw: jax.ShapeDtypeStruct, space: Any) -> Callable[[Array
     many values.
     """
     if not categorical(raw):
-        kind = _of_grid(bounds(name, raw, space)) if raw.dtype == jnp.uint8 else raw.dtype
+        kind = of_grid(bounds(name, raw, space)) if raw.dtype == jnp.uint8 else raw.dtype
         return lambda observation: jnp.asarray(observation).astype(kind)
     low, high = limits = bounds(name, raw, space)
     if raw.dtype == jnp.uint8 and np.all((low == BYTES[0]) & (high == BYTES[1])):
@@ -51,8 +51,8 @@ def encoder(name: str, raw: jax.ShapeDtypeStruct, space: Any) -> Callable[[Array
     return lambda observation: jnp.asarray(observation).astype(jnp.int32).reshape(-1)[place] == value
 
 
-def _of_grid(limits: Bounds) -> DTypeLike:
-    """How a grid of uint8 is stored: networks divide bytes by 255, which would all but hide numbers that are small."""
+def of_grid(limits: Bounds) -> DTypeLike:
+    """How uint8 are stored: networks divide bytes by 255, which would all but hide numbers that are small."""
     if np.all(limits.high <= 1):
         return jnp.bool_
     return jnp.uint8 if limits.high.max() == BYTES[1] else jnp.float32

@@ -1,7 +1,9 @@
 """Any environment of Gymnasium (Towers et al., 2024) with discrete actions, on the host, through its vector API."""
 
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gymnasium
@@ -9,8 +11,10 @@ import jax
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
+from jax.typing import DTypeLike
 
 from jaxdqn.base import Codes, Environment, HostEnvironments, HostStep, Spec
+from jaxdqn.environments import encoding
 from jaxdqn.environments.contract import line
 from jaxdqn.environments.host import on_host
 from jaxdqn.errors import UserError, shown, unknown_name
@@ -24,8 +28,9 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
     """The environment `name`, gymnasium/CartPole-v1 say; env_kwargs go to `gymnasium.make`, but for `vectorization`:
     "sync" steps the environments one after the other, "async" each in a process.
 
-    Boxes are stored as they are, float64 as float32, and images without channels get one; discrete observations are
-    `Codes`. Raises `UserError` for an unknown id, parameters, wrong arguments, and other spaces than these.
+    Boxes are stored as they are, but numbers of 64 bits with 32, uint8 that are no bytes from 0 to 255 as bool or
+    float32, and images without channels get one; discrete observations are `Codes`. Raises `UserError` for an unknown
+    id, parameters, wrong arguments, and other spaces than these.
     """
     if env_params:
         raise UserError(f"environment {name!r} takes no env_params; it got {', '.join(sorted(env_params))}.")
@@ -56,7 +61,10 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
         options: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
         if how == "async":  # JAX has threads, and a fork would copy them in whatever state they are
             options["context"] = "forkserver"
-        env = gymnasium.make_vec(identity, num_envs, vectorization_mode=how, vector_kwargs=options, **given)
+        wrappers: Any = [_deaf] if how == "async" else None
+        env = gymnasium.make_vec(
+            identity, num_envs, vectorization_mode=how, vector_kwargs=options, wrappers=wrappers, **given
+        )
 
         def stored(observation: Any) -> np.ndarray:
             array = np.asarray(observation) - getattr(observed, "start", 0)
@@ -102,12 +110,20 @@ def painter(name: str) -> Callable[[np.ndarray], np.ndarray]:
     return draw
 
 
+def _deaf(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """In a process of its own an environment does not hear Ctrl-C: the run that it belongs to does, and closes it."""
+    if threading.current_thread() is threading.main_thread():  # not where one is made to look at its spaces
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return env
+
+
 def _stored(name: str, observed: spaces.Space[Any]) -> Any:
-    """The leaf of `Spec.observation` for a space. Raises `UserError` for one that is neither a box nor discrete."""
+    """The leaf of `Spec.observation` for a space. Raises `UserError` for one that is neither a box nor discrete, or has
+    too many values."""
     if isinstance(observed, spaces.Discrete):
-        return Codes((1,), np.int32, (int(observed.n),))
+        return _codes(name, observed, (1,), [observed.n])
     if isinstance(observed, spaces.MultiDiscrete) and len(observed.shape) == 1:
-        return Codes(observed.shape, np.int32, tuple(int(size) for size in observed.nvec))
+        return _codes(name, observed, observed.shape, observed.nvec)
     if isinstance(observed, spaces.MultiBinary):
         return jax.ShapeDtypeStruct(observed.shape, np.bool_)
     if not isinstance(observed, spaces.Box):
@@ -116,5 +132,20 @@ def _stored(name: str, observed: spaces.Space[Any]) -> Any:
             "to join them, by gymnasium.wrappers.FlattenObservation, say."
         )
     is_plane = observed.dtype == np.uint8 and len(observed.shape) == 2
-    dtype = np.float32 if observed.dtype == np.float64 else observed.dtype
+    dtype: DTypeLike = jax.dtypes.canonicalize_dtype(observed.dtype)
+    if observed.dtype == np.uint8:
+        dtype = encoding.of_grid(encoding.bounds(name, jax.ShapeDtypeStruct(observed.shape, np.uint8), observed))
+    if observed.dtype in (np.int64, np.uint64):
+        fits = np.iinfo(np.int32)
+        dtype = np.int32 if np.all(observed.low >= fits.min) and np.all(observed.high <= fits.max) else np.float32
     return jax.ShapeDtypeStruct((*observed.shape, *(1,) * is_plane), dtype)
+
+
+def _codes(name: str, observed: spaces.Space[Any], shape: tuple[int, ...], sizes: Iterable[Any]) -> Codes:
+    codes = Codes(shape, np.int32, tuple(map(int, sizes)))
+    if sum(codes.sizes) > encoding.MOST_BITS:
+        raise UserError(
+            f"environment {name!r} has observations in {shown(observed)}, of {sum(codes.sizes):,} values; one-hot "
+            f"codes have at most {encoding.MOST_BITS:,}. Wrap it to return a box of float32."
+        )
+    return codes

@@ -3,6 +3,7 @@
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from jaxdqn.errors import UserError, shortened
 
 ATTEMPTS = 3  # at one rollout or evaluation, with new environments each time
 SEEDS = 2**31  # the number of seeds that environments take
+CLOSING_SECONDS = 2.0  # for which closing environments is waited for
+_closing = threading.Lock()  # what they are drawn with may be shared, and closing it twice at once wait for ever
 
 
 def on_host(spec: Spec, make: Callable[[int], HostEnvironments]) -> Environment:
@@ -110,31 +113,39 @@ class Guarded:
     def __init__(self, environment: Environment, num_envs: int, timeout: float) -> None:
         assert environment.on_host is not None
         self._timeout = None if timeout == float("inf") else timeout
-        self._calls: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[int, str, tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
         self._made: list[HostEnvironments] = []
-        thread = threading.Thread(target=self._serve, args=(environment.on_host, num_envs), daemon=True)
-        thread.start()
+        self._asked = 0
+        self._thread = threading.Thread(target=self._serve, args=(environment.on_host, num_envs), daemon=True)
+        self._thread.start()
 
     def _serve(self, make: Callable[[int], HostEnvironments], num_envs: int) -> None:
         while (call := self._calls.get()) is not None:
-            name, given = call
+            number, name, given = call
             try:
                 if not self._made:
                     self._made.append(make(num_envs))
-                self._answers.put((getattr(self._made[0], name)(*given), None))
+                self._answers.put((number, getattr(self._made[0], name)(*given), None))
             except BaseException as error:  # of any kind: it is other people's code
-                self._answers.put((None, error))
+                self._answers.put((number, None, error))
         for made in self._made:
+            alone = _closing.acquire(timeout=CLOSING_SECONDS)  # others may hang in theirs
             with contextlib.suppress(Exception):  # what is broken may not close, either
                 made.close()
+            if alone:
+                _closing.release()
 
     def _call(self, name: str, *given: Any) -> Any:
-        self._calls.put((name, given))
-        try:
-            answer, error = self._answers.get(timeout=self._timeout)
-        except queue.Empty:
-            raise Broken(f"no answer to {name} within {self._timeout:g} s") from None
+        self._asked += 1
+        self._calls.put((self._asked, name, given))
+        until, number = None if self._timeout is None else time.monotonic() + self._timeout, 0
+        while number != self._asked:  # there may be a late answer to what is not waited for any more
+            left = None if until is None else max(0.0, until - time.monotonic())
+            try:
+                number, answer, error = self._answers.get(timeout=left)
+            except queue.Empty:
+                raise Broken(f"no answer to {name} within {self._timeout:g} s") from None
         if error is not None:
             raise Broken(f"{type(error).__name__}: {shortened(' '.join(str(error).split()))}") from error
         return answer
@@ -160,8 +171,9 @@ class Guarded:
         """Has done with them, broken or not: they are closed by their thread, if that ever returns."""
         for made in self._made:
             made.kill()
-        self.close()
+        self._calls.put(None)
 
     def close(self) -> None:
-        """They are closed by their thread, for which nobody waits."""
+        """They are closed by their thread, for which this waits a moment: the interpreter may be about to end."""
         self._calls.put(None)
+        self._thread.join(CLOSING_SECONDS)

@@ -12,6 +12,7 @@ import jax
 
 from jaxdqn.base import PyTree, Scalar
 from jaxdqn.config import Config
+from jaxdqn.errors import UserError
 from jaxdqn.parallel import hosts
 from jaxdqn.parallel.compiled.runner import Runner
 from jaxdqn.timeline import Timeline
@@ -79,13 +80,20 @@ def drive(runner: Runner, at: Progressed, line: Timeline, hooks: Hooks) -> Progr
         leaving = hooks.interrupted() or iteration >= line.total or (at_point and stopping)
         if at_point:
             evaluated = line.is_evaluated(iteration)
-            episodes = runner.evaluate(states, iteration) if evaluated else None
+            try:
+                episodes = runner.evaluate(states, iteration) if evaluated else None
+            except UserError:  # environments on the host that always fail; what was learned is kept
+                pace.settle()
+                read()
+                hooks.save(at)
+                raise
             # Before the prefill is done there may be nothing that can be drawn.
             asked = runner.measure if runner.measured and evaluated and iteration >= line.prefill else None
             found = asked and asked(states, iteration)
             pending.append(Point(iteration, metrics, episodes, runner.telemetry(states), found))
             if iteration % line.log_every == 0:  # else the run ends within a window, which an extension goes on with
                 at = at._replace(metrics=runner.zero_metrics)
+            leaving = leaving or hooks.interrupted()  # an evaluation on the host may take minutes
         if leaving or (at_point and hooks.checkpoint_due()):
             pace.settle()
             stopping = read() or stopping

@@ -81,8 +81,13 @@ def evaluate_params(
     check_whole("seed", seed, 0, UINT32_MAX)
     check_probability("epsilon", epsilon)
     bounds = components.config.eval_max_steps, float(epsilon), components.config.env_timeout
-    run = _evaluator(components.environment, components.agent, episodes, *bounds)
-    return jax.tree.map(np.asarray, run(params, jax.random.fold_in(jax.random.key(seed), stream)))
+    # On the host as many at once as a run judges: each may be a process.
+    each = episodes if components.environment.on_host is None else min(episodes, components.config.eval_episodes)
+    run = _evaluator(components.environment, components.agent, each, *bounds)
+    key = jax.random.fold_in(jax.random.key(seed), stream)
+    keys = [key, *(jax.random.fold_in(key, part) for part in range(1, -(-episodes // each)))]
+    parts = [jax.tree.map(np.asarray, run(params, key)) for key in keys]
+    return jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *parts)
 
 
 @functools.lru_cache(maxsize=8)  # or every call would compile anew
@@ -130,11 +135,13 @@ def _filmed_on_host(components: Components, params: PyTree, bound: int, seed: in
     observations: list[PyTree] = []
     pictures: list[np.ndarray] = []
 
-    def film(observation: PyTree, environments: Guarded) -> None:
+    def film(observation: PyTree, environments: Guarded | None) -> None:
         observations.append(jax.tree.map(np.asarray, observation))
-        picture = environments.render()
+        picture = environments.render() if environments else None
         if picture is not None:
             pictures.append(rendering.reduced(picture))
+        elif pictures and environments is None:  # of the episode's end there is none
+            pictures.append(pictures[-1])
 
     timeout = components.config.env_timeout
     play = evaluation_on_host.player(components.environment, components.agent, 1, bound, 0.0, timeout)

@@ -168,7 +168,7 @@ class HostActing:
         self._always = np.ones(self._each, np.float32)
         self._programs = _compile(components, num_actors, merge_every)
         self._streams: dict[int, Stream] = {}
-        self._broke = set[int]()
+        self._begun, self._broke = set[int](), set[int]()
         self._notes: list[str] = []
         weakref.finalize(self, _close_all, self._streams)
 
@@ -202,6 +202,7 @@ class HostActing:
     def close(self) -> None:
         """Closes all environments; new ones are made when they are needed."""
         _close_all(self._streams)
+        self._begun.clear()
 
     def _rollout(
         self,
@@ -234,8 +235,10 @@ class HostActing:
             self._streams[index] = Stream(environments, -1, (), (), np.zeros(self._each, np.int32))
         stream = self._streams[index]
         newest = stream.environments.reset(int(self._programs.seed(actor, np.int32(attempt))))
-        if acted and acted % self._merge_every == 0:
+        # An earlier session may have been stopped before it told of its own break.
+        if acted and (acted % self._merge_every == 0 or index not in self._begun):
             self._broke.add(index)
+        self._begun.add(index)
         # Of what is before an episode nothing is seen.
         stream.before = (jax.device_put(newest, actor.acted.sharding),) * self._horizon
         stream.at, stream.newest, stream.since = acted, newest, np.zeros(self._each, np.int32)
