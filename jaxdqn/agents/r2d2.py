@@ -1,7 +1,6 @@
 """Recurrent Q-learning: R2D2 (Kapturowski et al., 2019), and DRQN (Hausknecht and Stone, 2015), which draws uniformly.
 
-A sequence is burn_in rows that only bring the actor's state up to date, sequence_length rows to learn from, and n_step
-rows to bootstrap from.
+A sequence is burn_in rows for the state alone, sequence_length to learn from, and n_step to bootstrap from.
 """
 
 import dataclasses
