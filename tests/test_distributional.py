@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rlax
 import scipy.stats
-from cases import usual
+from cases import slow
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -425,7 +425,7 @@ SCHEMES = {
 }
 
 
-@pytest.mark.parametrize("agent", usual(OWN, "c51"))
+@pytest.mark.parametrize("agent", map(slow, OWN))
 def test_a_population_over_its_own_fields_is_one_compilation(agent, tmp_path, capsys, monkeypatch):
     """It is judged and exported, too; only a support that cuts off mass is warned about, and once."""
     calls, inner = [], acting.rollout

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from cases import usual
 
 import jaxdqn
 from jaxdqn import presets
@@ -214,7 +215,7 @@ def faulty():
     return armed
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", usual(SCHEMES, "parameter_server"))
 def test_a_program_that_fails_kills_one_worker_and_no_state(scheme, faulty, capfd, tmp_path):
     """The compiled program takes the worker's donated arrays with it; the run is still saved, and resumes whole."""
     rows = []

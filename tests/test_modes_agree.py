@@ -355,7 +355,7 @@ def test_of_each_kind_members_and_chunks_are_own_runs_bitwise(kind, monkeypatch)
         assert any(np.any(x[one] != x[other]) for x in jax.tree.leaves(own))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@slow_but("sequences", "prioritised")
 def test_of_each_kind_a_resumed_run_is_the_longer_run_bitwise(kind, tmp_path):
     config, (seeds, settings) = config_of(kind), members_of(kind)
     options = {"settings": QUIET, "num_devices": 1}

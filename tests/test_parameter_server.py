@@ -59,7 +59,7 @@ def run(built, states, iterations, config=SMALL, chunk=None):
         (SMALL, "global"),
         slow(REPLAYED, "none"),
         slow(dataclasses.replace(REPLAYED, updates_per_iteration=2), "global"),
-        (dataclasses.replace(REPLAYED, updates_per_iteration=2), "leaf"),
+        slow(dataclasses.replace(REPLAYED, updates_per_iteration=2), "leaf"),
     ],
 )
 def test_one_worker_is_the_fused_loop(config, lock):

@@ -84,7 +84,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", usual(CASES, "prioritised", "prioritised sequences", "lockstep frames"))
+@pytest.mark.parametrize("name", usual(CASES, "prioritised", "prioritised sequences"))
 def test_all_that_can_be_drawn_was_acted_and_nothing_was_learned(name, tmp_path, monkeypatch):
     axes, changes, options = CASES[name]
     config = dataclasses.replace(SMALL, **changes)
@@ -136,7 +136,7 @@ ALIKE = {
 }
 
 
-@pytest.mark.parametrize("name", usual(ALIKE, "fused", "server"))
+@pytest.mark.parametrize("name", usual(ALIKE, "fused"))
 def test_where_all_actions_are_random_a_run_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
     """What acts has the keys of the iterations that it stands for. So what the policy would not change is again as it
     was, as long as the replay has been written but once."""
