@@ -147,8 +147,8 @@ def _validate_counters(config: Config, line: Timeline) -> None:
     if max(window, iterations * length) > MOST_SUMMED or steps > INT32_MAX // 2:
         raise UserError(
             f"{window:,} updates, {iterations * length:,} rows of experience and {steps:,} environment steps lie "
-            f"between two logging points; the means of more than {MOST_SUMMED:,}, as many, or {INT32_MAX // 2:,} are "
-            "wrong. Lower log_interval."
+            f"between two logging points; of more than {MOST_SUMMED:,} updates or rows, or {INT32_MAX // 2:,} steps, a "
+            "float32 mean is wrong. Lower log_interval."
         )
 
 

@@ -17,7 +17,7 @@ from jaxdqn.errors import UserError, shortened
 ATTEMPTS = 3  # at one rollout or evaluation, with new environments each time
 SEEDS = 2**31  # the number of seeds that environments take
 CLOSING_SECONDS = 2.0  # for which closing environments is waited for
-_closing = threading.Lock()  # what they are drawn with may be shared, and closing it twice at once wait for ever
+_closing = threading.Lock()  # many draw by one library, and two that close it at once can hang
 
 
 def on_host(spec: Spec, make: Callable[[int], HostEnvironments]) -> Environment:
