@@ -194,6 +194,7 @@ def leaves(tree):
     return jax.tree.leaves(tree)
 
 
+@pytest.mark.slow
 def test_asynchronous_runs_resume(train, tmp_path):
     out = tmp_path / "run"
     train("--parallel", "a3c", *SMALL, *ON_POLICY, "--total-steps", "6400", "--out", str(out))

@@ -367,7 +367,7 @@ def test_of_each_kind_a_resumed_run_is_the_longer_run_bitwise(kind, tmp_path):
     pd.testing.assert_frame_equal(without_times(resumed.metrics), without_times(whole.metrics), check_exact=True)
 
 
-@slow_but("on-policy epochs", "prioritised")
+@slow_but("prioritised")
 def test_of_each_kind_vmapped_members_are_their_own_runs(kind, lazily):
     assert_equal(run_kind(kind, width=3), own_runs(kind), atol=ROUNDING)
 
@@ -379,7 +379,7 @@ def test_of_each_kind_members_on_two_devices_are_their_own_runs_bitwise(kind, la
     assert_equal(run_kind(kind, 2), own_runs(kind))
 
 
-@slow_but("on-policy epochs", "prioritised")
+@slow_but("prioritised")
 def test_of_each_kind_shards_stay_equal_and_groups_know_nothing_of_each_other_bitwise(kind, lazily):
     both, turned = (run_kind(kind, 4, 2, which=order) for order in (slice(1, 3), slice(2, 0, -1)))
     assert_shards_equal(both)

@@ -114,7 +114,7 @@ def test_a_pool_keeps_the_order_and_outlives_a_node(cluster):
 # -- tabular ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["partitioned", slow("visits, parts")])
+@pytest.mark.parametrize("kind", [slow("partitioned"), slow("visits, parts")])
 def test_two_ray_workers_are_two_in_process_workers_bitwise(cluster, kind):
     mdp = tables.made("FourRooms")
     way = tables.form(kind, "FourRooms", tables.GAMMA, 2)
