@@ -8,6 +8,7 @@ import types
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -20,7 +21,8 @@ from jaxdqn.config import Config
 from jaxdqn.environments import contract, gymnasium_adapter, host, registry
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.axes import Axes
-from jaxdqn.runs import checkpoints, results
+from jaxdqn.runs import checkpoints, driver, results
+from jaxdqn.timeline import timeline
 
 STEPS, ENVS, SEED = 300, 3, 11
 
@@ -261,6 +263,21 @@ def test_a_run_whose_evaluations_always_fail_keeps_what_it_learned(tmp_path):
     with pytest.raises(UserError, match="failed 3 times in an evaluation: RuntimeError: simulator lost"):
         jaxdqn.train(config, axes=Axes("actor_learner", workers=2), out=tmp_path / "run")
     assert checkpoints.newest(tmp_path / "run" / "checkpoints")[0].meta["iteration"] == 50
+
+
+def test_a_stop_that_is_asked_for_during_an_evaluation_is_heard_right_after_it():
+    """An evaluation on the host may take minutes: neither a chunk nor another one comes before the save."""
+    config = Config(num_envs=4, learning_starts=40, total_steps=400, log_interval=100, eval_interval=200).resolved()
+    evaluated, saved = [], []
+    go_on = lambda states, metrics, start, stop: (states, metrics)  # noqa: E731
+    runner = types.SimpleNamespace(
+        components=types.SimpleNamespace(config=config), part=None, measured=False, zero_metrics=jnp.zeros(()),
+        evaluate=lambda states, iteration: evaluated.append(iteration), telemetry=lambda states: {}, step=go_on,
+        prefill=go_on,
+    )  # fmt: skip
+    hooks = driver.Hooks(lambda point: False, lambda: bool(evaluated), lambda: False, saved.append, lambda count: None)
+    at = driver.drive(runner, driver.Progressed([], jnp.zeros(()), 0), timeline(config), hooks)
+    assert evaluated == [50] and at.iteration == 50 and [each.iteration for each in saved] == [50]
 
 
 @pytest.mark.parametrize(
