@@ -320,7 +320,7 @@ for _task, (_lowest, _highest) in SUPPORTS.items():
         _steps = max(3, _base.config.n_step) if _agent == "rainbow" else _base.config.n_step
         PRESETS[f"{_task}-{_agent}"] = Preset(
             f"{_base.config.env} by {_agent}, with the settings of {_base.config.agent}",
-            dataclasses.replace(_base.config, agent=_agent, n_step=_steps),
+            dataclasses.replace(agents.config_for(_agent, _base.config), n_step=_steps),
             _base.hparams._replace(own={"v_min": _lowest, "v_max": _highest}),
         )
 
@@ -332,7 +332,7 @@ for _agent, (_rate, _period) in BREAKOUT.items():
     _base = PRESETS.get(_name, PRESETS["minatar-breakout"])
     PRESETS[_name] = Preset(
         f"Breakout-MinAtar on a CPU by {_agent}: one update of 128 per 16 steps",
-        dataclasses.replace(_base.config, agent=_agent),
+        agents.config_for(_agent, _base.config),
         _base.hparams._replace(learning_rate=_rate, target_period=_period),
     )
 
@@ -491,7 +491,7 @@ def for_environment(env: str, agent: str | None = None) -> Preset:
         return chosen
     if (env, agents.member_of(agent)) in BY_PAIR:
         found = PRESETS[BY_PAIR[env, agents.member_of(agent)]]
-        return found._replace(config=dataclasses.replace(found.config, agent=agent))
+        return found._replace(config=agents.config_for(agent, found.config))
     if agents.of(agent).on_policy:
         general = PRESETS[BY_AGENT.get(agent, "cartpole-a2c")]
         kept = {name: getattr(chosen.config, name) for name in OF_ENVIRONMENT}

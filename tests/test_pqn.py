@@ -165,7 +165,7 @@ def test_epochs_and_blocks_have_orders_of_their_own():
     [
         ({"batch_size": 48}, "batch_size 48 does not divide the block of rollout_length 64 x num_envs 32 = 2048"),
         ({"updates_per_iteration": 40}, "updates_per_iteration 40 is no whole number of epochs: 16 minibatches"),
-        ({"n_step": 3}, "n_step 3 has no effect on agent 'pqn', which computes returns itself; use 1"),
+        ({"n_step": 3}, "n_step 3 has no effect on agent 'pqn' or its replay; leave it 1"),
         ({"learning_starts": 100}, "agent 'pqn' is on-policy and would throw these steps away; use learning_starts 0"),
         ({"replay": "uniform"}, "agent 'pqn' is on-policy: it cannot learn from replay 'uniform'; leave it 'auto'"),
         ({"replay": "latest"}, "learns from a TargetBatch, and replay 'latest' gives a Batch; leave it 'auto'"),

@@ -151,8 +151,11 @@ def _names(declared: type) -> tuple[str, ...]:
 
 
 def config_for(agent: str, config: Config) -> Config:
-    """`config` for this agent, without what only others have of their own."""
-    return dataclasses.replace(config, agent=agent, own=known_here(agent, own_values(config.own)) or ())
+    """`config` for this agent, without what only others have of their own, and with what has no effect on it at its
+    default."""
+    unused: Fields = {name: getattr(Config, name) for name in of(agent).unused}
+    own = known_here(agent, own_values(config.own)) or ()
+    return dataclasses.replace(config, **unused, agent=agent, own=own)
 
 
 def hparams_for(agent: str, hparams: HParams) -> HParams:
@@ -183,9 +186,15 @@ def defaults() -> dict[str, object]:
 
 
 def check(config: Config) -> None:
-    """Raises `UserError` for an unknown agent or replay, a replay that is wrong for the agent, and values that its own
-    settings cannot have: whole numbers are at least 1, or 0 where they are declared `NOT_NEGATIVE`."""
-    replay_of(config)
+    """Raises `UserError` for an unknown agent or replay, a replay that is wrong for the agent, settings without effect
+    on either, and values that its own settings cannot have: whole numbers are at least 1, or 0 where they are declared
+    `NOT_NEGATIVE`."""
+    for name in (*of(config.agent).unused, *replay_of(config).unused):
+        value, default = getattr(config, name), getattr(Config, name)
+        if value != default:
+            raise UserError(
+                f"{name} {shown(value)} has no effect on agent {config.agent!r} or its replay; leave it {default!r}."
+            )
     declared, record = of(config.agent).settings, settings_of(config)
     settings = own_values(record)
     check_fields(declared, settings)

@@ -73,4 +73,5 @@ A2C = Declaration(
     replay="latest",
     hparams=Weights,
     on_policy=True,
+    unused=("loss", "dueling"),
 )

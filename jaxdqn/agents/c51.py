@@ -25,4 +25,4 @@ def c51(around: Around) -> Agent:
     return categorical(around, atoms, target, Support())
 
 
-C51 = Declaration(c51, head=logits, settings=Settings, hparams=Support, alarms=(CLIPPED,))
+C51 = Declaration(c51, head=logits, settings=Settings, hparams=Support, alarms=(CLIPPED,), unused=("loss",))

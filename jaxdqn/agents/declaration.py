@@ -60,6 +60,7 @@ class Declaration(NamedTuple):
     on_policy: whether its loss holds only for actions of the policy it learns
     alarms: metrics of its loss about which people are warned
     stacked: whether its parameters are those of several networks, with a leading axis
+    unused: fields of `Config` without effect on it, which are refused where they are not at their defaults
     """
 
     make: Callable[[Around], Agent]
@@ -73,3 +74,4 @@ class Declaration(NamedTuple):
     on_policy: bool = False
     stacked: bool = False
     alarms: tuple[Alarm, ...] = ()
+    unused: tuple[str, ...] = ()

@@ -48,4 +48,4 @@ def hl_gauss(around: Around) -> Agent:
     return categorical(around, centres, target, Hyper())
 
 
-HL_GAUSS = Declaration(hl_gauss, head=logits, settings=Settings, hparams=Hyper, alarms=(CLIPPED,))
+HL_GAUSS = Declaration(hl_gauss, head=logits, settings=Settings, hparams=Hyper, alarms=(CLIPPED,), unused=("loss",))

@@ -69,4 +69,6 @@ def make(around: Around) -> Agent:
     return iqn(around.network, target, acting, around.optimizer, around.settings.double)
 
 
-IQN = Declaration(make, head=head(lambda settings: settings.num_taus), settings=Settings, hparams=Hyper)
+IQN = Declaration(
+    make, head=head(lambda settings: settings.num_taus), settings=Settings, hparams=Hyper, unused=("loss",)
+)

@@ -70,4 +70,5 @@ QR_DQN = Declaration(
     head=lambda num_actions, dueling, settings: action_atoms(num_actions, settings.num_quantiles, dueling),
     settings=Settings,
     hparams=Hyper,
+    unused=("loss",),
 )

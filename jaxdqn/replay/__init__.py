@@ -45,6 +45,7 @@ def _sequences(make: Callable[..., Replay], make_regions: Callable[..., Replay])
             example, sequence.whole_rows(c, block), actors, c.num_envs // actors, c.batch_size, *sequence.window(c)
         ),
         batch=SequenceBatch,
+        unused=("replay_copies",),
         check=sequence.check,
     )
 
@@ -91,6 +92,7 @@ REPLAYS: dict[str, Kind] = {
         lambda example, c: latest(example, c.rollout_length, c.num_envs, c.n_step),
         rows_needed=lambda c: 0,  # the block just acted is there at once
         newest_only=True,
+        unused=("replay_copies",),
         check=check_returns,
     ),
     "minibatches": Kind(
@@ -104,6 +106,7 @@ REPLAYS: dict[str, Kind] = {
         rows_needed=lambda c: 0,
         batch=TargetBatch,
         newest_only=True,
+        unused=("replay_copies", "n_step"),  # targets take the place of returns
         check=check_epochs,
     ),
     "sequences": _sequences(sequences, sequence_regions),

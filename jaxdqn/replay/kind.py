@@ -16,6 +16,7 @@ class Kind(NamedTuple):
     rows; its `add` takes (actor [], written []) and its `sample` `written` [actors]. None where there is no such form
     batch: what it samples, `Batch`, `SequenceBatch` or `TargetBatch`
     newest_only: whether it keeps nothing but the newest block, and learns from all of it
+    unused: fields of `Config` without effect on it, which are refused where they are not at their defaults
     check(config): raises `UserError` for settings that it cannot serve
     Each is given a configuration with all of the agent's own settings.
     """
@@ -25,4 +26,5 @@ class Kind(NamedTuple):
     regions: Callable[[Transition, Config, int, int], Replay] | None = None
     batch: type = Batch
     newest_only: bool = False
+    unused: tuple[str, ...] = ()
     check: Callable[[Config], None] = lambda config: None

@@ -87,12 +87,7 @@ def check_returns(config: Config) -> None:
 
 
 def check_epochs(config: Config) -> None:
-    """Raises `UserError` where minibatches do not divide the block, or updates are no whole number of epochs; and for
-    n-step returns, whose place the agent's targets take."""
-    if config.n_step > 1:
-        raise UserError(
-            f"n_step {config.n_step} has no effect on agent {config.agent!r}, which computes returns itself; use 1."
-        )
+    """Raises `UserError` where minibatches do not divide the block, or updates are no whole number of epochs."""
     block, size, updates = config.rollout_length * config.num_envs, config.batch_size, config.updates_per_iteration
     if block % size:
         raise UserError(

@@ -90,6 +90,7 @@ class RunSpec:
                 raise UserError(f"{name} is {shown(values[name])}; that is none.")
         config = from_dict(agents.known_here(values["config"].get("agent", Config.agent), values["config"]))
         given = agents.known_here(config.agent, values["hparams"])
+        config = agents.config_for(config.agent, config)  # once, what had no effect could be set
         config, hparams = agents.complete(config, with_values(HParams(), given))
         origin = values["continues"]
         if origin is not None:

@@ -26,7 +26,7 @@ SMALL = {
     "final_episodes": 4,
     "replay_copies": "two",
 }
-ON_POLICY = {**SMALL, "rollout_length": 8, "n_step": 8, "learning_starts": 0, "agent": "a2c"}
+ON_POLICY = {**SMALL, "replay_copies": "auto", "rollout_length": 8, "n_step": 8, "learning_starts": 0, "agent": "a2c"}
 PIXELS = {**SMALL, "env": "Breakout-MinAtar", "total_steps": 1_600, "eval_interval": 800}
 
 TRAINED = {
