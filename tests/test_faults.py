@@ -18,6 +18,7 @@ from jaxdqn.config import Config, HParams
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
 from jaxdqn.parallel.asynchronous import actor_learner, parameter_server
+from jaxdqn.parallel.asynchronous.workers import NodeDied
 from jaxdqn.parallel.axes import Axes, over, preset
 from jaxdqn.runs import cli
 from jaxdqn.runs.settings import Settings
@@ -186,6 +187,54 @@ def test_the_last_ticket_of_a_dead_worker_is_done_by_another(scheme):
     (state,), _ = within_limit(lambda: built.prefill(states, built.zero_metrics, 0, 20))
     done = state.actors if scheme == "actor_learner" else state.workers
     assert sum(int(worker.acted) for worker in done) == total
+
+
+class Killed:
+    """A node whose process ends when the test says so."""
+
+    def __init__(self, node):
+        self.node, self.dead = node, False
+
+    def __getattr__(self, name):
+        def call(*args):
+            if self.dead:
+                raise NodeDied("its process ended")
+            return getattr(self.node, name)(*args)
+
+        return call
+
+
+@pytest.mark.parametrize("module", [actor_learner, parameter_server])
+def test_a_node_that_dies_when_all_is_done_costs_only_what_it_had(module):
+    nodes, said = [], []
+
+    class Engine:
+        def spawn(self, make, *args, threads=1):
+            nodes.append(Killed(make(*args)))
+            return nodes[-1]
+
+    axes = module.Axes(workers=3, **({"coupling": "async"} if module is actor_learner else {}))
+    parts = make_components(dataclasses.replace(SMALL, num_envs=9))
+    built, states = module.build(parts, jax.devices()[:1], [0], [H], axes, report=said.append, engine=Engine())
+    pool = built.step.func.__self__.pool
+    join = pool.join
+
+    def late(work, threads):
+        join(work, threads)
+        workers[1].dead = True
+
+    def chunk(states, start):
+        metrics = jax.tree.map(jax.numpy.copy, built.zero_metrics)
+        return within_limit(lambda: built.prefill(states, metrics, start, start + 10))[0]
+
+    workers, pool.join = nodes[-3:], late  # before them there may be the server
+    (state,) = chunk(states, 0)
+    assert said == ["warning: worker 1 died and the others go on without it: NodeDied: its process ended"]
+    assert pool.alive == [0, 2] and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.learner.params))
+    states = chunk([state], 10)
+    workers[0].dead = workers[2].dead = True
+    with pytest.raises(UserError, match="every worker died; the last cause: NodeDied: its process ended"):
+        chunk(states, 20)
 
 
 @pytest.fixture

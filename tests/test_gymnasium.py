@@ -275,7 +275,13 @@ def test_a_stop_that_is_asked_for_during_an_evaluation_is_heard_right_after_it()
         evaluate=lambda states, iteration: evaluated.append(iteration), telemetry=lambda states: {}, step=go_on,
         prefill=go_on,
     )  # fmt: skip
-    hooks = driver.Hooks(lambda point: False, lambda: bool(evaluated), lambda: False, saved.append, lambda count: None)
+    hooks = driver.Hooks(
+        lambda point: False,
+        lambda: bool(evaluated),
+        lambda: False,
+        lambda at, stopped: saved.append(at),
+        lambda count: None,
+    )
     at = driver.drive(runner, driver.Progressed([], jnp.zeros(()), 0), timeline(config), hooks)
     assert evaluated == [50] and at.iteration == 50 and [each.iteration for each in saved] == [50]
 

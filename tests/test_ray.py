@@ -25,7 +25,8 @@ from jaxdqn.environments import registry
 from jaxdqn.errors import UserError
 from jaxdqn.parallel import axes
 from jaxdqn.parallel.asynchronous import parameter_server, ray_engine
-from jaxdqn.parallel.asynchronous.ray_engine import NodeDied, Pool
+from jaxdqn.parallel.asynchronous.ray_engine import Pool
+from jaxdqn.parallel.asynchronous.workers import NodeDied
 from jaxdqn.parallel.compiled import runner
 from jaxdqn.runs import experiment
 from jaxdqn.runs.settings import Settings

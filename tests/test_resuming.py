@@ -26,6 +26,7 @@ from jaxdqn.config import Config, HParams
 from jaxdqn.errors import UserError
 from jaxdqn.files import paths
 from jaxdqn.parallel import schemes
+from jaxdqn.parallel.axes import Axes
 from jaxdqn.parallel.compiled import devices
 from jaxdqn.runs import checkpoints, cli, experiment, metrics
 from jaxdqn.runs.progress import Progress, tell
@@ -509,6 +510,38 @@ def test_a_run_interrupted_while_it_is_judged_is_judged_when_it_is_resumed(finis
     resumed = experiment.resume(tmp_path / "run", settings=QUIET)
     assert resumed.summary["status"] == OK
     assert resumed.summary["final_return_per_member"] == finished.summary["final_return_per_member"]
+
+
+@pytest.mark.parametrize("stop", ["diverged", "solved"])
+def test_what_stopped_by_itself_stays_as_it_is_when_the_rest_of_a_run_goes_on(tmp_path, stop):
+    """Two batches: the first ends early, and the session is broken off in the second."""
+    config = dataclasses.replace(TINY, total_steps=800, eval_interval=40)
+    vary = [{"learning_rate": 1e30}, {"learning_rate": 1e-3}] if stop == "diverged" else None
+    options = {
+        "seeds": (0,) if vary else (0, 1),
+        "vary": vary,
+        "axes": Axes("actor_learner", workers=1, merge_every=2),
+        "num_devices": 1,
+    }
+    settings = QUIET._replace(
+        stop_at_return=-1.0 if stop == "solved" else None
+    )  # of Catch the least: the first is enough
+    whole = experiment.train(config, **options, settings=settings)
+    sent = []
+
+    def break_off(rows):
+        if rows[0]["member"] == 1 and not sent:
+            sent.append(signal.raise_signal(signal.SIGINT))
+
+    broken = experiment.train(config, **options, settings=settings, out=tmp_path / "run", on_chunk=break_off)
+    assert broken.summary["status"] == INTERRUPTED
+    resumed = experiment.resume(tmp_path / "run", settings=settings)
+    reached = [result.metrics.groupby("member").env_steps.max().tolist() for result in (whole, resumed)]
+    assert reached[0][0] < 800 and reached[0] == reached[1]
+    assert resumed.summary["final_return_per_member"] == whole.summary["final_return_per_member"]
+    # What has ended goes on where that is asked for.
+    more = experiment.resume(tmp_path / "run", total_steps=1_200, settings=QUIET._replace(stop_diverged=False))
+    assert more.metrics.groupby("member").env_steps.max().tolist() == [1_200, 1_200]
 
 
 # -- without a home ---------------------------------------------------------------------------------------------------

@@ -47,8 +47,8 @@ def meta(iteration, batch=0):
     }
 
 
-def save(root, iteration, batch=0, keep=9):
-    return checkpoints.save(root, tree(iteration), meta(iteration, batch), keep)
+def save(root, iteration, batch=0, keep=9, scale=None):
+    return checkpoints.save(root, tree(scale or iteration), meta(iteration, batch), keep)
 
 
 def biggest(path):
@@ -159,6 +159,29 @@ def test_a_failing_save_leaves_the_older_checkpoints_and_no_half_written_one(tmp
     with pytest.raises(OSError, match="No space"):
         save(root, 2, keep=1)
     assert list(root.iterdir()) == [first]
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_kill_while_a_checkpoint_of_the_same_iteration_is_replaced_leaves_one(tmp_path, monkeypatch, calls):
+    root, rename, done = tmp_path / "checkpoints", pathlib.Path.rename, []
+    save(root, 7, scale=1)
+
+    def killed(path, target):
+        rename(path, target)
+        done.extend([path] if path.parent == root else [])  # others are orbax's
+        if len(done) == calls:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(root, 7, scale=2)
+    found, warnings = checkpoints.newest(root)
+    assert warnings == [] and found.meta["iteration"] == 7
+    np.testing.assert_array_equal(found.arrays["params/dense/kernel"], tree(calls)["params"]["dense"]["kernel"])
+    assert checkpoints.ends(root)[0]["iteration"] == 7 and experiment.steps_done(tmp_path, Config()) == 7 * 16
+    save(root, 7, scale=3)
+    assert [path.name for path in root.iterdir()] == ["0000-000000000007"]
 
 
 def test_keep_counts_the_checkpoints_of_one_batch(tmp_path):

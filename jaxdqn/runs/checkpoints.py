@@ -36,7 +36,8 @@ _META: dict[str, type | tuple[type, ...]] = {
     "device": str,
     "versions": dict,
 }
-_NAME = re.compile(r"(\d{4})-(\d{12})")
+REPLACED = ".replaced"  # a checkpoint while another takes its place
+_NAME = re.compile(rf"(\d{{4}})-(\d{{12}})({re.escape(REPLACED)})?")
 
 
 KEEP = 2  # of a batch: one may be damaged
@@ -66,8 +67,12 @@ def save(root: pathlib.Path, tree: PyTree, meta: dict[str, object], keep: int) -
             _checkpointer().save(folder / "state", _nested(tree))
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         (temporary / "manifest.json").write_text(json.dumps(_checksums(temporary)), encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
+        replaced = final.with_name(final.name + REPLACED)
+        if final.exists():  # of the same iteration; there must be one at any moment
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
         temporary.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)
     except ValueError as error:  # orbax's name for it
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -87,7 +92,8 @@ def listing(root: pathlib.Path) -> list[pathlib.Path]:
         return []
     except OSError as error:
         raise UserError(f"cannot read the checkpoints in {root}: {error.strerror}.") from None
-    return [root / name for name in sorted(names) if _NAME.fullmatch(name)]
+    found = sorted((name for name in names if _NAME.fullmatch(name)), key=lambda name: (name[:17], len(name) == 17))
+    return [root / name for name in found]
 
 
 def newest(root: pathlib.Path, batch: int | None = None) -> tuple[Checkpoint | None, list[str]]:

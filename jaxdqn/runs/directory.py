@@ -18,6 +18,7 @@ from jaxdqn.files import documents, paths
 from jaxdqn.files.paths import write_text
 from jaxdqn.parallel import schemes
 from jaxdqn.parallel.axes import Axes
+from jaxdqn.runs.settings import UNFINISHED
 from jaxdqn.validation import validate
 
 LOCK = ".lock"
@@ -261,7 +262,7 @@ def summary(path: pathlib.Path) -> documents.Fields:
         found = documents.with_infinities(documents.read_json(path / "summary.json"))
     except UserError:
         found = {}
-    return {"status": "unfinished", **found}
+    return {"status": UNFINISHED, **found}
 
 
 def status(path: pathlib.Path) -> str:

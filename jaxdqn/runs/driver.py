@@ -46,15 +46,15 @@ class Hooks(NamedTuple):
     """What the caller does at the events of a run.
 
     on_point(point) -> True to stop at the next logging point; interrupted() -> True to stop now;
-    checkpoint_due() -> True for a checkpoint at this logging point; save(progressed) writes one; refilling(iterations)
-    is told before so many are acted to fill a replay. On several hosts each
-    must answer the same in every process.
+    checkpoint_due() -> True for a checkpoint at this logging point; save(progressed, stopped) writes one, of a batch
+    that `on_point` has stopped or of one that can go on; refilling(iterations) is told before so many are acted to fill
+    a replay. On several hosts each must answer the same in every process.
     """
 
     on_point: Callable[[Point], bool]
     interrupted: Callable[[], bool]
     checkpoint_due: Callable[[], bool]
-    save: Callable[[Progressed], None]
+    save: Callable[[Progressed, bool], None]
     refilling: Callable[[int], None]
 
 
@@ -77,7 +77,8 @@ def drive(runner: Runner, at: Progressed, line: Timeline, hooks: Hooks) -> Progr
     while True:
         states, metrics, iteration, update, _ = at
         at_point = iteration > start and update == 0 and line.is_point(iteration)
-        leaving = hooks.interrupted() or iteration >= line.total or (at_point and stopping)
+        stopped = at_point and stopping
+        leaving = hooks.interrupted() or iteration >= line.total or stopped
         if at_point:
             evaluated = line.is_evaluated(iteration)
             try:
@@ -85,7 +86,7 @@ def drive(runner: Runner, at: Progressed, line: Timeline, hooks: Hooks) -> Progr
             except UserError:  # environments on the host that always fail; what was learned is kept
                 pace.settle()
                 read()
-                hooks.save(at)
+                hooks.save(at, False)
                 raise
             # Before the prefill is done there may be nothing that can be drawn.
             asked = runner.measure if runner.measured and evaluated and iteration >= line.prefill else None
@@ -97,7 +98,7 @@ def drive(runner: Runner, at: Progressed, line: Timeline, hooks: Hooks) -> Progr
         if leaving or (at_point and hooks.checkpoint_due()):
             pace.settle()
             stopping = read() or stopping
-            hooks.save(at)
+            hooks.save(at, stopped)
         if leaving:
             return at
         learning = iteration >= line.prefill

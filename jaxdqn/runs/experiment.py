@@ -147,7 +147,7 @@ def train(
 def steps_done(path: pathlib.Path, config: Config) -> int:
     """Environment steps of each member at the newest checkpoint of the run in `path`."""
     names = [checkpoint.name for checkpoint in checkpoints.listing(path / "checkpoints")]
-    return max((int(name.split("-")[1]) for name in names), default=0) * timeline(config).steps_per_iteration
+    return max((int(name[5:17]) for name in names), default=0) * timeline(config).steps_per_iteration
 
 
 def _finished(path: pathlib.Path, spec: RunSpec) -> Result | None:

@@ -17,6 +17,7 @@ from jaxdqn.runs import checkpoints, directory, metrics
 from jaxdqn.runs.checkpoints import Checkpoint
 from jaxdqn.runs.directory import Continuation, RunSpec
 from jaxdqn.runs.progress import tell
+from jaxdqn.runs.settings import INTERRUPTED, TIMEOUT, UNFINISHED
 
 ADVICE = "Nothing was changed. Bring it back from a copy, or train anew with another --out."
 
@@ -26,13 +27,15 @@ class Start:
     """Where a session of `spec` begins.
 
     checkpoint: the newest of the run itself, in the directory `source`; None where the session is its first. ends: the
-    meta of the newest checkpoint of each batch that has begun.
+    meta of the newest checkpoint of each batch that has begun. broken_off: whether the session before was broken off,
+    so that batches which it had stopped for good stay as they are; of a run that had ended they go on.
     """
 
     spec: RunSpec
     source: pathlib.Path | None = None
     checkpoint: Checkpoint | None = None
     ends: Mapping[int, Fields] = dataclasses.field(default_factory=dict)
+    broken_off: bool = False
 
     @property
     def batch(self) -> int:
@@ -43,6 +46,10 @@ class Start:
     def reached(self) -> dict[int, int]:
         """The iterations that batches go on from."""
         return {batch: meta["iteration"] for batch, meta in self.ends.items()}
+
+    def stopped(self, batch: int) -> str | None:
+        """Why a batch ended before its time, where it is not to go on."""
+        return self.ends.get(batch, {}).get("stopped") if self.broken_off else None
 
     def seconds(self) -> tuple[float, float]:
         """Of training and of compiling before the session."""
@@ -80,6 +87,8 @@ def find(spec: RunSpec, source: pathlib.Path | None, provenance: Mapping[str, ob
     if checkpoints.listing(folder) and found is None:
         raise UserError(f"every checkpoint in {folder} is damaged. {ADVICE}")
     _warn(warnings)
+    # Before all processes meet: after that the first removes the summary.
+    broken_off = directory.status(source) in (INTERRUPTED, TIMEOUT, UNFINISHED)
     everywhere = hosts.exchange(found and [found.meta["batch"], found.meta["iteration"], found.meta["seconds"]])
     if any(other != everywhere[0] for other in everywhere):
         raise UserError(f"the processes find different checkpoints in {source}: it must be one shared directory.")
@@ -91,7 +100,7 @@ def find(spec: RunSpec, source: pathlib.Path | None, provenance: Mapping[str, ob
         for name in ("device", "versions")
         if saved[name] != provenance[name]
     )
-    return Start(spec, source, found, ends)
+    return Start(spec, source, found, ends, broken_off)
 
 
 def _warn(lines: Iterable[str]) -> None:

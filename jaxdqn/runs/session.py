@@ -102,16 +102,20 @@ class Session:
             on_point=lambda point: self._on_point(batch, point),
             interrupted=lambda: self._asked_to_stop(batch, interrupted) is not None,
             checkpoint_due=lambda: self._checkpoint_due(batch),
-            save=lambda at: self._save(batch, at),
+            save=lambda at, stopped: self._save(batch, at, stopped),
             refilling=self._say_refilling,
         )
+        stopped = self.start.stopped(number)
         try:
-            with self._profiled():
-                at = driver.drive(runner, at, self.line, hooks)
+            if stopped is None:
+                with self._profiled():
+                    at = driver.drive(runner, at, self.line, hooks)
         except Exception:  # such as the death of every worker: what was measured until then remains
             self.recorder.flush(batch)
             raise
-        if at.iteration < self.line.total:
+        if stopped is not None:
+            self.status = stopped
+        elif at.iteration < self.line.total:
             self.status = self._asked_to_stop(batch, interrupted) or self.status
         trained = batch.elapsed()
         self.recorder.diverged |= recording.first_bad_updates(runner, members, at.states)
@@ -187,7 +191,7 @@ class Session:
         waited = time.perf_counter() - max(self.last_save, batch.began)
         return hosts.exchange(waited)[0] > self.settings.checkpoint_seconds
 
-    def _save(self, batch: Batch, at: Progressed) -> None:
+    def _save(self, batch: Batch, at: Progressed, stopped: bool) -> None:
         values = checkpoints.values_of(batch.runner, at, self.settings.checkpoint_replay is not False)
         self.recorder.flush(batch)
         if self.directory is None:
@@ -197,6 +201,7 @@ class Session:
             "batch": batch.number,
             "iteration": at.iteration,
             "update": at.update,
+            "stopped": self.status if stopped else None,
             "seconds": self.seconds + elapsed,
             "batch_seconds": batch.before + elapsed,
             "compile_seconds": self.compile_seconds,

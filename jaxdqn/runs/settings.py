@@ -8,6 +8,7 @@ from jaxdqn.config import check_number, check_whole
 from jaxdqn.errors import UserError, shown
 
 OK, INTERRUPTED, SOLVED, TIMEOUT, DIVERGED = "finished", "interrupted", "solved", "out of time", "diverged"
+UNFINISHED = "unfinished"  # it trains now, or was killed
 
 
 class Settings(NamedTuple):

@@ -44,8 +44,6 @@ from jaxdqn.parallel.asynchronous.workers import (
     Work,
     WorkerPool,
     added,
-    answered,
-    ended,
     mended,
     rollouts_of,
     zeros,
@@ -343,9 +341,9 @@ class Chunk:
         """The actors and their sums, from where they were."""
         home = self.scheme.devices[0]
         for index in sorted(self.begun, key=lambda index: self.latest.get(index, -1)):
-            node, alive = self.scheme.nodes[index], index in self.scheme.pool.alive
-            self.scheme.tell(answered(node.notes, alive) or [])
-            if end := ended(node.end, alive):
+            node, pool = self.scheme.nodes[index], self.scheme.pool
+            self.scheme.tell(pool.answered(work, index, node.notes) or [])
+            if end := pool.ended(work, index, node.end):
                 self.actors[index], episodes, epsilon = jax.device_put(end, home)
                 self.episodes = jax.tree.map(jnp.add, self.episodes, episodes)
                 if self.learning and index in self.latest:

@@ -35,7 +35,7 @@ from jaxdqn.config import Config, HParams, traced
 from jaxdqn.environments import registry
 from jaxdqn.parallel.asynchronous.actor import Worker, WorkerNode, compile_worker, first_learner, start_worker
 from jaxdqn.parallel.asynchronous.ray_engine import Engine, remake
-from jaxdqn.parallel.asynchronous.workers import LAGS, Seen, Work, WorkerPool, added, ended, mended, rollouts_of, zeros
+from jaxdqn.parallel.asynchronous.workers import LAGS, Seen, Work, WorkerPool, added, mended, rollouts_of, zeros
 from jaxdqn.parallel.compiled.memory import once_each, tree_bytes
 from jaxdqn.parallel.compiled.runner import GoOn, Program, Runner, of_host_loop, traced_hparams, without
 from jaxdqn.parallel.scheme import Built, Devices, Job, Scheme
@@ -391,7 +391,7 @@ class ParameterServer:
         self.pool.join(work, threads)
         total = metrics[0]
         for index in sorted(begun, key=lambda index: latest.get(index, -1)):
-            if end := ended(self.nodes[index].end, index in self.pool.alive):
+            if end := self.pool.ended(work, index, self.nodes[index].end):
                 workers[index], total = end[0], _add(total, end[1])
                 if index in latest:
                     total = total._replace(epsilon=end[1].epsilon)

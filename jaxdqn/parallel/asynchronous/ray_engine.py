@@ -25,14 +25,11 @@ from jaxdqn.components import Components, make_components
 from jaxdqn.config import Config
 from jaxdqn.environments import registry
 from jaxdqn.errors import UserError, unknown_name
+from jaxdqn.parallel.asynchronous.workers import NodeDied
 
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 60.0
 POLL_SECONDS = 1.0
-
-
-class NodeDied(RuntimeError):
-    """A node's process ended, or could not be made."""
 
 
 class KeyData(NamedTuple):
@@ -112,6 +109,8 @@ def wait(call: Any) -> PyTree:
         made = not getattr(error, "actor_init_failed", False)
         raise NodeDied("its process ended" if made else str(error).strip().splitlines()[-1]) from None
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, NodeDied):  # not the node that was asked, but one that it asked itself
+            raise RuntimeError(f"a node that it called died: {error.cause}") from None
         raise error.cause from None
 
 

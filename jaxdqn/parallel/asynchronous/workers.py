@@ -20,6 +20,11 @@ from jaxdqn.errors import UserError
 
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 2.0  # for each thread, when the chunk is abandoned
+T = TypeVar("T")
+
+
+class NodeDied(RuntimeError):
+    """A node's process ended, or could not be made."""
 
 
 class Work:
@@ -123,13 +128,34 @@ class WorkerPool:
             for thread in threads:
                 thread.join(GRACE_SECONDS)
             raise
+        self._leave(work)
+
+    def answered(self, work: Work, worker: int, ask: Callable[[], T]) -> T | None:
+        """What a worker's node answers after the chunk; None where it is dead, and cannot. One whose process ended
+        since is buried as others are. Raises `UserError` when none is left."""
+        try:
+            return ask()
+        except Exception as error:
+            if worker not in self.alive:
+                return None
+            if not isinstance(error, NodeDied):
+                raise
+            work.bury(worker, None, error)
+            self._leave(work)
+            return None
+
+    def ended(self, work: Work, worker: int, end: Callable[[], PyTree]) -> PyTree:
+        """What a worker's node made of a chunk, its `end()`; None where a dead one took that with it."""
+        made = self.answered(work, worker, end)
+        return made if intact(made) else None
+
+    def _leave(self, work: Work) -> None:
         self.alive = [worker for worker in self.alive if worker not in work.dead]
         if not self.alive:
             raise UserError(f"every worker died; the last cause: {list(work.dead.values())[-1]}")
 
 
 W = TypeVar("W", bound=PyTree)
-T = TypeVar("T")
 
 
 def intact(tree: PyTree) -> bool:
@@ -139,22 +165,6 @@ def intact(tree: PyTree) -> bool:
     except Exception:  # whatever the program failed with
         return False
     return not any(leaf.is_deleted() for leaf in jax.tree.leaves(tree))
-
-
-def ended(end: Callable[[], PyTree], alive: bool) -> PyTree:
-    """What a node made of a chunk, its `end()`; None where a dead one took that with it."""
-    made = answered(end, alive)
-    return made if intact(made) else None
-
-
-def answered(ask: Callable[[], T], alive: bool) -> T | None:
-    """What a node answers; None where it is dead, and cannot."""
-    try:
-        return ask()
-    except Exception:
-        if alive:
-            raise
-        return None
 
 
 def mended(workers: Sequence[W], dead: Collection[int]) -> list[W]:
