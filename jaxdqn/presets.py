@@ -324,9 +324,9 @@ for _task, (_lowest, _highest) in SUPPORTS.items():
             _base.hparams._replace(own={"v_min": _lowest, "v_max": _highest}),
         )
 
-# Rate and target period: the best of the same eight settings for each, on seeds 200-201 at 150,000 steps
-# (experiments/sweeps/breakout-*.yaml, 2026-11-29).
-BREAKOUT = {"double_dqn": (5e-4, 100), "c51": (1e-3, 100), "qr_dqn": (1e-3, 100), "rainbow": (1e-3, 100)}
+# Rate and target period: the best of the same eight settings for each, on seeds 200-201 at 300,000 steps
+# (experiments/sweeps/breakout-*.yaml, 2026-11-30).
+BREAKOUT = {"double_dqn": (1e-3, 100), "c51": (1e-3, 100), "qr_dqn": (1e-3, 100), "rainbow": (1e-3, 100)}
 for _agent, (_rate, _period) in BREAKOUT.items():
     _name = "minatar-breakout" if _agent == "double_dqn" else f"minatar-breakout-{_agent}"
     _base = PRESETS.get(_name, PRESETS["minatar-breakout"])
