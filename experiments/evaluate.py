@@ -97,21 +97,20 @@ def run(arguments: list[str]) -> int:
         "achieved": {name: float(done.mean()) for name, done in episodes.achieved.items()},
         "returns": [float(value) for value in episodes.returns],
     }
-    if args.json:
-        print(documents.json_text({**report, "gif": str(picture) if picture else None}), flush=True)
-    else:
+    drawn = {}
+    if not args.json:  # before anything is drawn, which may fail
         print("\n".join(described(report)), flush=True)
-    if picture is not None:
-        try:
-            drawn = draw(result, args.member, args.seed, picture)
-        except UserError as error:  # environments that draw themselves say so late
-            if args.gif is not None:
-                raise
-            print(f"no GIF: {error}", file=sys.stderr)
-            return 0
-        for name, path in drawn.items():
-            if not args.json:
-                print(f"{name}: {path}")
+    try:
+        drawn = {} if picture is None else draw(result, args.member, args.seed, picture)
+    except UserError as error:  # environments that draw themselves say so late
+        if args.gif is not None:
+            raise
+        print(f"no GIF: {error}", file=sys.stderr)
+    finally:
+        if args.json:
+            print(documents.json_text({**report, "gif": str(drawn["gif"]) if drawn else None}), flush=True)
+    for name, path in drawn.items() if not args.json else ():
+        print(f"{name}: {path}")
     return 0
 
 

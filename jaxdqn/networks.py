@@ -380,7 +380,7 @@ def decoder(observation: PyTree) -> Callable[[PyTree], Array]:
 
     def decode(batch: PyTree) -> Array:
         arrays = [_numbers(kind, x) for kind, x in zip(kinds, jax.tree.leaves(masks.seen(batch)), strict=True)]
-        return arrays[0] if len(arrays) == 1 else jnp.concatenate([x.reshape(len(x), -1) for x in arrays], axis=-1)
+        return arrays[0] if len(arrays) == 1 else jnp.concatenate([x.reshape(x.shape[0], -1) for x in arrays], axis=-1)
 
     return decode
 

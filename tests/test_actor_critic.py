@@ -214,3 +214,17 @@ def test_schemes_carry_it(axes, options):
     result = jaxdqn.train(config, axes=axes, settings=quiet, **options)
     assert result.summary["status"] == "finished" and result.summary["updates"] == 40
     assert np.isfinite(result.metrics.loss.dropna()).all() and result.metrics.loss.notna().any()
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"updates_per_iteration": 2}, "updates_per_iteration is 2, but agent 'a2c' is on-policy"),
+        ({"noisy": True}, "agent 'a2c' cannot be noisy"),
+    ],
+)
+def test_a_gradient_of_another_policy_than_the_one_that_acted_is_refused(changed, words):
+    config = jaxdqn.preset("cartpole-a2c").config
+    validate(config)
+    with pytest.raises(UserError, match=words):
+        validate(dataclasses.replace(config, **changed))

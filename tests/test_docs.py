@@ -4,8 +4,13 @@ import importlib.util
 import pathlib
 import re
 
+import jax
+import numpy as np
 import pytest
 from scripts import script
+
+import jaxdqn
+from jaxdqn import agents
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -107,3 +112,31 @@ def test_the_table_of_benchmarks_is_that_of_the_results():
 def test_the_table_of_what_works_together_is_what_the_checks_say():
     compatibility = script("compatibility")
     assert compatibility.page() == text_of(compatibility.PAGE)
+
+
+def code_of(page, words):
+    """The only example of a page in which `words` are."""
+    (found,) = [code for code in re.findall(r"```python\n(.*?)```", text_of(page), re.DOTALL) if words in code]
+    return found
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_the_agent_of_the_readme_is_one(noisy, monkeypatch):
+    names = {}
+    exec(code_of(README, "def expected_sarsa"), names)
+    monkeypatch.setitem(agents.AGENTS, "expected_sarsa", names["EXPECTED_SARSA"])
+    config = jaxdqn.Config(
+        env="Catch-bsuite", agent="expected_sarsa", noisy=noisy, num_envs=4, batch_size=8, hidden_sizes=(4,),
+        replay_capacity=80, learning_starts=16, total_steps=160, eval_episodes=1, final_episodes=1,
+    )  # fmt: skip
+    quiet = jaxdqn.Settings(progress=False, tensorboard=False, figure=False)
+    result = jaxdqn.train(config, settings=quiet)
+    assert result.metrics.updates.iloc[-1] > 0 and np.isfinite(result.metrics.loss.iloc[-1])
+    sigmas = [leaf for path, leaf in jax.tree.leaves_with_path(result.params) if "sigma" in jax.tree_util.keystr(path)]
+    assert bool(sigmas) == noisy and all(leaf.std() > 0 for leaf in sigmas)  # at first all are equal
+
+
+def test_the_example_of_a_replay_alone_runs():
+    names = {}
+    exec(code_of(ROOT / "docs" / "replay.md", "buffer.sample"), names)
+    assert names["errors"].shape == (32,) and names["batch"].return_m[0] == pytest.approx(1 + 0.99 + 0.99**2)

@@ -109,7 +109,7 @@ def test_online_target_and_selector_draw_noise_of_their_own(name, evaluations, m
     assert len(seen) == len(set(seen)) == 2 * (evaluations + 1)
 
 
-@pytest.mark.parametrize("name", ["dqn", "double_dqn", "ensemble_dqn", "partitioned_dqn", "a2c", "pqn"])
+@pytest.mark.parametrize("name", ["dqn", "double_dqn", "ensemble_dqn", "partitioned_dqn", "pqn"])
 def test_agents_act_with_noise_and_are_judged_without(name):
     agent = make_agent(Config(agent=name, hidden_sizes=(8,), noisy=True), SPEC)
     params = agent.init(KEY, H._replace(own=agents.of(name).hparams())).params

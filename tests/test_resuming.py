@@ -482,6 +482,18 @@ def test_evaluate_prints_its_result_before_it_draws(run, monkeypatch, capsys):
     said = capsys.readouterr()
     assert stop.value.code == 1 and said.out.startswith("dqn on Catch-bsuite, member 0: return ")
     assert said.err.splitlines() == ["error: No space left on device: x.gif"]
+
+    def late(*_):
+        raise UserError("it has no pictures")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxdqn.runs.rendering.save_gif", late)
+        assert evaluate_script.run([str(run), "--episodes", "2", "--json"]) == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out)["gif"] is None and said.err.splitlines() == ["no GIF: it has no pictures"]
+        with pytest.raises(UserError, match="no pictures"):
+            evaluate_script.run([str(run), "--episodes", "2", "--json", "--gif", str(run / "a.gif")])
+        assert json.loads(capsys.readouterr().out)["gif"] is None
     monkeypatch.setattr("jaxdqn.runs.results.Result.evaluate", lambda *_: pytest.fail("it went on"))
     for path in ("/dev/null", "/dev/stdout", run, run / "no" / "x.gif"):
         with pytest.raises(UserError, match="cannot write"):

@@ -189,6 +189,7 @@ def check(config: Config) -> None:
     """Raises `UserError` for an unknown agent or replay, a replay that is wrong for the agent, settings without effect
     on either, and values that its own settings cannot have: whole numbers are at least 1, or 0 where they are declared
     `NOT_NEGATIVE`."""
+    of(config.agent).check(config)
     for name in (*of(config.agent).unused, *replay_of(config).unused):
         value, default = getattr(config, name), getattr(Config, name)
         if value != default:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdqn.agents.declaration import Declaration
-from jaxdqn.agents.dqn import NOISE
 from jaxdqn.base import Agent, Array, Batch, Key, LossOutput, Network, Policy, PyTree
-from jaxdqn.config import FINITE, NOT_NEGATIVE, HParams
+from jaxdqn.config import FINITE, NOT_NEGATIVE, Config, HParams
+from jaxdqn.errors import UserError
 from jaxdqn.exploration import greedy as greedy_action
 from jaxdqn.learning import Optimizer, sgd_agent
 from jaxdqn.networks import policy_and_value
@@ -39,10 +39,9 @@ def actor_critic(network: Network, optimizer: Optimizer, *_: object) -> Agent:
     """
 
     def loss(params: PyTree, target_params: PyTree, batch: Batch, key: Key, hparams: HParams) -> LossOutput:
-        del target_params
-        first_key, last_key = jax.random.split(key)
-        logits, value = network.apply(params, batch.observation, first_key)
-        bootstrap = jax.lax.stop_gradient(network.apply(params, batch.bootstrap_observation, last_key)[1])
+        del target_params, key
+        logits, value = network.apply(params, batch.observation)
+        bootstrap = jax.lax.stop_gradient(network.apply(params, batch.bootstrap_observation)[1])
         errors = batch.return_m + batch.bootstrap_discount * bootstrap - value
         log_policy = jax.nn.log_softmax(logits)
         log_probability = jnp.take_along_axis(log_policy, batch.action[:, None], axis=-1)[:, 0]
@@ -57,14 +56,28 @@ def actor_critic(network: Network, optimizer: Optimizer, *_: object) -> Agent:
         params: PyTree, carry: PyTree, observation: PyTree, key: Key, exploration: Array
     ) -> tuple[Array, PyTree, PyTree]:
         del exploration
-        logits, _ = network.apply(params, observation, jax.random.fold_in(key, NOISE))
+        logits, _ = network.apply(params, observation)
         return jax.random.categorical(key, logits).astype(jnp.int32), carry, ()
 
     def greedy(params: PyTree, carry: PyTree, observation: PyTree, key: Key) -> tuple[Array, PyTree, PyTree]:
-        del key  # without one, a network that draws is its mean
+        del key
         return greedy_action(network.apply(params, observation)[0]), carry, ()
 
     return sgd_agent(network, loss, Policy(act, greedy), optimizer, own=Weights())
+
+
+def check(config: Config) -> None:
+    """Raises `UserError` where the policy whose gradient is taken would not be the one that acted."""
+    if config.updates_per_iteration > 1:
+        raise UserError(
+            f"updates_per_iteration is {config.updates_per_iteration}, but agent 'a2c' is on-policy: after one update "
+            "its block is of another policy; use 1."
+        )
+    if config.noisy:
+        raise UserError(
+            "agent 'a2c' cannot be noisy: each step acts with noise of its own, and the gradient would be of another "
+            "policy; leave noisy off, and explore by hparams.entropy_weight."
+        )
 
 
 A2C = Declaration(
@@ -74,4 +87,5 @@ A2C = Declaration(
     hparams=Weights,
     on_policy=True,
     unused=("loss", "dueling"),
+    check=check,
 )

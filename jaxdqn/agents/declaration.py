@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdqn.base import Agent, Batch, Spec
+from jaxdqn.config import Config
 from jaxdqn.learning import Optimizer
 from jaxdqn.networks import Cell, Head, action_values
 from jaxdqn.replay import Kind
@@ -61,6 +62,7 @@ class Declaration(NamedTuple):
     alarms: metrics of its loss about which people are warned
     stacked: whether its parameters are those of several networks, with a leading axis
     unused: fields of `Config` without effect on it, which are refused where they are not at their defaults
+    check(config): raises `UserError` for what it would learn wrongly with
     """
 
     make: Callable[[Around], Agent]
@@ -75,3 +77,4 @@ class Declaration(NamedTuple):
     stacked: bool = False
     alarms: tuple[Alarm, ...] = ()
     unused: tuple[str, ...] = ()
+    check: Callable[[Config], None] = lambda config: None

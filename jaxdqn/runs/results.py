@@ -57,19 +57,17 @@ class Result:
         """Greedy episodes of one member on fresh start states: NumPy arrays [episodes]. Actions are random with
         probability `epsilon`, by default the configuration's; each of a run's seeds has its own episodes, unless its
         configuration says that they are common."""
-        params = member_params(self.params, member)
+        params = member_params(self, member)
         own = 0 if self.config.common_evaluation else self.members[member][0]
         return evaluate_params(self.components, params, episodes, seed, own, epsilon)
 
 
-def member_params(params: PyTree, member: int) -> PyTree:
-    """One member's parameters out of [M, ...]. Raises `UserError` for a member there is not."""
-    leaves = jax.tree.leaves(params)
-    count = len(leaves[0]) if leaves else 1
+def member_params(result: Result, member: int) -> PyTree:
+    """One member's parameters. Raises `UserError` for a member there is not."""
     check_whole("member", member, 0)
-    if member >= count:
-        raise UserError(f"member {member} does not exist; the run has members 0 to {count - 1}.")
-    return jax.tree.map(lambda x: jnp.asarray(x[member]), params)
+    if member >= len(result.members):
+        raise UserError(f"member {member} does not exist; the run has members 0 to {len(result.members) - 1}.")
+    return jax.tree.map(lambda x: jnp.asarray(x[member]), result.params)
 
 
 def evaluate_params(
@@ -112,7 +110,7 @@ def filmed(result: Result, member: int, seed: int) -> tuple[PyTree, PyTree]:
     draw themselves. Raises `UserError`."""
     check_whole("seed", seed, 0, UINT32_MAX)
     components, environment = result.components, result.components.environment
-    params = member_params(result.params, member)
+    params = member_params(result, member)
     bound = min(environment.spec.max_episode_steps or MAX_WATCHED, MAX_WATCHED)
 
     if environment.on_host is not None:
@@ -153,7 +151,7 @@ def _filmed_on_host(components: Components, params: PyTree, bound: int, seed: in
 def expected_returns(result: Result, member: int, observations: PyTree) -> tuple[np.ndarray, np.ndarray] | None:
     """The distribution of the return that a member expects of its greedy action: (returns [L, K], probabilities
     [L, K]), of observations [L, *O]; None where the agent learns none. Raises `UserError`."""
-    agent, params = result.components.agent, member_params(result.params, member)
+    agent, params = result.components.agent, member_params(result, member)
     if agent.distribution is None:
         return None
     returns, probabilities = jax.jit(agent.distribution)(params, observations, result.members[member][1])
@@ -203,5 +201,5 @@ def load(path: str | pathlib.Path) -> Result:
 
 def read_params(path: pathlib.Path, member: int) -> dict[str, np.ndarray]:
     """The parameters of one member of the run in `path`, by their paths in the tree. Raises `UserError`."""
-    params = member_params(load(path).params, member)
+    params = member_params(load(path), member)
     return {name: np.asarray(leaf) for name, leaf in checkpoints.named(params).items()}
