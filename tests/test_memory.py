@@ -338,6 +338,7 @@ DATA = {"proc/self/limits": f"Max data size  {50 * MIB}  unlimited  bytes\n"}
         ({}, {"SLURM_MEM_PER_GPU": "200", "SLURM_GPUS_ON_NODE": "2"}, 350 * MIB),
         ({}, {"SLURM_MEM_PER_NODE": "0", "SLURM_MEM_PER_CPU": "many", "SLURM_CPUS_ON_NODE": "4"}, 4000 * MIB),
         (V2, {"SLURM_MEM_PER_NODE": "10"}, 0),
+        (CONTAINER, {"JAXDQN_MEMORY_SHARES": "2"}, 350 * MIB),
         ({"proc/self/cgroup": "junk\n\n:::", "proc/self/mountinfo": "- -\na - b\n", "proc/meminfo": "?"}, {}, None),
     ],
 )
@@ -347,6 +348,12 @@ def test_the_least_of_all_limits_is_free(tmp_path, files, environ, free):
         (tmp_path / name).write_text(text)
     found = host_memory.host_bytes(tmp_path, environ)
     assert found == free if free is not None else found > 0
+
+
+@pytest.mark.parametrize("shares", ["0", "-1", "two", "", "1.5"])
+def test_shares_that_are_no_number_are_refused(shares):
+    with pytest.raises(UserError, match=f"JAXDQN_MEMORY_SHARES is '{shares}'; it must be a whole number"):
+        host_memory.host_bytes(environ={"JAXDQN_MEMORY_SHARES": shares})
 
 
 def test_here_something_is_free_and_no_more_than_there_is(tmp_path):

@@ -20,6 +20,7 @@ from scripts import ROOT, script
 from test_sweeps import CATCH, TIMES, assert_same, curves
 
 from jaxdqn.errors import UserError
+from jaxdqn.parallel.compiled import devices
 from jaxdqn.sweeps import engines, reading
 
 LIMIT = 240
@@ -257,8 +258,9 @@ def test_the_script_finds_the_gpus_before_it_keeps_off_them(inside, monkeypatch,
     sweep.prepare(reading.parse(TWO_GROUPS), args)
     with engines.running(args.engine) as engine:
         assert engine and len(asked) == 1
-    with pytest.raises(UserError, match="this machine has 2"), engines.running(args.engine, num_devices=3):
-        pass
+    for number, words in {3: "this machine has 2", 0: "from 1", -1: "from 1"}.items():
+        with pytest.raises(UserError, match=words), engines.running(args.engine, num_devices=number):
+            pass
 
 
 @pytest.mark.parametrize("ours, theirs", [(None, "2,3"), ("4,5,6,7", "6,7"), ("GPU-a,GPU-b,GPU-c", "GPU-c")])
@@ -267,6 +269,16 @@ def test_each_task_has_gpus_of_those_that_the_sweep_may_use(monkeypatch, ours, t
     if ours:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ours)
     assert engines.visible_gpus(2, 2) == theirs
+
+
+@pytest.mark.parametrize("num_devices, used, cores, shares", [(1, 2, 2, 2), (2, 2, 8, 1), (1, 64, 8, 8), (3, 8, 8, 2)])
+def test_a_stage_plans_with_its_share_of_the_memory(monkeypatch, num_devices, used, cores, shares):
+    monkeypatch.setenv("JAXDQN_MEMORY_SHARES", "1")
+    monkeypatch.setattr(engines.os, "cpu_count", lambda: cores)
+    for name in ("prepare_cache", "prepare_cpu"):
+        monkeypatch.setattr(devices, name, lambda *_, **__: None)
+    engines._prepare(num_devices, used)
+    assert os.environ["JAXDQN_MEMORY_SHARES"] == str(shares)
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import types
 
 import numpy as np
 import pandas as pd
@@ -76,3 +77,21 @@ def test_the_best_of_them_survive(found, percent):
     kept = record.survivors(found, percent / 100)
     assert len(kept) == -(-percent * len(found) // 100) >= 1  # whole numbers: no float is in the way
     assert kept == sorted(record.ranked(found)[: len(kept)])
+
+
+def test_winners_are_different_settings():
+    rows = {
+        number: {"status": record.FINISHED, "score": score, "learning_rate": rate, "units": units}
+        for number, (score, rate, units) in enumerate([(3.0, 0.1, 8), (1.0, 0.2, 8), (3.0, 0.1, 8), (2.0, 0.1, NAN)])
+    }
+    parts = types.SimpleNamespace(
+        rows=rows,
+        sweep=types.SimpleNamespace(
+            population_based=None,
+            space=types.SimpleNamespace(names=("learning_rate", "units")),
+            winners=types.SimpleNamespace(trials=2),
+        ),
+    )
+    assert record.Record.best(parts) == [0, 3]
+    parts.sweep.winners.trials = 9
+    assert record.Record.best(parts) == [0, 3, 1]

@@ -201,7 +201,15 @@ def test_more_random_trials_begin_with_the_fewer():
 
 @pytest.mark.parametrize("sampler", [Sampler("random", 5), Sampler("sobol", 4), Sampler("grid", None)])
 def test_what_does_not_learn_has_one_round(sampler):
-    found = space.parse({"gamma": [0.9, 0.99], "batch_size": [32, 64]})
+    found = space.parse({"gamma": {"low": 0, "high": 1, "points": 2}, "batch_size": [32, 64]})
     first = samplers.next_round(found, sampler, 0, [])
     assert len(first) == (sampler.trials or 4)
     assert samplers.next_round(found, sampler, 1, [(values, 0.0) for values in first]) == []
+
+
+@pytest.mark.parametrize("name", ["random", "sobol"])
+def test_points_that_repeat_are_one_trial_and_a_population_keeps_them(name):
+    few = space.parse({"batch_size": [64, 128]})
+    sampler = Sampler(name, trials=8, seed=0)
+    assert sorted(each["batch_size"] for each in samplers.once(few, sampler)) == [64, 128]
+    assert len(samplers.points(few, sampler)) == 8

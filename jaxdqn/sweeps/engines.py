@@ -21,6 +21,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import pandas as pd
 
+from jaxdqn.config import check_whole
 from jaxdqn.errors import UserError, unknown_name
 from jaxdqn.files.documents import Fields
 from jaxdqn.sweeps import stage as _stage
@@ -177,6 +178,8 @@ class _Follower:
 
 def _limited(num_devices: int | None, available: int, whose: str) -> int:
     """How many devices are used: `num_devices`, or all that are available. Raises `UserError` for more than these."""
+    if num_devices is not None:
+        check_whole("num_devices", num_devices)
     if num_devices is not None and num_devices > available:
         raise UserError(f"num_devices {num_devices} asked, but {whose}; ask for at most that.")
     return num_devices or available
@@ -190,10 +193,12 @@ def _status(answer: tuple[str, str]) -> str:
     return value
 
 
-def _prepare(num_devices: int) -> None:
-    """Sets up JAX in a process that trains a stage."""
-    from jaxdqn.parallel.compiled import devices
+def _prepare(num_devices: int, used: int) -> None:
+    """Sets up JAX in a process that trains a stage on `num_devices` of the `used`; on the others are stages, too."""
+    from jaxdqn.parallel.compiled import devices, host_memory
 
+    cores = min(used, os.cpu_count() or 1)  # of a cluster, other machines have others
+    os.environ[host_memory.SHARES] = str(max(1, cores // num_devices))
     devices.prepare_cache()
     devices.prepare_cpu(num_devices, one_thread_each=True)
 
@@ -214,7 +219,7 @@ def in_processes(num_devices: int | None) -> Engine:
     jax.config.update("jax_platforms", "cpu")  # of this process alone, and only where its backend has not started
     available = gpus or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     used = _limited(num_devices, available, f"this machine has {available}")
-    start = functools.partial(_start, on_gpu=gpus > 0)
+    start = functools.partial(_start, used=used, on_gpu=gpus > 0)
     tasks = Tasks(used, start, _ended, _result, lambda task: task.process.terminate())
     return lambda stages, run: side_by_side(stages, run, tasks)
 
@@ -233,13 +238,13 @@ def count_gpus() -> int:
     return int(done.stdout.split()[-1])
 
 
-def _start(stage: Stage, run: Run, num_devices: int, slot: int, on_gpu: bool) -> _Process:
+def _start(stage: Stage, run: Run, num_devices: int, slot: int, used: int, on_gpu: bool) -> _Process:
     """Starts `stage` on devices slot * num_devices and following."""
     context = multiprocessing.get_context("spawn")  # a forked JAX hangs
     ours, theirs = context.Pipe(duplex=False)
     watched, life = context.Pipe(duplex=False)
     visible = visible_gpus(slot * num_devices, num_devices) if on_gpu else None
-    arguments = (stage, str(run.folder), num_devices, run.checkpoint_seconds, visible, theirs, watched)
+    arguments = (stage, str(run.folder), num_devices, used, run.checkpoint_seconds, visible, theirs, watched)
     process = context.Process(target=_child, args=arguments, daemon=True)
     process.start()
     theirs.close()
@@ -276,6 +281,7 @@ def _child(
     stage: Stage,
     folder: str,
     num_devices: int,
+    used: int,
     checkpoint_seconds: float,
     visible: str | None,
     answer: multiprocessing.connection.Connection,
@@ -286,7 +292,7 @@ def _child(
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
-    _prepare(num_devices)
+    _prepare(num_devices, used)
     try:
         answer.send(("status", _stage.execute(stage, pathlib.Path(folder), num_devices, checkpoint_seconds)))
     except (UserError, OSError) as error:  # such as a full disk: another attempt would fail as this one
@@ -322,7 +328,7 @@ def on_ray(address: str | None, num_devices: int | None) -> Iterator[Engine]:
                 on_gpu = {"env_vars": {"JAX_PLATFORMS": ""}}
                 options = {**options, "num_gpus": share, "num_cpus": 1, "runtime_env": on_gpu}
             task: Any = ray.remote(**options)(_task)
-            return task.remote(stage, str(run.folder.resolve()), share, run.checkpoint_seconds)
+            return task.remote(stage, str(run.folder.resolve()), share, used, run.checkpoint_seconds)
 
         def ended(tasks: list[ray.ObjectRef], seconds: float) -> list[ray.ObjectRef]:
             return list(ray.wait(tasks, num_returns=1, timeout=seconds)[0])
@@ -340,8 +346,8 @@ def on_ray(address: str | None, num_devices: int | None) -> Iterator[Engine]:
         yield lambda stages, run: side_by_side(stages, run, tasks)
 
 
-def _task(stage: Stage, folder: str, num_devices: int, checkpoint_seconds: float) -> tuple[str, str]:
-    _prepare(num_devices)
+def _task(stage: Stage, folder: str, num_devices: int, used: int, checkpoint_seconds: float) -> tuple[str, str]:
+    _prepare(num_devices, used)
     try:
         return "status", _stage.execute(stage, pathlib.Path(folder), num_devices, checkpoint_seconds)
     except UserError as error:

@@ -46,7 +46,7 @@ def evolve(record: Record) -> None:
     """
     sweep, settings = record.sweep, record.sweep.population_based
     assert settings is not None
-    settings_of_trials = samplers.once(sweep.space, sweep.sampler)
+    settings_of_trials = samplers.points(sweep.space, sweep.sampler)
     values = [each for each in settings_of_trials for _ in sweep.seeds.all]
     members = tuple(range(len(values)))
     population = Population("generation", TUNING, members, sweep.seeds.all * len(settings_of_trials))

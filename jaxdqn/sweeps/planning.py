@@ -48,7 +48,8 @@ def plan(sweep: Sweep, num_devices: int | None) -> Plan:
         samplers.next_round(sweep.space, sampler, 0, [])  # a missing package is an error of now
         trials, count = _static_combinations(sweep), sampler.trials or 0
     else:
-        trials = [Trial(number, values) for number, values in enumerate(samplers.once(sweep.space, sampler))]
+        values_of = samplers.points if sweep.population_based else samplers.once
+        trials = [Trial(number, values) for number, values in enumerate(values_of(sweep.space, sampler))]
         count = len(trials)
     groups = grouped(sweep, trials)
     seeds = sweep.seeds.all
@@ -97,7 +98,10 @@ def described(plan: Plan, sweep: Sweep) -> list[str]:
         "arithmetic of the gradient updates and the speed of this machine's matrix products), and some seconds for "
         "each program that is compiled",
     ]
-    if sweep.sampler.name == "sobol" and plan.num_trials & (plan.num_trials - 1):
+    asked = sweep.sampler.trials
+    if asked is not None and plan.num_trials < asked:
+        lines.append(f"note: of {asked} points {asked - plan.num_trials} repeat others, and are left out.")
+    elif sweep.sampler.name == "sobol" and plan.num_trials & (plan.num_trials - 1):
         lines.append(f"note: Sobol points are even for powers of two; {plan.num_trials} trials are not one.")
     if plan.num_groups > 50:
         lines.append(

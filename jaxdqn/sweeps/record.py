@@ -48,12 +48,17 @@ class Record:
         return directory.write_table(self.folder, "trials", [self.rows[number] for number in sorted(self.rows)])
 
     def best(self) -> list[int]:
-        """The finished trials that are to be trained again with fresh seeds, the best first; members of a population
-        whose learners diverged after all others."""
+        """The finished trials that are to be trained again with fresh seeds, the best first: of equal ones one; members
+        of a population whose learners diverged after all others."""
         finished = {number: row["score"] for number, row in self.rows.items() if row["status"] == FINISHED}
         scored = [number for number in ranked(finished) if not math.isnan(finished[number])]
         if self.sweep.population_based:
             scored.sort(key=lambda number: self.rows[number]["diverged"] > 0)
+        else:
+            first: dict[str, int] = {}
+            for number in scored:
+                first.setdefault(repr([self.rows[number][name] for name in self.sweep.space.names]), number)
+            scored = list(first.values())
         return scored[: self.sweep.winners.trials]
 
     def add_fresh(self, stage: Stage, table: pd.DataFrame, finals: pd.DataFrame) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxdqn.errors import UserError
-from jaxdqn.sweeps.space import Choices, Parameter, Space, Values
+from jaxdqn.sweeps.space import Choices, Parameter, Space, Values, distinct
 from jaxdqn.sweeps.sweep import Sampler
 
 if TYPE_CHECKING:
@@ -51,12 +51,17 @@ def next_round(space: Space, sampler: Sampler, index: int, history: Sequence[Sco
 
 
 def once(space: Space, sampler: Sampler) -> list[Values]:
-    """All trials of a sampler that does not learn from scores."""
+    """All trials of a sampler that does not learn from scores, each once: points of few choices repeat."""
+    return distinct(points(space, sampler))
+
+
+def points(space: Space, sampler: Sampler) -> list[Values]:
+    """The values at all points of a sampler that does not learn from scores."""
     if sampler.name == "grid":
         return space.grid()
     assert sampler.trials is not None
-    points = _SEQUENCES[sampler.name](len(space.parameters), sampler.trials, sampler.seed)
-    return [space.at(point) for point in points.tolist()]
+    sequence = _SEQUENCES[sampler.name](len(space.parameters), sampler.trials, sampler.seed)
+    return [space.at(point) for point in sequence.tolist()]
 
 
 def uniform(dimensions: int, count: int, seed: int) -> np.ndarray:

@@ -118,8 +118,12 @@ class Space(NamedTuple):
             raise UserError(
                 f"the grid has {count:,} points; at most {MAX_GRID:,}. Use fewer points, or another sampler."
             )
-        combinations = [self.active(dict(zip(self.names, point, strict=True))) for point in itertools.product(*axes)]
-        return list({tuple(values.items()): values for values in combinations}.values())
+        return distinct(self.active(dict(zip(self.names, point, strict=True))) for point in itertools.product(*axes))
+
+
+def distinct(values: Iterable[Values]) -> list[Values]:
+    """Each of `values` once."""
+    return list({tuple(each.items()): each for each in values}.values())
 
 
 def parse(given: object) -> Space:

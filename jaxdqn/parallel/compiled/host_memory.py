@@ -6,17 +6,25 @@ A process that takes more than one of them allows is killed without a word, or i
 
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
+
+from jaxdqn.errors import UserError
 
 UNKNOWN = 8 * 2**30  # where the system tells nothing
 ROOT = pathlib.Path("/")
+SHARES = "JAXDQN_MEMORY_SHARES"  # how many processes side by side divide what there is
 
 
 def host_bytes(root: pathlib.Path = ROOT, environ: Mapping[str, str] = os.environ) -> int:
-    """Free bytes for this process; `root` is where proc and the control groups are mounted."""
+    """Free bytes for this process, one of `SHARES`; `root` is where proc and the control groups are mounted. Raises
+    `UserError` for shares that are no number."""
+    shares = environ.get(SHARES, "1")
+    if not re.fullmatch(r"[1-9]\d{0,5}", shares):
+        raise UserError(f"{SHARES} is {shares!r}; it must be a whole number of at least 1.")
     status = _table(root / "proc/self/status")
     limits = [_machine(root), *_groups(root), *_resources(root, status), *_slurm(environ, status)]
-    return max(0, min(limits))
+    return max(0, min(limits)) // int(shares)
 
 
 def _machine(root: pathlib.Path) -> int:
