@@ -29,8 +29,8 @@ def validate(config: Config, num_shards: int = 1) -> None:
     check_fields(Config, values)
     for name in ("env_params", "env_kwargs"):
         _validate_arguments(name, values[name])
-    agents.check(config)
     _validate_sizes(config)
+    agents.check(config)
     check_divides(config, num_shards, "devices per agent")
     if not 0.0 <= config.sticky_actions < 1.0 - 1e-7:  # nearer to 1, it is 1 as a float32
         raise UserError(f"sticky_actions is {shown(config.sticky_actions)}; it is a probability in [0, 1).")

@@ -221,6 +221,7 @@ def test_schemes_carry_it(axes, options):
     [
         ({"updates_per_iteration": 2}, "updates_per_iteration is 2, but agent 'a2c' is on-policy"),
         ({"noisy": True}, "agent 'a2c' cannot be noisy"),
+        ({"updates_per_iteration": "4"}, "updates_per_iteration is '4'; it must be a whole number"),
     ],
 )
 def test_a_gradient_of_another_policy_than_the_one_that_acted_is_refused(changed, words):
