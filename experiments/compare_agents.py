@@ -92,8 +92,8 @@ def settings(env: str, agent: str, steps: int | None, episodes: int) -> tuple[Co
         raise unknown_name("agent", agent, CHANGES)
     _, config, hparams = presets.for_environment(env, CHANGES[agent]["agent"])
     budget = presets.for_environment(env).config.total_steps if steps is None else steps
-    config = dataclasses.replace(config, **CHANGES[agent], total_steps=budget, eval_episodes=episodes)
-    return complete(config, hparams)
+    usual, config = config, dataclasses.replace(config, **CHANGES[agent], total_steps=budget, eval_episodes=episodes)
+    return complete(config, presets.falling(hparams, usual, config))
 
 
 def train(path: pathlib.Path, config: Config, hparams: HParams, num_seeds: int) -> None:

@@ -172,6 +172,14 @@ def chosen(arguments: list[str]) -> tuple[Config, HParams, Axes]:
     return *agents.complete(config, hparams), schemes.complete(axes)
 
 
+def until_its_end(args: Args, arguments: list[str], vary: Vary) -> Args:
+    """With a learning rate that falls until this run's end where the preset's falls until its own, and no flag says
+    more."""
+    if "hparams.learning_rate_updates" in cli.given(arguments) or "learning_rate_updates" in vary:
+        return args
+    return dataclasses.replace(args, hparams=presets.falling(args.hparams, chosen(arguments)[0], args.config))
+
+
 def run(arguments: list[str]) -> int:
     """The script; returns its exit code."""
     args, vary = parse(arguments)
@@ -196,6 +204,7 @@ def run(arguments: list[str]) -> int:
     if args.resume is not None:
         return resume(args)
     validate(args.config, args.devices_per_agent)
+    args = until_its_end(args, arguments, vary)
     validate_hparams(args.hparams, args.config.epsilon_schedule)
     everyone = members(args.hparams, seeds, vary, args.config.epsilon_schedule)
     check_replicates(everyone)
@@ -369,7 +378,8 @@ def report(summary: dict, out: pathlib.Path) -> int:
     dead = summary["dead_workers"]
     if dead:
         cli.say(f"{dead} worker(s) died on the way; see the warnings, and dead_workers in the metrics")
-    cli.say(f"curves: {out / 'curves.png'}")
+    if (out / "curves.png").exists():  # of a run that was stopped early there may be none
+        cli.say(f"curves: {out / 'curves.png'}")
     if summary["status"] in (INTERRUPTED, TIMEOUT):
         cli.say(f"continue with: python experiments/train.py --resume {shlex.quote(str(out))}")
     return code
@@ -421,11 +431,12 @@ def dry_run(args: Args, seeds: tuple[int, ...], vary: Vary) -> None:
         f"# checkpoints of up to {memory.gib(on_disk.checkpoint)}, together {memory.gib(on_disk.total)} of "
         f"{memory.gib(disk.free(folder))} free in {folder}"
     )
-    print(
-        f"# target network every {spec.hparams.target_period:,g} updates = "
-        f"{spec.hparams.target_period * per_update:,g} environment steps"
-    )
-    for line_of_advice in advice(spec.config):
+    if not agents.of(spec.config.agent).on_policy:  # those have no use for one
+        print(
+            f"# target network every {spec.hparams.target_period:,g} updates = "
+            f"{spec.hparams.target_period * per_update:,g} environment steps"
+        )
+    for line_of_advice in advice(spec.config, spec.hparams):
         print(f"# warning: {line_of_advice}")
     print(f"# compiled in {made.compile_seconds:.1f} s; training would take about {seconds:,.0f} s, evaluation aside")
 

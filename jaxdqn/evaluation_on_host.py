@@ -14,7 +14,7 @@ from jaxdqn.environments import host
 from jaxdqn.errors import UserError
 from jaxdqn.evaluation import Episodes
 
-Watch = Callable[[PyTree, host.Guarded | None], None]
+Watch = Callable[[PyTree, host.Guarded | None, bool], None]
 
 
 class Play(Protocol):
@@ -22,7 +22,8 @@ class Play(Protocol):
 
     def __call__(self, params: PyTree, key: Key, watch: Watch = ...) -> Episodes:
         """The episodes with these parameters; `watch` is given the observations [N, *O] of each step, also the last
-        ones, and the environments, or None where all of them have begun another episode."""
+        ones, the environments, or None where all of them have begun another episode, and whether the episodes begin
+        here: they do again where environments failed."""
 
 
 def player(
@@ -57,13 +58,13 @@ def player(
             observation = host.begun(spec, environments.reset(int(host.seed_of(start_key))))
             zeros = jnp.zeros(num_episodes, jnp.float32), jnp.zeros(num_episodes, jnp.int32)
             state, episodes = ActorState((), observation, initial, *zeros), evaluation.none_yet(num_episodes, spec)
-            watch(observation, environments)
+            watch(observation, environments, True)
             for count in range(max_steps):
                 chosen = choose(params, state, step_key, np.int32(count))
                 step = environments.step(np.asarray(chosen[0], np.int64))
                 state, episodes, produced = follow(state, episodes, chosen, step)
                 finished |= step.episode_end
-                watch(produced, None if finished.all() else environments)
+                watch(produced, None if finished.all() else environments, False)
                 if finished.all():
                     break
         except host.Broken:
@@ -72,7 +73,7 @@ def player(
         environments.close()
         return episodes
 
-    def play(params: PyTree, key: Key, watch: Watch = lambda observation, of: None) -> Episodes:
+    def play(params: PyTree, key: Key, watch: Watch = lambda observation, of, begins: None) -> Episodes:
         cause = ""
         for _ in range(host.ATTEMPTS):
             try:

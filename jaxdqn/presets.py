@@ -6,6 +6,7 @@ from typing import NamedTuple
 from jaxdqn import agents
 from jaxdqn.config import Config, HParams
 from jaxdqn.errors import unknown_name
+from jaxdqn.timeline import num_updates
 
 
 class Preset(NamedTuple):
@@ -177,6 +178,11 @@ for _game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"):
         Config(**{**MINATAR.__dict__, "env": f"{_game}-MinAtar"}),
         MINATAR_HPARAMS,
     )
+# Of the same eight settings the best for double DQN, C51, QR-DQN and Rainbow, on seeds 200-201 at 300,000 steps
+# (experiments/sweeps/breakout-*.yaml, 2026-11-30).
+PRESETS["minatar-breakout"] = PRESETS["minatar-breakout"]._replace(
+    hparams=MINATAR_HPARAMS._replace(learning_rate=1e-3, target_period=100)
+)
 
 MINATAR_PQN = Config(
     agent="pqn",
@@ -324,17 +330,6 @@ for _task, (_lowest, _highest) in SUPPORTS.items():
             _base.hparams._replace(own={"v_min": _lowest, "v_max": _highest}),
         )
 
-# Rate and target period: of the same eight settings these were the best for each of the four, on seeds 200-201 at
-# 300,000 steps (experiments/sweeps/breakout-*.yaml, 2026-11-30).
-for _agent in ("double_dqn", "c51", "qr_dqn", "rainbow"):
-    _name = "minatar-breakout" if _agent == "double_dqn" else f"minatar-breakout-{_agent}"
-    _base = PRESETS.get(_name, PRESETS["minatar-breakout"])
-    PRESETS[_name] = Preset(
-        f"Breakout-MinAtar on a CPU by {_agent}: one update of 128 per 16 steps",
-        agents.config_for(_agent, _base.config),
-        _base.hparams._replace(learning_rate=1e-3, target_period=100),
-    )
-
 # One of the three of twelve settings without a dip on seeds 200-202 (experiments/sweeps/cartpole-munchausen.yaml,
 # 2026-11-29): with DQN's rate and an alpha of .9 one seed in four ends in one.
 _base = PRESETS["cartpole"]
@@ -473,17 +468,25 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+def falling(hparams: HParams, before: Config, after: Config) -> HParams:
+    """`hparams` for `after`: a learning rate that fell until the end of a run of `before` falls until its end."""
+    whole = round(hparams.learning_rate_updates / max(1, num_updates(before)), 2) == 1.0
+    if hparams.learning_rate_end == 1.0 or not whole:
+        return hparams
+    return hparams._replace(learning_rate_updates=float(max(1, num_updates(after))))
+
+
 def for_environment(env: str, agent: str | None = None) -> Preset:
     """The preset of an environment, or of an environment and an agent; general settings where there is none.
 
-    An agent that learns from replay has the environment's preset; an on-policy one the first of its own. Raises
-    `UserError` for an unknown agent.
+    An agent that learns from replay has the environment's preset; an on-policy one that of the environment's suite, or
+    the first of its own, with the environment's rewards. Raises `UserError` for an unknown agent.
     """
-    of_suite = next((name for prefix, name in OF_SUITE.items() if env.startswith(prefix)), None)
+    suite = next((name for prefix, name in OF_SUITE.items() if env.startswith(prefix)), "")
     if env in BY_ENVIRONMENT:
         chosen = PRESETS[BY_ENVIRONMENT[env]]
-    elif of_suite is not None:
-        chosen = PRESETS[of_suite]._replace(config=dataclasses.replace(PRESETS[of_suite].config, env=env))
+    elif suite:
+        chosen = PRESETS[suite]._replace(config=dataclasses.replace(PRESETS[suite].config, env=env))
     else:
         chosen = Preset(f"{env}", dataclasses.replace(CLASSIC, env=env), PRESETS["acrobot"].hparams)
     if agent is None:
@@ -491,10 +494,14 @@ def for_environment(env: str, agent: str | None = None) -> Preset:
     if (env, agents.member_of(agent)) in BY_PAIR:
         found = PRESETS[BY_PAIR[env, agents.member_of(agent)]]
         return found._replace(config=agents.config_for(agent, found.config))
-    if agents.of(agent).on_policy:
-        general = PRESETS[BY_AGENT.get(agent, "cartpole-a2c")]
-        kept = {name: getattr(chosen.config, name) for name in OF_ENVIRONMENT}
-        return Preset(
-            f"{agent} on {env}", agents.config_for(agent, dataclasses.replace(general.config, **kept)), general.hparams
-        )
-    return chosen._replace(config=agents.config_for(agent, chosen.config))
+    if not agents.of(agent).on_policy:
+        return chosen._replace(config=agents.config_for(agent, chosen.config))
+    general = PRESETS[BY_AGENT.get(agent, "cartpole-a2c")]
+    of_suite = PRESETS.get(f"{suite}-{agent}", general)
+    kept = {name: getattr(chosen.config, name) for name in OF_ENVIRONMENT}
+    config = agents.config_for(agent, dataclasses.replace(of_suite.config, **kept))
+    hparams = falling(of_suite.hparams, of_suite.config, config)
+    for name in ("reward_scale", "reward_clip"):
+        if of_suite is general and getattr(chosen.hparams, name) != getattr(HParams(), name):
+            hparams = hparams._replace(**{name: getattr(chosen.hparams, name)})
+    return Preset(f"{agent} on {env}", config, hparams)

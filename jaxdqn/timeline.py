@@ -4,9 +4,9 @@ import math
 from typing import NamedTuple
 
 from jaxdqn import agents
-from jaxdqn.config import Config
+from jaxdqn.config import Config, HParams
 
-LEAST_ITERATIONS = 2_000
+LEAST_UPDATES = 2_000
 
 
 class Timeline(NamedTuple):
@@ -48,13 +48,25 @@ def timeline(config: Config) -> Timeline:
     )
 
 
-def advice(config: Config) -> list[str]:
+def num_updates(config: Config) -> int:
+    """Gradient updates of a whole run."""
+    line = timeline(config)
+    return line.updates(line.total, config.updates_per_iteration)
+
+
+def advice(config: Config, hparams: HParams) -> list[str]:
     """What runs, but seldom learns; one line each."""
-    iterations, steps = timeline(config).total, config.num_envs * config.rollout_length
-    if steps == 1 or iterations >= LEAST_ITERATIONS:
-        return []
-    return [
-        f"num_envs {config.num_envs} x rollout_length {config.rollout_length} leaves {iterations:,} iterations in "
-        f"{config.total_steps:,} steps; below {LEAST_ITERATIONS:,} an agent seldom learns. Raise total_steps or lower "
-        "num_envs."
-    ]
+    lines, updates, falls = [], num_updates(config), hparams.learning_rate_updates
+    steps = config.num_envs * config.rollout_length
+    # On-policy, a few large updates are enough.
+    if not agents.of(config.agent).on_policy and steps > 1 and updates < LEAST_UPDATES:
+        lines.append(
+            f"num_envs {config.num_envs} x rollout_length {config.rollout_length} leaves {updates:,} gradient updates "
+            f"in {config.total_steps:,} steps; below {LEAST_UPDATES:,} an agent seldom learns. Raise total_steps or "
+            "lower num_envs."
+        )
+    if hparams.learning_rate_end == 0 and updates > 1.1 * falls:
+        lines.append(
+            f"the learning rate is 0 from update {falls:,g} on, of {updates:,}; raise learning_rate_updates to that."
+        )
+    return lines

@@ -457,7 +457,40 @@ def test_every_setting_has_a_line_of_help(record):
 
 
 def test_many_environments_on_a_small_budget_get_advice():
-    assert advice(Config(num_envs=10, total_steps=20_000)) == []
-    assert advice(Config(num_envs=1, total_steps=100)) == []  # nothing could be lowered
-    (line,) = advice(Config(num_envs=500, rollout_length=2, total_steps=500_000))
-    assert "500 x rollout_length 2 leaves 500 iterations" in line
+    assert advice(Config(num_envs=10, total_steps=21_000), HParams()) == []
+    assert advice(Config(num_envs=1, total_steps=1_100), HParams()) == []  # nothing could be lowered
+    (line,) = advice(Config(num_envs=500, rollout_length=2, total_steps=500_000), HParams())
+    assert "num_envs 500 x rollout_length 2 leaves 499 gradient updates in 500,000 steps" in line
+
+
+def test_no_preset_gets_advice():
+    for name, (_, config, hparams) in presets.PRESETS.items():
+        assert advice(config, hparams) == [], name
+
+
+def test_a_rate_that_is_0_before_the_end_is_told():
+    _, config, hparams = presets.preset("cartpole-pqn")
+    (line,) = advice(dataclasses.replace(config, total_steps=2_000_000), hparams)
+    assert line.startswith("the learning rate is 0 from update 15,680 on, of 62,528;")
+
+
+@pytest.mark.parametrize(
+    "env", ["Acrobot-v1", "octax/brix", "craftax/Craftax-Symbolic-v1", "Catch-bsuite", "CartPole-v1"]
+)
+def test_the_rate_of_an_on_policy_preset_falls_until_the_end_of_the_environments_run(env):
+    _, config, hparams = presets.for_environment(env, "pqn")
+    line = timeline(config)
+    updates = line.total * config.updates_per_iteration
+    assert hparams.learning_rate_end == 0 and hparams.learning_rate_updates == pytest.approx(updates, rel=0.01)
+    longer = dataclasses.replace(config, total_steps=3 * config.total_steps)
+    assert presets.falling(hparams, config, longer).learning_rate_updates == pytest.approx(3 * updates, rel=0.03)
+    early = hparams._replace(learning_rate_updates=updates / 2)
+    assert presets.falling(early, config, longer) == early
+
+
+def test_on_policy_agents_have_the_rewards_of_the_environment():
+    assert presets.for_environment("pgx/2048", "a2c").hparams.reward_scale == 0.01
+    assert presets.for_environment("octax/ufo", "pqn").hparams.reward_scale == 0.1
+    assert presets.for_environment("ALE/Pong-v5", "pqn").hparams.reward_clip == 1.0
+    craftax = presets.for_environment("craftax/Craftax-Symbolic-v1", "pqn").hparams
+    assert craftax.reward_scale == 1.0 and craftax.own == presets.preset("craftax-pqn").hparams.own

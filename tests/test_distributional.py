@@ -15,12 +15,13 @@ from jaxdqn import acting, agents, networks, td
 from jaxdqn.agents import iqn, qr_dqn
 from jaxdqn.analysis import figures
 from jaxdqn.base import Batch, Network, Spec
-from jaxdqn.components import make_agent
+from jaxdqn.components import make_agent, make_components
 from jaxdqn.config import Config, HParams, values_of
 from jaxdqn.errors import UserError
 from jaxdqn.learning import OPTIMIZERS
 from jaxdqn.parallel.axes import Axes
 from jaxdqn.runs import export, results
+from jaxdqn.runs.results import Result
 
 B, A, K = 32, 3, 7
 KEY = jax.random.key(0)
@@ -454,6 +455,26 @@ def test_a_population_over_its_own_fields_is_one_compilation(agent, tmp_path, ca
     calls.clear()
     halved = {name: [value / 2 for value in values] for name, values in vary.items()}
     assert not jaxdqn.train(config, vary=halved, settings=QUIET).metrics.empty and not calls
+
+
+@pytest.mark.parametrize("masses", [7, 2_000])
+def test_returns_of_many_masses_are_drawn(masses):
+    returns = np.linspace(0, 1, masses)[None].repeat(3, 0)
+    assert figures.return_distributions(returns, np.full((3, masses), 1 / masses)).axes
+
+
+def test_expected_returns_are_of_unscaled_rewards():
+    """Of the rewards that are reported, whatever the learner sees."""
+    config = Config(agent="c51", **SMALL)
+    parts = make_components(config)
+    one = HParams(own=parts.agent.own)
+    params = jax.tree.map(lambda x: x[None], parts.agent.init(KEY, one).params)
+    observations = parts.environment.reset(KEY)[1][None]
+    returns = []
+    for scale in (1.0, 0.1):
+        scaled = Result(lambda: None, params, {}, config, [(0, one._replace(reward_scale=scale))], parts)
+        returns.append(results.expected_returns(scaled, 0, observations)[0])
+    np.testing.assert_allclose(returns[1], 10 * returns[0], rtol=1e-6)
 
 
 # Every scheme and every agent twice: all pairs are in docs/compatibility.md.

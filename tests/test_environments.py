@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from jaxdqn.base import Array, Environment, Frames, PyTree, Spec, TimeStep
 from jaxdqn.environments import encoding, registry
-from jaxdqn.environments.gymnax_adapter import BINARY
+from jaxdqn.environments.gymnax_adapter import BINARY, UNREAD
 from jaxdqn.environments.names import CONTINUOUS, GYMNAX
 from jaxdqn.environments.sticky import sticky
 from jaxdqn.errors import UserError
@@ -281,6 +281,23 @@ def test_continuous_actions_are_refused(name):
 
 def test_an_unknown_parameter_suggests_the_nearest():
     assert_refused("'max_steps'", "'max_steps_in_episode'", env_params={"max_steps": 5})
+
+
+@pytest.mark.parametrize("name, field", [(name, field) for name, fields in UNREAD.items() for field in sorted(fields)])
+def test_a_parameter_that_gymnax_does_not_read_is_refused(name, field):
+    assert_refused(f"env_params.{field} of {name}", "has no effect", name=name, env_params={field: 7})
+    env, params = gymnax.make(name)
+    value = getattr(params, field)
+
+    def walk(params):
+        def step(state, key):
+            observation, state, *rest = env.step(key, state, jax.random.randint(key, (), 0, 3), params)
+            return state, (observation, *rest[:3])
+
+        return jax.lax.scan(step, env.reset(jax.random.key(0), params)[1], jax.random.split(jax.random.key(1), 60))[1]
+
+    there, changed = jax.jit(walk)(params), jax.jit(walk)(params.replace(**{field: type(value)(value + 7)}))
+    jax.tree.map(np.testing.assert_array_equal, there, changed)
 
 
 @pytest.mark.parametrize("value", ["5", None, True, 0, -3, 20.5])

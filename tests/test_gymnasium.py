@@ -214,12 +214,22 @@ def drawn():
     del gymnasium.registry["Drawn-v0"]
 
 
-def test_no_picture_is_of_another_episode(drawn):
-    """The environments have begun the next one when the last step is looked at."""
+@pytest.mark.parametrize("fails", [0, 1])
+def test_no_picture_is_of_another_episode(drawn, fails, monkeypatch):
+    """The environments have begun the next one when the last step is looked at; or a new one, where they failed."""
+    left, step = [fails], Drawn.step
+
+    def failing(env, action):
+        if env.steps == 2 and left[0]:
+            left[0] -= 1
+            raise RuntimeError("it fails once")
+        return step(env, action)
+
+    monkeypatch.setattr(Drawn, "step", failing)
     components = make_components(Config(env="gymnasium/Drawn-v0", hidden_sizes=(8,)))
     params = components.agent.init(jax.random.key(0), components.agent.defaults).params
     batch = jax.tree.map(lambda x: x[None], params)
-    result = types.SimpleNamespace(components=components, params=batch)
+    result = types.SimpleNamespace(components=components, params=batch, members=[(0, components.agent.defaults)])
     observations, pictures = results.filmed(result, 0, 0)
     assert observations[:, 0].tolist() == [0, 1, 2, 3, 4] and pictures[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 3]
 

@@ -489,6 +489,8 @@ def test_the_name_of_a_suites_environment_is_taken():
         ("xminigrid/MiniGrid-Empty-5x5", {"env_params": {"max_step": 1}}, ["did you mean 'max_steps'"]),
         ("xminigrid/MiniGrid-Empty-5x5", {"env_params": {"view_size": 4}}, ["view_size", "odd"]),
         ("xminigrid/MiniGrid-Empty-5x5", {"env_params": {"height": 4}}, ["height", "at least 5"]),
+        ("xminigrid/MiniGrid-MemoryS8", {"env_params": {"height": 9}}, ["height", "is 9", "can only be 7"]),
+        ("xminigrid/MiniGrid-FourRooms", {"env_params": {"height": 9}}, ["9 x 19", "must be equal"]),
         ("pgx/2048", {"env_kwargs": {"x": 1}}, ["takes no env_kwargs"]),
         ("pgx/2048", {"sticky_actions": 0.1}, ["cannot have sticky actions"]),
         ("craftax/Craftax-Classic-Symbolic-v1", {"env_params": {"day_lenght": 4}}, ["did you mean 'day_length'"]),

@@ -47,7 +47,7 @@ def return_distributions(returns: np.ndarray, probabilities: np.ndarray, title: 
     """The distribution of the return at each step of an episode, and its mean: masses [L, K] at returns [L, K]."""
     figure, (axis,) = style.panels(1, 6.4, 4.0)
     steps = np.arange(len(returns))
-    likely = returns[probabilities > 1e-3]
+    likely = returns[probabilities > 1e-3 * probabilities.max()]
     edges = np.linspace(likely.min() - 0.5, likely.max() + 0.5, bins + 1)
     mass, _, _ = np.histogram2d(
         np.repeat(steps, returns.shape[1]),

@@ -26,6 +26,13 @@ BINARY = {
     "DeepSea-bsuite",
     "Pong-misc",
 }
+# Parameters that gymnax declares, and never reads (tests/test_environments.py checks that, too).
+UNREAD = {
+    "CartPole-v1": {"masscart"},
+    "Acrobot-v1": {"link_length_2"},
+    "Asterix-MinAtar": {"shot_cool_down"},
+    "Seaquest-MinAtar": {"ramp_interval", "enemy_move_interval"},
+}
 
 
 def make(
@@ -122,6 +129,8 @@ def _try(name: str, env: Any, params: PyTree, raw: jax.ShapeDtypeStruct, actions
 
 
 def _replace_params(name: str, params: PyTree, env_params: dict[str, object]) -> PyTree:
+    for field in sorted(UNREAD.get(name, frozenset()) & set(env_params)):
+        raise UserError(f"env_params.{field} of {name} has no effect: gymnax does not read it. Leave it out.")
     known = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
     return params.replace(**arguments.among("env_params", name, env_params, known, {"max_steps_in_episode"}))
 

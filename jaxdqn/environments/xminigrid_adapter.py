@@ -39,6 +39,13 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
         if field in given and not right(given[field]):
             raise UserError(f"env_params.{field} of {name} is {given[field]}; it must be {words}.")
     params = suite.default_params(**{**vars(usual), "max_steps": None, **given})
+    # Other worlds than these the suite makes, but with walls where the way or the start is.
+    if "Memory" in name and params.height != usual.height:
+        raise UserError(f"env_params.height of {name} is {params.height}; it can only be {usual.height}.")
+    if "FourRooms" in name and params.height != params.width:
+        raise UserError(
+            f"env_params of {name} make a grid of {params.height} x {params.width}; height and width must be equal."
+        )
 
     def reset(key: Key) -> tuple[PyTree, PyTree]:
         timestep = suite.reset(params, key)

@@ -225,7 +225,7 @@ class Recorder:
 
     def introduce(self, device: str, new: bool) -> None:
         """Says what will train; with advice where the run is `new`."""
-        for warning in advice(self._spec.config) if new and self._settings.progress else ():
+        for warning in advice(self._spec.config, self._spec.hparams) if new and self._settings.progress else ():
             self.say(f"warning: {warning}")
         count, limit = len(self._population.everyone), self._settings.tensorboard_members
         self.say(f"{count} member(s) in {len(self._spec.batches)} batch(es) on {device}")

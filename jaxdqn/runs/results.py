@@ -133,7 +133,10 @@ def _filmed_on_host(components: Components, params: PyTree, bound: int, seed: in
     observations: list[PyTree] = []
     pictures: list[np.ndarray] = []
 
-    def film(observation: PyTree, environments: Guarded | None) -> None:
+    def film(observation: PyTree, environments: Guarded | None, begins: bool) -> None:
+        if begins:  # also after an attempt that failed
+            observations.clear()
+            pictures.clear()
         observations.append(jax.tree.map(np.asarray, observation))
         picture = environments.render() if environments else None
         if picture is not None:
@@ -149,8 +152,8 @@ def _filmed_on_host(components: Components, params: PyTree, bound: int, seed: in
 
 
 def expected_returns(result: Result, member: int, observations: PyTree) -> tuple[np.ndarray, np.ndarray] | None:
-    """The distribution of the return that a member expects of its greedy action: (returns [L, K], probabilities
-    [L, K]), of observations [L, *O]; None where the agent learns none. Raises `UserError`."""
+    """The distribution of the return that a member expects of its greedy action: (returns [L, K], of unscaled rewards,
+    probabilities [L, K]), of observations [L, *O]; None where the agent learns none. Raises `UserError`."""
     agent, params = result.components.agent, member_params(result, member)
     if agent.distribution is None:
         return None
@@ -158,7 +161,8 @@ def expected_returns(result: Result, member: int, observations: PyTree) -> tuple
     start = agent.initial_carry(len(returns)), observations, jax.random.key(0)
     best = jax.jit(agent.greedy)(params, *start)[0][:, None, None]
     taken = [jnp.take_along_axis(x, best, axis=1)[:, 0] for x in (returns, probabilities)]
-    return np.asarray(taken[0]), np.asarray(taken[1])
+    scale = float(result.members[member][1].reward_scale)
+    return np.asarray(taken[0]) / (scale or 1.0), np.asarray(taken[1])
 
 
 def write(result: Result, run_directory: RunDirectory, figure: bool, say: Callable[[str], None]) -> None:

@@ -89,7 +89,7 @@ def described(plan: Plan, sweep: Sweep) -> list[str]:
 
     up_to = "up to " if sweep.sampler.adaptive else ""
     batches = f" in {plan.batches_per_group} batches" if plan.batches_per_group > 1 else ""
-    lines = [f"warning: {line}" for line in advice(sweep.config)]
+    lines = [f"warning: {line}" for line in advice(sweep.config, sweep.hparams)]
     lines += [
         f"{plan.num_trials} trials x {len(sweep.seeds.all)} seeds = {plan.num_members} members, in {up_to}"
         f"{plan.num_groups} compiled group(s){batches}; {memory.gib(plan.bytes_per_device)} per device, "
