@@ -236,6 +236,12 @@ def test_evaluate_in_words_and_to_a_named_gif(inside, trained, tmp_path, capsys)
     assert report["returns"] == jaxdqn.load(trained[0]).evaluate(3, epsilon=0.5).returns.tolist()
 
 
+def test_what_is_given_without_a_flag_is_no_suggestion(inside):
+    with pytest.raises(UserError, match="unknown flag '--rn': did you mean") as error:
+        inside("evaluate", "x", "--rn", "y")
+    assert "--run" not in str(error.value)
+
+
 def test_a_gif_is_either_wanted_or_not(inside, trained, tmp_path):
     with pytest.raises(UserError, match="either --gif or --no-gif"):
         inside("evaluate", trained[0], "--gif", tmp_path / "b.gif", "--no-gif")

@@ -270,8 +270,11 @@ def _one_line(text: str, arguments: Sequence[str], known: Sequence[str]) -> str:
 def _types(default: object, prefix: str = "--") -> dict[str, object]:
     """Every flag of a record that holds its defaults, and the type of its value."""
     types: dict[str, object] = {}
+    whole = get_type_hints(type(default), include_extras=True)
     for name, hint in get_type_hints(type(default)).items():
         value = getattr(default, name)
+        if tyro.conf.Positional in getattr(whole[name], "__metadata__", ()):
+            continue  # no flag
         if name in ("config", "own"):  # without a prefix of their own
             types |= _types(value, prefix) if value != () else {}
         elif isinstance(value, HParams | Axes):
