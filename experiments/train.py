@@ -250,8 +250,6 @@ def check_hosts(args: Args) -> None:
         raise UserError(f"connect_seconds is {args.connect_seconds}; it must be a number above 0.")
     if args.coordinator and args.dry_run:
         raise UserError("--dry-run is for one process; leave out --coordinator, --num-processes and --process-id.")
-    if not args.connect_seconds > 0:
-        raise UserError(f"connect_seconds is {args.connect_seconds}; it must be a number above 0.")
     if args.coordinator is None and args.connect_seconds != Args.connect_seconds:
         raise UserError("--connect-seconds is for several hosts; it needs --coordinator.")
 
