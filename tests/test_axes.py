@@ -175,6 +175,7 @@ def test_every_scheme_reports_the_bytes_it_moves(name):
     assert (moved == parameters).all() if name == "fused" else (moved > 0).all()
 
 
+@pytest.mark.slow
 def test_lockstep_resumes_bit_for_bit(train, tmp_path):
     whole, half = tmp_path / "whole", tmp_path / "half"
     flags = ("--parallel", "lockstep_dqn", *SMALL)

@@ -490,6 +490,7 @@ def test_every_scheme_carries_them(agent, scheme):
     assert np.isfinite(result.metrics.loss.dropna()).all() and result.metrics.loss.notna().any()
 
 
+@pytest.mark.slow
 def test_rainbow_is_c51_with_the_other_parts():
     """Bitwise: double selection, dueling streams, noisy layers, prioritised replay."""
     parts = {"n_step": 3, "own": {"num_atoms": 11, "double": True}}

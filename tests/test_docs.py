@@ -7,6 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from cases import slow
 from scripts import script
 
 import jaxdqn
@@ -120,7 +121,7 @@ def code_of(page, words):
     return found
 
 
-@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("noisy", [slow(False), True])
 def test_the_agent_of_the_readme_is_one(noisy, monkeypatch):
     names = {}
     exec(code_of(README, "def expected_sarsa"), names)

@@ -229,7 +229,7 @@ SCHEMES = {
 }
 
 
-@pytest.mark.parametrize("name", usual(SCHEMES, "parameter_server", "sharding"))
+@pytest.mark.parametrize("name", usual(SCHEMES, "parameter_server"))
 def test_init_from_is_for_every_scheme(name, source):
     """Nothing moves, so the run ends with what it started from, and has acted on nothing else."""
     wanted = QUIET._replace(init_from=str(source.path), init_member=1)

@@ -131,7 +131,7 @@ SCHEMES = {
 }
 
 
-@pytest.mark.parametrize("agent", ["dqn", "a2c"])
+@pytest.mark.parametrize("agent", ["dqn", slow("a2c")])
 @pytest.mark.parametrize("name", usual(SCHEMES, "fused", "lockstep", "server"))
 def test_the_plan_counts_the_bytes_of_the_built_state(name, agent, monkeypatch):
     """On the device that holds most of it, and its replays alone."""

@@ -342,7 +342,7 @@ def slow_but(*chosen):
     return pytest.mark.parametrize("kind", usual(KINDS, *chosen))
 
 
-@slow_but("sequences", "prioritised")
+@slow_but("prioritised")
 def test_of_each_kind_members_and_chunks_are_own_runs_bitwise(kind, monkeypatch):
     """And all members are one compilation, also those that vary what is the agent's own."""
     own = own_runs(kind)
@@ -355,7 +355,7 @@ def test_of_each_kind_members_and_chunks_are_own_runs_bitwise(kind, monkeypatch)
         assert any(np.any(x[one] != x[other]) for x in jax.tree.leaves(own))
 
 
-@slow_but("sequences", "prioritised")
+@slow_but("sequences")
 def test_of_each_kind_a_resumed_run_is_the_longer_run_bitwise(kind, tmp_path):
     config, (seeds, settings) = config_of(kind), members_of(kind)
     options = {"settings": QUIET, "num_devices": 1}

@@ -374,6 +374,7 @@ def test_the_compiled_step_copies_neither_sequences_nor_their_tree():
     assert analysis.temp_size_in_bytes < 0.5 * memory.tree_bytes(state.tree)
 
 
+@pytest.mark.slow
 def test_an_exported_policy_takes_its_state_and_gives_the_next(tmp_path):
     from jaxdqn.runs import export
 

@@ -18,6 +18,7 @@ import numpy as np
 import probe_environments
 import pytest
 import yaml
+from cases import slow
 from scripts import script
 
 import jaxdqn
@@ -524,7 +525,7 @@ def test_a_run_interrupted_while_it_is_judged_is_judged_when_it_is_resumed(finis
     assert resumed.summary["final_return_per_member"] == finished.summary["final_return_per_member"]
 
 
-@pytest.mark.parametrize("stop", ["diverged", "solved"])
+@pytest.mark.parametrize("stop", ["diverged", slow("solved")])
 def test_what_stopped_by_itself_stays_as_it_is_when_the_rest_of_a_run_goes_on(tmp_path, stop):
     """Two batches: the first ends early, and the session is broken off in the second."""
     config = dataclasses.replace(TINY, total_steps=800, eval_interval=40)
