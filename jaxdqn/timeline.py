@@ -67,6 +67,7 @@ def advice(config: Config, hparams: HParams) -> list[str]:
         )
     if hparams.learning_rate_end == 0 and updates > 1.1 * falls:
         lines.append(
-            f"the learning rate is 0 from update {falls:,g} on, of {updates:,}; raise learning_rate_updates to that."
+            f"the learning rate is 0 from update {falls:,g} on, of {updates:,}; a new run can have another "
+            "learning_rate_updates."
         )
     return lines

@@ -300,6 +300,23 @@ def test_a_parameter_that_gymnax_does_not_read_is_refused(name, field):
     jax.tree.map(np.testing.assert_array_equal, there, changed)
 
 
+def test_a_pole_of_another_mass_and_length_moves_as_gymnasiums():
+    """gymnax holds what follows from both as numbers of their own."""
+    masses = {"masscart": 2.0, "masspole": 0.4, "length": 0.9}
+    environment, theirs = registry.make("CartPole-v1", masses), gymnasium.make("CartPole-v1").unwrapped
+    for name, value in {**masses, "total_mass": 2.4, "polemass_length": 0.36}.items():
+        setattr(theirs, name, value)
+    state, observation = environment.reset(jax.random.key(0))
+    theirs.reset(seed=0)
+    theirs.state, step = np.asarray(observation, np.float64), jax.jit(environment.step)
+    for action in (1, 0, 1, 1, 0, 0, 0, 1, 1, 0, 1, 0):
+        state, ours = step(jax.random.key(0), state, action)
+        np.testing.assert_allclose(ours.final_observation, theirs.step(action)[0], atol=1e-5)
+    given = registry.make("CartPole-v1", {**masses, "total_mass": 9.0})  # is taken as it is
+    (_, light), (_, heavy) = (of.step(jax.random.key(0), state, 1) for of in (environment, given))
+    assert not np.allclose(light.observation, heavy.observation, atol=1e-2)
+
+
 @pytest.mark.parametrize("value", ["5", None, True, 0, -3, 20.5])
 def test_a_wrong_time_limit_is_refused_by_name_and_value(value):
     assert_refused("max_steps_in_episode", repr(value), "CartPole-v1", env_params={"max_steps_in_episode": value})

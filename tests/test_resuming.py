@@ -343,6 +343,14 @@ def test_total_steps_below_what_is_done_are_refused_and_equal_ones_change_nothin
     assert experiment.resume(run, total_steps=200, settings=QUIET).metrics.env_steps.max() == 200
 
 
+def test_a_run_that_is_extended_is_told_of_a_rate_that_is_0(tmp_path, capsys):
+    hparams, loud = HParams(learning_rate_end=0.0, learning_rate_updates=36.0), QUIET._replace(progress=True)
+    experiment.train(TINY, hparams, out=tmp_path / "run", settings=loud)
+    assert "the learning rate is 0" not in capsys.readouterr().err  # it is at the end
+    experiment.resume(tmp_path / "run", total_steps=320, settings=loud)
+    assert "the learning rate is 0 from update 36 on, of 76; a new run" in capsys.readouterr().err
+
+
 def test_init_member_is_a_member_of_something(tmp_path, monkeypatch):
     monkeypatch.setattr(train_script, "prepare", lambda *_: None)
     with pytest.raises(UserError, match=r"--init-member 1 is of no run: .*--init-from"):

@@ -28,10 +28,16 @@ BINARY = {
 }
 # Parameters that gymnax declares, and never reads (tests/test_environments.py checks that, too).
 UNREAD = {
-    "CartPole-v1": {"masscart"},
     "Acrobot-v1": {"link_length_2"},
     "Asterix-MinAtar": {"shot_cool_down"},
     "Seaquest-MinAtar": {"ramp_interval", "enemy_move_interval"},
+}
+# Parameters that follow from others, which gymnax holds as numbers of their own.
+DERIVED: dict[str, dict[str, Callable[[Any], float]]] = {
+    "CartPole-v1": {
+        "total_mass": lambda params: params.masscart + params.masspole,
+        "polemass_length": lambda params: params.masspole * params.length,
+    }
 }
 
 
@@ -132,7 +138,9 @@ def _replace_params(name: str, params: PyTree, env_params: dict[str, object]) ->
     for field in sorted(UNREAD.get(name, frozenset()) & set(env_params)):
         raise UserError(f"env_params.{field} of {name} has no effect: gymnax does not read it. Leave it out.")
     known = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
-    return params.replace(**arguments.among("env_params", name, env_params, known, {"max_steps_in_episode"}))
+    params = params.replace(**arguments.among("env_params", name, env_params, known, {"max_steps_in_episode"}))
+    follow = {field: of for field, of in DERIVED.get(name, {}).items() if field not in env_params}
+    return params.replace(**{field: of(params) for field, of in follow.items()})
 
 
 def _strong(tree: PyTree) -> PyTree:

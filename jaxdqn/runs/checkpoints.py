@@ -42,6 +42,7 @@ _NAME = re.compile(rf"(\d{{4}})-(\d{{12}})({re.escape(REPLACED)})?")
 
 KEEP = 2  # of a batch: one may be damaged
 HELP = "The run can be analysed and evaluated as it is; to train on from its parameters, start one with --init-from."
+SAME_NETWORK = "Start with the environment, the agent and the network of the run that --init-from names."
 
 
 class Checkpoint(NamedTuple):
@@ -125,10 +126,11 @@ def load(path: pathlib.Path) -> Checkpoint:
     return Checkpoint(named(nested), documents.read_json(path / "meta.json"))
 
 
-def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "") -> PyTree:
+def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "", what_to_do: str = HELP) -> PyTree:
     """`template` with its leaves replaced by the arrays of the same paths under `prefix`.
 
-    Raises `UserError` where one is missing or has another shape: the checkpoint is of another version or configuration.
+    Raises `UserError`, with `what_to_do`, where one is missing or has another shape: the checkpoint is of another
+    version or configuration.
     """
 
     def pick(path: jax.tree_util.KeyPath, leaf: np.ndarray) -> np.ndarray:
@@ -137,13 +139,14 @@ def fill(template: PyTree, arrays: dict[str, np.ndarray], prefix: str = "") -> P
             return np.zeros(leaf.shape, leaf.dtype)
         if name not in arrays:
             raise UserError(
-                f"the checkpoint has no {name}: it was written by another version or with another configuration. {HELP}"
+                f"the checkpoint has no {name}: it was written by another version or with another configuration. "
+                f"{what_to_do}"
             )
         array = np.asarray(arrays[name])
         if array.shape != leaf.shape:
             raise UserError(
                 f"the checkpoint's {name} has shape {list(array.shape)}, expected {list(leaf.shape)}: it was written "
-                f"by another version or with another configuration. {HELP}"
+                f"by another version or with another configuration. {what_to_do}"
             )
         return array
 
@@ -193,7 +196,7 @@ def with_params(states: list[PyTree], source: dict[str, np.ndarray]) -> list[PyT
         learner = state.learner
         leading = learner.updates.shape
         arrays = {name: np.broadcast_to(x, (*leading, *x.shape)) for name, x in source.items()}
-        values = fill(learner.params, arrays)
+        values = fill(learner.params, arrays, what_to_do=SAME_NETWORK)
         params, target = (jax.tree.map(push, tree, values) for tree in (learner.params, learner.target_params))
         return state._replace(learner=learner._replace(params=params, target_params=target))
 

@@ -223,9 +223,9 @@ class Recorder:
         if hosts.is_first() and (self._settings.progress or text.startswith("warning")):
             self.bar.say(text)
 
-    def introduce(self, device: str, new: bool) -> None:
-        """Says what will train; with advice where the run is `new`."""
-        for warning in advice(self._spec.config, self._spec.hparams) if new and self._settings.progress else ():
+    def introduce(self, device: str) -> None:
+        """Says what will train, with advice."""
+        for warning in advice(self._spec.config, self._spec.hparams) if self._settings.progress else ():
             self.say(f"warning: {warning}")
         count, limit = len(self._population.everyone), self._settings.tensorboard_members
         self.say(f"{count} member(s) in {len(self._spec.batches)} batch(es) on {device}")
