@@ -213,7 +213,9 @@ def test_init_from_starts_every_member_from_one_member_of_another_run(source):
         np.testing.assert_array_equal(leaf, np.stack([origin[1], origin[1]]))
     with pytest.raises(UserError, match="member 2 does not exist"):
         train(SHORT, settings=wanted._replace(init_member=2))
-    with pytest.raises(UserError, match="another configuration. Start with the environment, the agent and the network"):
+    with pytest.raises(
+        UserError, match=r"another configuration\. Start with the environment, the agent and the network"
+    ):
         train(dataclasses.replace(SHORT, hidden_sizes=(8,)), settings=wanted)
 
 

@@ -2,7 +2,7 @@
 
 1. Pong through actor threads that act at random, without a forward pass and with a learner that only inserts, against
    ALE's own vector environments stepped in a loop in as many threads. Target: 0.9 of their steps a second. What an
-   actor does besides takes as long for eight environments as for more, and wants a core that is not all theirs.
+   actor does besides, in each step and after each rollout, takes about as long for eight environments as for more.
 2. A Gymnasium environment that sleeps 5 ms in every step: four actors against one. Target: 3.6 times as many steps.
 3. Pong with network and learner: steps and updates a second, and who waits for whom, in seconds of a second and thread.
 
@@ -21,12 +21,14 @@ from typing import Any
 import common
 
 ACTORS, EACH, LENGTH = 2, 8, 4
-PONG = ((ACTORS, EACH), (ACTORS, 32), (1, 32))  # actor threads, environments of each
+PONG = ((ACTORS, EACH, LENGTH), (ACTORS, 32, LENGTH), (ACTORS, 32, 16))  # threads, environments of each, T
 SLEEP = 0.005
 TARGETS = {"pong": 0.9, "sleeping": 3.6}
 
 
-def through_actors(env: str, env_kwargs: dict, workers: int, each: int, agent: str) -> Callable[[int, bool], Any]:
+def through_actors(
+    env: str, env_kwargs: dict, workers: int, each: int, length: int, agent: str
+) -> Callable[[int, bool], Any]:
     """run(iterations, learning): the scheme, as far as so many iterations of all actors; its metrics."""
     import jax
 
@@ -39,10 +41,10 @@ def through_actors(env: str, env_kwargs: dict, workers: int, each: int, agent: s
         env_kwargs=env_kwargs,
         agent=agent,
         num_envs=workers * each,
-        rollout_length=LENGTH,
+        rollout_length=length,
         batch_size=32,
         replay_capacity=20_000,
-        learning_starts=8 * LENGTH * workers * each,
+        learning_starts=8 * length * workers * each,
         total_steps=10_000_000,
     )
     axes = actor_learner.Axes(workers=workers, merge_every=2, slack=8, coupling="async")
@@ -102,25 +104,28 @@ def sleeping() -> None:
     gymnasium.register("Sleeping-v0", Sleeping)
 
 
-def at_random(workers: int, each: int, rounds: int, seconds: float) -> dict[str, Any]:
-    steps = int(150 * seconds) * EACH // each
-    actors, alone = through_actors("ALE/Pong-v5", {"protocol": "bare"}, workers, each, "random"), bare(workers, each)
-    took = common.interleaved({"actors": lambda: actors(steps // LENGTH, False), "bare": lambda: alone(steps)}, rounds)
+def at_random(workers: int, each: int, length: int, rounds: int, seconds: float) -> dict[str, Any]:
+    rollouts = int(150 * seconds) * EACH // each // length
+    steps = rollouts * length
+    actors = through_actors("ALE/Pong-v5", {"protocol": "bare"}, workers, each, length, "random")
+    alone = bare(workers, each)
+    took = common.interleaved({"actors": lambda: actors(rollouts, False), "bare": lambda: alone(steps)}, rounds)
     return {
         "actors": workers,
         "environments_of_each": each,
+        "rollout_length": length,
         "steps_per_second": {name: workers * each * steps / common.median(took[name]) for name in took},
         "ratio": common.median_ratio(took["bare"], took["actors"]),
     }
 
 
 def measure(rounds: int, seconds: float) -> dict[str, Any]:
-    pong = [at_random(workers, each, rounds, seconds) for workers, each in PONG]
+    pong = [at_random(*case, rounds, seconds) for case in PONG]
     sleeping()
     count = int(seconds / SLEEP) // LENGTH
-    four, one = (through_actors("gymnasium/Sleeping-v0", {}, workers, 1, "dqn") for workers in (4, 1))
+    four, one = (through_actors("gymnasium/Sleeping-v0", {}, workers, 1, LENGTH, "dqn") for workers in (4, 1))
     slept = common.interleaved({"four": lambda: four(count, False), "one": lambda: one(count, False)}, rounds)
-    learn = through_actors("ALE/Pong-v5", {"protocol": "bare"}, ACTORS, EACH, "dqn")
+    learn = through_actors("ALE/Pong-v5", {"protocol": "bare"}, ACTORS, EACH, LENGTH, "dqn")
     learn(8, True)
     iterations, began = int(8 * seconds), time.perf_counter()
     metrics = learn(iterations, True)
@@ -152,10 +157,18 @@ def main() -> None:
     result = common.in_subprocess(__file__, flags, {"PJRT_NPROC": "1"})
     learning = result["learning"]
     rows = [
-        [f"{case['actors']} x {case['environments_of_each']}", *case["steps_per_second"].values(), case["ratio"]]
+        [
+            f"{case['actors']} x {case['environments_of_each']}, {case['rollout_length']}",
+            *case["steps_per_second"].values(),
+            case["ratio"],
+        ]
         for case in result["pong"]
     ]
-    print(common.table(["Pong at random, actors x environments", "steps/s", "ALE alone", "ratio"], rows))
+    print(
+        common.table(
+            ["Pong at random, actors x environments, steps of a rollout", "steps/s", "ALE alone", "ratio"], rows
+        )
+    )
     print(f"target of the ratio: {TARGETS['pong']}")
     print(f"four sleeping actors / one: {result['sleeping']['ratio']:.2f} (target {TARGETS['sleeping']})")
     waits = ", ".join(f"{name} {100 * share:.0f} %" for name, share in learning.items() if name.endswith("_share"))
