@@ -101,7 +101,7 @@ def train(path: pathlib.Path, config: Config, hparams: HParams, num_seeds: int) 
     on. Raises `UserError` where it is stopped before."""
     cli.prepare_backend(config, num_seeds, None, 1)
     from jaxdqn.runs import directory, experiment, metrics
-    from jaxdqn.runs.settings import OK, Settings
+    from jaxdqn.runs.settings import DIVERGED, OK, Settings
 
     work, settings = unfinished(path), Settings(tensorboard=False, figure=False)
     if (work / "config.yaml").exists():
@@ -109,7 +109,7 @@ def train(path: pathlib.Path, config: Config, hparams: HParams, num_seeds: int) 
         result = experiment.resume(work, settings=settings)
     else:
         result = experiment.train(config, hparams, seeds=range(num_seeds), out=work, settings=settings)
-    if result.summary["status"] != OK:
+    if result.summary["status"] not in (OK, DIVERGED):
         raise UserError(f"{path.name} is {result.summary['status']}; run this again to go on.")
     whole = work / "whole"
     shutil.rmtree(whole, ignore_errors=True)

@@ -19,9 +19,9 @@ import re
 import signal
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxdqn.analysis.thresholds import seconds_to_threshold, steps_to_threshold
+from jaxdqn.analysis.thresholds import seconds_to_threshold, steps_to_threshold, summarise
 from jaxdqn.config import MAX_MEMBERS, UINT32_MAX, check_number, check_whole
 from jaxdqn.environments import suites
 from jaxdqn.errors import UserError
@@ -30,6 +30,9 @@ from jaxdqn.files.paths import write_atomically, write_text
 from jaxdqn.parallel.axes import preset
 from jaxdqn.runs import cli
 from jaxdqn.validation import validate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PR_SET_PDEATHSIG = 1
 TRAIN = pathlib.Path(__file__).parent / "train.py"
@@ -50,6 +53,7 @@ MATRIX = (
     *(f"a3c --axes.workers {count}" for count in (1, 4, 8)),
     "hogwild",
 )
+ENDED = ("finished", "solved", "diverged")
 HEADER = (
     "agent",
     "preset",
@@ -171,13 +175,13 @@ def train(args: Args, name: str, script: Any) -> None:
     from jaxdqn.runs import directory
 
     path = folder(args, name)
-    if directory.status(path) in ("finished", "solved", "diverged"):
+    if directory.status(path) in ENDED:
         return
     begun = (path / "config.yaml").exists()
     flags = flags_of_resume(args, name, script) if begun else flags_of(args, name)
     cli.say(f"== {titled(name)}")
     done = subprocess.run([sys.executable, str(TRAIN), *flags], preexec_fn=end_with_parent)
-    if done.returncode:
+    if done.returncode and directory.status(path) not in ENDED:
         raise UserError(f"{name} ended with status {done.returncode}; run this again to go on from {path}.")
 
 
@@ -209,13 +213,19 @@ def row(args: Args, name: str) -> tuple[Any, ...]:
         titled(name),
         "-" if summary["final_return_mean"] is None else f"{summary['final_return_mean']:.1f}{spread}",
         f"{solved.sum()} of {summary['num_members']}",
-        f"{steps.time[solved].median():,.0f}" if solved.any() else "-",
-        f"{seconds.time[solved].median():.1f}" if solved.any() else "-",
+        median(steps, ",.0f"),
+        median(seconds, ".1f"),
         f"{summary['env_steps_per_second']:,.0f}",
         f"{summary['updates_per_second']:,.0f}",
         f"{mean('bytes_per_update'):,.0f}",
         f"{mean('lag_mean'):.2f}" if "lag_mean" in metrics else "-",
     )
+
+
+def median(found: "pd.DataFrame", form: str) -> str:
+    """The median time to a threshold, of all seeds: those that never got there count as later."""
+    time = summarise(found.time, found.reached).median
+    return "-" if time is None else format(time, form)
 
 
 def write(args: Args) -> None:
@@ -250,7 +260,8 @@ def draw(args: Args, column: str, label: str) -> Any:
     axis = figure.subplots()
     for index, name in enumerate(args.presets):
         metrics = pd.read_parquet(folder(args, name) / "metrics.parquet").dropna(subset=["eval_return"])
-        means = metrics.groupby("env_steps")[["seconds", "eval_return"]].mean().reset_index()
+        points = metrics.groupby("env_steps")[["seconds", "eval_return"]]
+        means = points.mean()[points.size() == metrics.member.nunique()].reset_index()  # where all seeds still train
         style = ("-", "--", ":")[index // 10 % 3]
         axis.plot(means[column], means.eval_return, style, color=f"C{index % 10}", label=titled(name), linewidth=1.4)
     axis.axhline(args.threshold, color="black", linewidth=0.6)

@@ -29,7 +29,6 @@ Figures = Iterator[tuple[str, Any]]
 MAX_GROUPS = 28  # as many look different
 BEST_TRIALS = 6  # of a sweep, whose curves are drawn
 LONGEST_NAME = 60  # letters, of up to four bytes
-MAX_PAIRS = 6  # hyperparameters in a figure of all pairs; the most important ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +102,7 @@ def curves(frame: "pd.DataFrame", args: Args) -> Figures:
     from jaxdqn.analysis import comparisons, figures
 
     by = list(args.by or differing(frame))
+    settings = [name for name in by if name != "env"] or ["agent"]
     groups = frame.groupby(by, observed=True).ngroups if by else 1
     if groups > MAX_GROUPS:
         raise UserError(f"{groups} settings of {', '.join(by)}; at most {MAX_GROUPS} can be told apart: choose --by.")
@@ -110,10 +110,10 @@ def curves(frame: "pd.DataFrame", args: Args) -> Figures:
         if args.x in ("both", x):
             yield f"curves-{name}", figures.learning_curves(frame, x, by=by)
     yield "seeds", figures.seed_dots(frame, by)
-    if frame.env.nunique() > 1 and frame.agent.nunique() > 1:
+    if frame.env.nunique() > 1 and frame.groupby(settings, observed=True, dropna=False).ngroups > 1:
         try:
-            yield "profiles", comparisons.performance_profiles(frame)
-            yield "intervals", comparisons.interval_plot(frame)
+            yield "profiles", comparisons.performance_profiles(frame, settings)
+            yield "intervals", comparisons.interval_plot(frame, settings)
         except UserError as error:  # such as an environment that every run has solved
             print(f"no comparison: {error}", file=sys.stderr)
 
@@ -123,61 +123,58 @@ def whole(frame: "pd.DataFrame") -> "pd.DataFrame":
 
     The stages of a trial are joined: a member is a trial with a seed.
     """
+    import pandas as pd
+
     from jaxdqn.analysis.curves import final_score
 
     if (frame.kind == "final").any():
         frame = frame[frame.kind == "final"]
     else:
-        scores = final_score(frame, by=["trial"]).nlargest(BEST_TRIALS)
-        frame = frame[frame.trial.isin(scores.index)]
+        reached = frame.groupby("trial", observed=True).env_steps.max()
+        scores = pd.DataFrame({"steps": reached, "score": final_score(frame, by=["trial"])}).dropna()
+        best = scores.sort_values(["steps", "score"], ascending=False).head(BEST_TRIALS)  # of the longest curves
+        frame = frame[frame.trial.isin(best.index)]
     return frame.assign(member=frame.groupby(["trial", "seed"]).ngroup(), run=frame.sweep)
 
 
 def differing(frame: "pd.DataFrame") -> list[str]:
     """Labels and settings that differ between curves: what to draw apart where nobody says."""
-    from jaxdqn.config import Config, HParams
+    import numpy as np
+
+    from jaxdqn import agents
+    from jaxdqn.parallel import schemes
 
     if "trial" in frame:
         return ["trial"]
-    settings = [*HParams._fields, *(field.name for field in dataclasses.fields(Config))]
+    axes = [name for scheme in schemes.SCHEMES.values() for name in scheme.axes._fields]
+    settings = [*agents.static_types(), *agents.ranges(), *axes]
     settings += [f"{name}_setting" for name in settings]  # beside a metric of its name, such as `loss`
     names = [name for name in dict.fromkeys(["env", "agent", "scheme", *settings]) if name in frame]
     curves = frame.groupby(["run", "member"], observed=True)
     # The column `loss` is a metric: a setting is constant along a curve.
-    names = [name for name in names if curves[name].nunique().max() == 1 and frame[name].nunique() > 1]
+    names = [name for name in names if curves[name].nunique().max() == 1]
     table = curves[[*names, "seed"]].first().reset_index()
-    if not table.duplicated([*names, "seed"]).any():
-        return names
+    told: list[str] = []
+    for name in names:  # what the ones before do not tell apart: a preset's settings come with its agent
+        groups = table.groupby(told, observed=True, dropna=False)[name] if told else table[name]
+        told += [name] if np.max(groups.nunique()) > 1 else []
+    if not table.duplicated([*told, "seed"]).any():
+        return told
     # The same seed twice: the runs differ in what is in none of these columns.
-    return ["run", *(name for name in names if table.groupby("run", observed=True)[name].nunique().max() > 1)]
+    return ["run", *(name for name in told if table.groupby("run", observed=True)[name].nunique().max() > 1)]
 
 
 def of_sweep(path: pathlib.Path) -> Figures:
-    """Figures of a sweep's trials, and of its lineage where it has one."""
-    from jaxdqn.analysis import importance, lineage, loading, tuning
+    """The figures of a sweep's trials that its report has, and why one of them cannot be drawn."""
+    from jaxdqn.analysis import loading
+    from jaxdqn.sweeps import reading, report
 
-    trials = loading.trials(path)
-    names = searched(path, trials)
-    for name in names:
-        yield f"response-{name}", tuning.response(trials, name)
-    if len(names) > 1 and len(tuning.scored(trials, names)) >= importance.MIN_TRIALS:
-        yield "importance", tuning.importance(trials, names)
-        effects = importance.main_effects(tuning.scored(trials, names), names).share.nlargest(MAX_PAIRS)
-        yield "pairwise", tuning.pairwise(trials, [name for name in names if name in effects.index])
-    if names:
-        yield "parallel-coordinates", tuning.parallel_coordinates(trials, names)
-    if (path / "lineage.parquet").is_file():
-        yield "lineage", lineage.lineage(loading.table(path / "lineage.parquet"), names)
-
-
-def searched(path: pathlib.Path, trials: "pd.DataFrame") -> list[str]:
-    """The fields of a sweep's search space that differ between its trials. Raises `UserError`."""
-    from jaxdqn.files import documents
-
-    space = documents.read_yaml(path / "space.yaml").get("space")
-    if not isinstance(space, dict):
-        raise UserError(f"{path / 'space.yaml'} cannot be read: it has no space.")
-    return [name for name in space if name in trials and trials[name].nunique() > 1]
+    sweep = reading.load(path / "space.yaml")
+    for figure, draw in report.of_trials(path, sweep, loading.trials(path)):
+        try:
+            yield figure.name, draw()
+        except UserError as error:  # such as too few trials for a share of variance
+            print(f"no figure of {figure.name}: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """compare_parallel.py: all presets are looked at before one is trained, and what is there is what is asked for."""
 
+import pandas as pd
 import pytest
 from scripts import script
 
@@ -38,6 +39,18 @@ def test_a_run_of_another_setting_is_not_taken_for_the_one_that_is_wanted(monkey
 
 def test_what_is_the_same_for_all_is_no_flag_of_a_preset(monkeypatch, tmp_path):
     assert "--total-steps is the same for all" in refused(monkeypatch, tmp_path, "--presets", "fused --total-steps 100")
+
+
+def test_seeds_that_never_get_there_count_as_later_and_curves_end_where_seeds_stop(tmp_path):
+    frame = pd.DataFrame({"time": [10.0, 20, 30, 40, 100], "reached": [True, True, True, True, False]})
+    assert compare.median(frame, ".0f") == "30"
+    assert compare.median(frame.assign(reached=[True, False, False, False, False]), ".0f") == "-"
+    rows = [(member, 100 * at, float(member)) for member in range(3) for at in range(1, 5) if member != 2 or at < 3]
+    metrics = pd.DataFrame(rows, columns=["member", "env_steps", "eval_return"]).assign(seconds=1.0)
+    (tmp_path / "fused").mkdir()
+    metrics.to_parquet(tmp_path / "fused" / "metrics.parquet")
+    line = compare.draw(compare.Args(presets=("fused",), out=tmp_path), "env_steps", "").axes[0].lines[0]
+    assert line.get_xydata().tolist() == [[100.0, 1.0], [200.0, 1.0]]
 
 
 def test_a_run_goes_on_with_the_flags_that_no_run_directory_keeps(tmp_path):

@@ -150,6 +150,9 @@ def test_evaluate_gives_episodes_of_one_member(run):
             result.evaluate(episodes=2, member=member)
     with pytest.raises(UserError, match="episodes is 0"):
         result.evaluate(episodes=0)
+    begun = dataclasses.replace(result, params=jax.tree.map(lambda x: x[:1], result.params))  # ended in its first batch
+    with pytest.raises(UserError, match=r"member 3 has not begun to train; members 0 to 0 have: go on with --resume"):
+        begun.evaluate(episodes=2, member=3)
 
 
 # -- stops ------------------------------------------------------------------------------------------------------------

@@ -156,6 +156,21 @@ def test_comparisons_draw_the_aggregates():
     assert "ppo (n=8, 2 envs)" in texts(profile)
 
 
+def test_settings_on_different_environments_are_not_compared():
+    frame = metrics(envs=("A", "B"))
+    part = frame[(frame.agent == "dqn") | (frame.env == "A")]
+    for draw in (comparisons.interval_plot, comparisons.performance_profiles):
+        with pytest.raises(UserError, match="ppo has no score on B"):
+            draw(part)
+
+
+def test_runs_are_compared_as_settings_of_their_own():
+    frame = metrics(envs=("A", "B"))
+    for by in (["run"], ["member"], ["agent", "env"]):
+        assert sum(len(tasks) for tasks in comparisons.normalised_scores(frame, by).values()) > 1
+    assert len(tuning.scored(frame, ["run"])) == len(tuning.scored(frame, ["agent"]))
+
+
 def test_a_single_run_is_compared_without_interval():
     figure = comparisons.interval_plot(metrics(members=1), reference={"CartPole-v1": (0.0, 10.0)})
     assert "dqn (n=1: no interval)" in texts(figure)

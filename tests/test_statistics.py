@@ -306,3 +306,7 @@ def test_improvement_is_averaged_over_tasks_and_needs_the_same_ones():
     assert value == 0.75 and interval == [0.75, 0.75]
     with pytest.raises(UserError, match="1 tasks against scores of 2"):
         scores.probability_of_improvement([1.0, 2.0], [[1.0], [2.0]])
+    one, other = {"a": [0.0, 0.1], "b": [1.0, 0.9]}, {"b": [1.0, 0.9], "a": [0.0, 0.1]}  # by name, not by place
+    assert scores.probability_of_improvement(one, other)[1][1] > 0.5
+    with pytest.raises(UserError, match="only one side has scores of b, c"):
+        scores.probability_of_improvement(one, {"a": [0.0, 0.1], "c": [1.0, 0.9]})

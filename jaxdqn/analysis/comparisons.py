@@ -30,7 +30,8 @@ def normalised_scores(
     Raises `UserError` for an unknown column, no score at all, an environment without reference, and equal references.
     """
     check_columns(frame, ["env", *by])
-    finals = final_score(frame, column, ["env", *by, *_extra(frame)]).dropna().rename("score").reset_index()
+    key = list(dict.fromkeys(["env", *by, *_extra(frame)]))
+    finals = final_score(frame, column, key).dropna().rename("score").reset_index()
     if finals.empty:
         raise UserError("no run has a final score to compare; wait for an evaluation in the last fifth of its steps.")
     if reference is None:
@@ -42,6 +43,18 @@ def normalised_scores(
             low, high = _ends(str(env), reference)
             result.setdefault(name, {})[str(env)] = (part.score.to_numpy() - low) / (high - low)
     return result
+
+
+def _on_the_same(table: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+    """`table`, whose settings have runs on the same environments. Raises `UserError` where one lacks some."""
+    every = {env for tasks in table.values() for env in tasks}
+    for name, tasks in table.items():
+        if missing := sorted(every - set(tasks)):
+            raise UserError(
+                f"{name or 'all runs'} has no score on {', '.join(missing)}; settings are compared on the same "
+                "environments: leave runs out, or train more."
+            )
+    return table
 
 
 def _extra(frame: pd.DataFrame) -> list[str]:
@@ -62,9 +75,9 @@ def performance_profiles(
 ) -> Figure:
     """The share of runs above each normalised score, averaged over environments, with 95 % pointwise bands.
 
-    Raises `UserError` as `normalised_scores` does.
+    Raises `UserError` as `normalised_scores` does, and where a setting has no score on an environment of another.
     """
-    table = normalised_scores(frame, by, column, reference)
+    table = _on_the_same(normalised_scores(frame, by, column, reference))
     highest = max(values.max() for tasks in table.values() for values in tasks.values())
     thresholds = np.linspace(0.0, max(1.0, highest), 101)
     figure, (axis,) = style.panels(1, 6.4, 4.2)
@@ -84,9 +97,9 @@ def interval_plot(
 ) -> Figure:
     """Median, interquartile mean, mean and optimality gap over runs and environments, with 95 % intervals.
 
-    Raises `UserError` as `normalised_scores` does.
+    Raises `UserError` as `performance_profiles` does.
     """
-    table = normalised_scores(frame, by, column, reference)
+    table = _on_the_same(normalised_scores(frame, by, column, reference))
     figure = Figure(figsize=(3.0 * len(AGGREGATES) + 1.0, 1.6 + 0.35 * len(table)), layout="constrained")
     axes = figure.subplots(1, len(AGGREGATES), sharey=True)
     for axis, (title, aggregate) in zip(axes, AGGREGATES.items(), strict=True):

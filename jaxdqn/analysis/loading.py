@@ -21,11 +21,14 @@ Path = str | os.PathLike[str]
 
 REQUIRED = ("member", "env_steps")
 LABELS = ("run", "env", "agent", "scheme", "num_envs", "sweep")
+UNLEARNED = {"log_interval", "eval_interval", "eval_episodes", "final_episodes", "env_timeout", *LABELS}
+"""Fields of a configuration that say how a run is watched, and those that are labels."""
 
 
 class _Run(NamedTuple):
     path: pathlib.Path
     labels: documents.Fields  # without the name
+    settings: documents.Fields  # which all its members have; none of a sweep's run, which goes by its trial
     table: pa.Table
 
 
@@ -34,9 +37,10 @@ def load(paths: Path | Iterable[Path]) -> pd.DataFrame:
 
     A path is a run directory, a sweep directory, or a folder that is searched for either. Beside the columns of
     metrics.parquet there are `run` (the directory's name, with as many parents as make it unique), `env`, `agent`,
-    `scheme`, `num_envs`, and `sweep` (name of the sweep's directory) where any run belongs to one. A column that a run
-    lacks is NaN in its rows. `seconds` counts from the start of the member's own batch, without compilation: batches
-    of a run train one after the other.
+    `scheme`, `num_envs`, and `sweep` (name of the sweep's directory) where any run belongs to one; and the fields of
+    configuration, hyperparameters and scheme that differ between runs outside sweeps (`loss_setting` beside a metric
+    `loss`). A column that a run lacks is NaN in its rows. `seconds` counts from the start of the member's own batch,
+    without compilation: batches of a run train one after the other.
 
     Symbolic links are followed, and a run that several paths lead to is loaded once. Hidden folders (`.name`) below a
     path are passed over: they are copies, and what is being written.
@@ -130,15 +134,15 @@ def _search(root: pathlib.Path) -> tuple[list[pathlib.Path], list[OSError]]:
 def _attempt(path: pathlib.Path) -> _Run | str:
     """The run, or what is wrong with it."""
     try:
-        return _Run(path, _labels(path), _metrics(path))
+        return _Run(path, *_labels(path), _metrics(path))
     except UserError as error:
         return f"{path} ({str(error).rstrip('.')})"
     except (OSError, pa.ArrowException) as error:
         return f"{path} ({shortened(_line(error))})"
 
 
-def _labels(path: pathlib.Path) -> documents.Fields:
-    """The run's own labels, by column. Raises `UserError`."""
+def _labels(path: pathlib.Path) -> tuple[documents.Fields, documents.Fields]:
+    """The run's own labels, by column, and its settings. Raises `UserError`."""
     values = documents.read_yaml(path / "config.yaml")
     config, axes = values.get("config"), values.get("axes", {})  # there were no axes once
     if not isinstance(config, dict) or not isinstance(axes, dict):
@@ -151,7 +155,16 @@ def _labels(path: pathlib.Path) -> documents.Fields:
     if not isinstance(num_envs, int) or not 0 < num_envs < 2**63:
         raise UserError(f"num_envs in config.yaml is {shown(num_envs)}, no number of environments")
     sweep = path.parent.parent.name if is_sweep(path.parent.parent) else None
-    return {**labels, "num_envs": int(num_envs), "sweep": sweep}
+    hparams = values.get("hparams", {})
+    known = {} if sweep else {**config, **(hparams if isinstance(hparams, dict) else {}), **axes}
+    apart = UNLEARNED.union(*values.get("vary", ()))  # what members differ in is in the metrics
+    settings = {name: _plain(value) for name, value in known.items() if name not in apart}
+    return {**labels, "num_envs": int(num_envs), "sweep": sweep}, settings
+
+
+def _plain(value: object) -> object:
+    """A setting as a value of a column: lists and the like as text."""
+    return value if value is None or isinstance(value, bool | int | float | str) else shown(value)
 
 
 def _of_one_kind(outcomes: list[_Run | str]) -> list[_Run | str]:
@@ -215,13 +228,31 @@ def _joined(runs: Sequence[_Run]) -> pd.DataFrame:
         del labels["sweep"]
     added = {name: _repeated(values, lengths) for name, values in labels.items()}
     own = {name: frame[name] for name in frame if name not in added}
+    for name, values in _settings(runs).items():
+        added[name] = _repeated(values, lengths)
+        if name in own:  # members of some runs differ in it
+            added[name] = own.pop(name).combine_first(pd.Series(added[name]))
     return pd.DataFrame({**added, **own}, copy=False)
 
 
+def _settings(runs: Sequence[_Run]) -> dict[str, Sequence[object]]:
+    """The settings that differ between runs, by column."""
+    columns: dict[str, Sequence[object]] = {}
+    for name in dict.fromkeys(name for run in runs for name in run.settings):
+        values = [run.settings.get(name) for run in runs]
+        holders = [run for run in runs if name in run.table.column_names]
+        measured = any(name in run.settings for run in holders)  # else it differs between their members
+        if (holders and not measured) or len({value for value in values if value is not None}) > 1:
+            columns[f"{name}_setting" if measured else name] = values
+    return columns
+
+
 def _repeated(values: Sequence[object], lengths: Sequence[int]) -> np.ndarray | pd.Categorical:
-    """Each run's value in all of its rows; strings as a category, which costs a byte or two a row."""
+    """Each run's value in all of its rows: numbers, truth values, or a category, which costs a byte or two a row."""
     if all(isinstance(value, int) for value in values):
         return np.repeat(np.asarray(values), lengths)
+    if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
+        return np.repeat(np.asarray(values, float), lengths)
     codes, names = pd.factorize(np.asarray(values, object))
     return pd.Categorical.from_codes(np.repeat(codes, lengths), categories=pd.Index(names))
 

@@ -110,8 +110,12 @@ def probability_of_improvement(
     """How probably a run of x scores above a run of y, a tie counting half, averaged over tasks; and its interval.
 
     On one task this is Mann and Whitney's U / (n m). The interval is None where some task has one run on a side.
-    Raises `UserError` for differently many tasks.
+    Tasks of two mappings are paired by name. Raises `UserError` for different tasks.
     """
+    if isinstance(x, Mapping) and isinstance(y, Mapping):
+        if other := sorted(set(x) ^ set(y)):
+            raise UserError(f"only one side has scores of {', '.join(other)}; they must be of the same tasks.")
+        y = {task: y[task] for task in x}
     ours, theirs = by_task(x), by_task(y)
     if len(ours) != len(theirs):
         raise UserError(f"scores of {len(ours)} tasks against scores of {len(theirs)}; they must be of the same tasks.")

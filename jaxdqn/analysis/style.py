@@ -61,7 +61,8 @@ def groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[str, pd.Dat
 
 
 def _value(column: str, value: object) -> str:
-    text = f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    text = f"{value:g}" if number else str(value)
     return text if column in PLAIN else f"{column}={text}"
 
 

@@ -33,7 +33,7 @@ def scored(frame: pd.DataFrame, names: Sequence[str], score: str = "score") -> p
     if "member" in frame:
         check_columns(frame, names)
         key = identity(frame)
-        settings = frame.groupby(key, observed=True)[list(names)].first()
+        settings = frame.groupby(key, observed=True)[[name for name in names if name not in key]].first()
         frame = settings.assign(**{score: final_score(frame, by=key)}).reset_index()
     check_columns(frame, names, [score])
     table = frame[[*names, score]]

@@ -67,6 +67,9 @@ def member_params(result: Result, member: int) -> PyTree:
     check_whole("member", member, 0)
     if member >= len(result.members):
         raise UserError(f"member {member} does not exist; the run has members 0 to {len(result.members) - 1}.")
+    begun = len(jax.tree.leaves(result.params)[0]) if jax.tree.leaves(result.params) else len(result.members)
+    if member >= begun:
+        raise UserError(f"member {member} has not begun to train; members 0 to {begun - 1} have: go on with --resume.")
     return jax.tree.map(lambda x: jnp.asarray(x[member]), result.params)
 
 

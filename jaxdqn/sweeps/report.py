@@ -183,25 +183,36 @@ def _unit(sweep: Sweep) -> str:
 def _figure_blocks(folder: pathlib.Path, sweep: Sweep, trials: pd.DataFrame, frame: pd.DataFrame) -> Iterator[Block]:
     """Draws all figures of a sweep, and says what they show; where one cannot be drawn, why."""
     yield "## Figures"
-    compared, what = _compared(sweep, trials)
     finals = frame[frame.kind == "final"]
     if len(finals):
         curves = _figures.learning_curves(_whole(finals), by=["trial"], title="winners, fresh seeds")
         yield _saved(folder, curves, Figure("winners", "The winners on fresh seeds."))
-    for figure, plot in _tuning_figures(sweep, compared):
+    for figure, draw in of_trials(folder, sweep, trials):
         try:
-            drawn = plot()
+            yield _saved(folder, draw(), figure)
         except UserError as error:  # such as too few trials for a share of variance
             yield f"No figure of {figure.name}: {error}"
-            continue
-        note = " ".join(drawn.get_supxlabel().split())
-        style.note(drawn, f"{note}; score: {what}")
-        yield _saved(folder, drawn, figure)
+
+
+def of_trials(
+    folder: pathlib.Path, sweep: Sweep, trials: pd.DataFrame
+) -> Iterator[tuple[Figure, Callable[[], Drawing]]]:
+    """Each figure of the trials of the sweep in `folder`, and what draws it, which raises `UserError` where it cannot
+    be drawn."""
+    compared, what = _compared(sweep, trials)
+
+    def noted(plot: Callable[[], Drawing]) -> Drawing:
+        drawn = plot()
+        style.note(drawn, f"{' '.join(drawn.get_supxlabel().split())}; score: {what}")
+        return drawn
+
+    for figure, plot in _tuning_figures(sweep, compared):
+        yield figure, partial(noted, plot)
     if (folder / "lineage.parquet").is_file():
-        lineage = pd.read_parquet(folder / "lineage.parquet")
         caption = "Who took over from whom; score: a member's mean greedy return in a generation."
-        figure = Figure("lineage", caption)
-        yield _saved(folder, _lineage.lineage(lineage, _varied(sweep, compared) or None), figure)
+        names = _varied(sweep, compared) or None
+        draw = lambda: _lineage.lineage(loading.table(folder / "lineage.parquet"), names)  # noqa: E731
+        yield Figure("lineage", caption), draw
 
 
 def _tuning_figures(sweep: Sweep, compared: pd.DataFrame) -> Iterator[tuple[Figure, Callable[[], Drawing]]]:
