@@ -80,6 +80,18 @@ def test_a_committed_notebook_has_figures_and_no_errors(path):
 
 
 @each
+def test_what_a_committed_notebook_prints_is_what_its_code_says(path):
+    """The words around the numbers of each f-string: outputs of an earlier text do not have them."""
+    for cell in code_of(read(path)):
+        printed = "".join(output.get("text", "") for output in cell.outputs)
+        calls = [node for node in ast.walk(ast.parse(python_of(cell))) if isinstance(node, ast.Call)]
+        prints = [call.args for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+        for text in (arg for args in prints for arg in args if isinstance(arg, ast.JoinedStr)):
+            words = [part.value for part in text.values if isinstance(part, ast.Constant)]
+            assert all(word in printed for word in words), (words, printed)
+
+
+@each
 def test_a_committed_notebook_says_nothing_of_the_machine_it_ran_on(path):
     notebook = read(path)
     assert not [text for text in texts_of(notebook) if ABSOLUTE.search(text)]
