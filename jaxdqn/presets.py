@@ -1,4 +1,5 @@
-"""Presets: settings found by our own small sweeps, on other seeds than the reported ones; plain Python values."""
+"""Presets, as plain Python values: settings of small sweeps of ours, on other seeds than the reported ones, first tries
+and published ones, as their comments say."""
 
 import dataclasses
 from typing import NamedTuple
@@ -476,17 +477,24 @@ def falling(hparams: HParams, before: Config, after: Config) -> HParams:
     return hparams._replace(learning_rate_updates=float(max(1, num_updates(after))))
 
 
+def of_suite(env: str) -> str | None:
+    """The name of the preset that all environments of the suite of `env` have, where there is one."""
+    return next((name for prefix, name in OF_SUITE.items() if env.startswith(prefix)), None)
+
+
+def of_environment(env: str) -> str | None:
+    """The name of the preset of an environment, or of its suite; None where it has general settings."""
+    return BY_ENVIRONMENT.get(env) or of_suite(env)
+
+
 def for_environment(env: str, agent: str | None = None) -> Preset:
     """The preset of an environment, or of an environment and an agent; general settings where there is none.
 
     An agent that learns from replay has the environment's preset; an on-policy one that of the environment's suite, or
     the first of its own, with the environment's rewards. Raises `UserError` for an unknown agent.
     """
-    suite = next((name for prefix, name in OF_SUITE.items() if env.startswith(prefix)), "")
-    if env in BY_ENVIRONMENT:
-        chosen = PRESETS[BY_ENVIRONMENT[env]]
-    elif suite:
-        chosen = PRESETS[suite]._replace(config=dataclasses.replace(PRESETS[suite].config, env=env))
+    if name := of_environment(env):
+        chosen = PRESETS[name]._replace(config=dataclasses.replace(PRESETS[name].config, env=env))
     else:
         chosen = Preset(f"{env}", dataclasses.replace(CLASSIC, env=env), PRESETS["acrobot"].hparams)
     if agent is None:
@@ -497,11 +505,11 @@ def for_environment(env: str, agent: str | None = None) -> Preset:
     if not agents.of(agent).on_policy:
         return chosen._replace(config=agents.config_for(agent, chosen.config))
     general = PRESETS[BY_AGENT.get(agent, "cartpole-a2c")]
-    of_suite = PRESETS.get(f"{suite}-{agent}", general)
+    own = PRESETS.get(f"{of_suite(env)}-{agent}", general)
     kept = {name: getattr(chosen.config, name) for name in OF_ENVIRONMENT}
-    config = agents.config_for(agent, dataclasses.replace(of_suite.config, **kept))
-    hparams = falling(of_suite.hparams, of_suite.config, config)
+    config = agents.config_for(agent, dataclasses.replace(own.config, **kept))
+    hparams = falling(own.hparams, own.config, config)
     for name in ("reward_scale", "reward_clip"):
-        if of_suite is general and getattr(chosen.hparams, name) != getattr(HParams(), name):
+        if own is general and getattr(chosen.hparams, name) != getattr(HParams(), name):
             hparams = hparams._replace(**{name: getattr(chosen.hparams, name)})
     return Preset(f"{agent} on {env}", config, hparams)

@@ -12,6 +12,7 @@ from scripts import script
 
 import jaxdqn
 from jaxdqn import agents
+from jaxdqn.environments import registry
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -135,6 +136,19 @@ def test_the_agent_of_the_readme_is_one(noisy, monkeypatch):
     assert result.metrics.updates.iloc[-1] > 0 and np.isfinite(result.metrics.loss.iloc[-1])
     sigmas = [leaf for path, leaf in jax.tree.leaves_with_path(result.params) if "sigma" in jax.tree_util.keystr(path)]
     assert bool(sigmas) == noisy and all(leaf.std() > 0 for leaf in sigmas)  # at first all are equal
+
+
+def test_the_environment_of_the_docs_is_one(monkeypatch):
+    trained = []
+    monkeypatch.setattr(jaxdqn, "train", trained.append)
+    exec(code_of(ROOT / "docs" / "environments.md", "def corridor"), {})
+    environment, step = registry.make(trained[0].env), jax.jit(registry.make(trained[0].env).step)
+    state, observation = environment.reset(jax.random.key(0))
+    assert observation.tolist() == [True, *[False] * 7]
+    for at in range(7):
+        state, seen = step(jax.random.key(at), state, 1)
+    assert (seen.reward, seen.discount, seen.episode_end) == (1, 0, True) and seen.observation[0]
+    assert seen.final_observation[7]
 
 
 def test_the_example_of_a_replay_alone_runs():

@@ -36,7 +36,8 @@ GOLDEN = (
     "craftax/Craftax-Classic-Symbolic-v1",
 )
 BY_DEFAULT = (*GOLDEN, "octax/target_shooter1", "xminigrid/MiniGrid-DoorKey-5x5")
-OF_SUITES = usual((name for suite in suites.SUITES[1:] if not suite.on_host for name in suite.names), *BY_DEFAULT)
+ALL = [name for suite in suites.SUITES[1:] if not suite.on_host for name in suite.names]
+OF_SUITES = usual(ALL, *BY_DEFAULT)
 
 
 class Itself(NamedTuple):
@@ -75,7 +76,8 @@ def xminigrid(name: str) -> Itself:
         after = env.step(params, timestep, action)
         terminated = after.discount == 0
         place = after.state.agent.position
-        solved = after.state.grid[place[0], place[1], 0] == Tiles.GOAL
+        # Elsewhere what the goal is differs from world to world.
+        solved = after.state.grid[place[0], place[1], 0] == Tiles.GOAL if "Empty" in name else after.reward > 0
         return after, after.observation, after.reward, terminated, after.last() & ~terminated, {"solved": solved}
 
     return Itself(reset, step)
@@ -224,7 +226,7 @@ def golden(suite: Itself, num_actions: int):
     observation, which is a start's after an end; and where it says so, what was achieved), each [GOLDEN_STEPS, ENVS,
     ...]."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
     def run(reset_keys, step_keys, actions):
         def one(state, key, action):
             step_key, reset_key = jax.random.split(key)
@@ -249,10 +251,10 @@ def strong(x):
     return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(x, x.dtype)
 
 
-@pytest.mark.parametrize("name", usual(GOLDEN, *GOLDEN[:4]))  # that of Craftax takes 40 seconds
+@pytest.mark.parametrize("name", usual(ALL, *GOLDEN[:4]))  # that of Craftax takes 40 seconds
 def test_a_trajectory_is_that_of_the_suite_itself(name):
     environment, _ = limited(name, GOLDEN_LIMIT)
-    first, step, _ = rollout(environment, GOLDEN_STEPS)
+    first, step, _ = rollout(environment, GOLDEN_STEPS, QUICKLY)
     suite = globals()[name.partition("/")[0]](name)
     expected_first, (observation, reward, terminated, truncated, following, *achieved) = golden(
         suite, environment.spec.num_actions
@@ -269,7 +271,8 @@ def test_a_trajectory_is_that_of_the_suite_itself(name):
         seen, told = (jax.tree.map(lambda x: x[step.episode_end], done) for done in (step.achieved, expected))
         jax.tree.map(np.testing.assert_array_equal, dict(seen), told)
         assert set(told) == set(environment.spec.achievements)
-        assert np.any([*told.values()]) and not np.all([*told.values()])
+        assert not np.all([*told.values()])
+        assert np.any([*told.values()]) or name not in GOLDEN  # nobody walks through a memory by chance
 
 
 def test_a_start_after_an_end_is_drawn_anew():

@@ -14,6 +14,7 @@ from jaxdqn.errors import UserError
 from jaxdqn.sweeps import reading
 from jaxdqn.sweeps.space import Choices, Parameter, Range
 from jaxdqn.sweeps.sweep import Halving, PopulationBased, Sampler, Seeds, Winners
+from jaxdqn.timeline import num_updates
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "experiments" / "sweeps"
 LEARNING_RATE = {"low": 1e-5, "high": 1e-1, "log": True}
@@ -109,6 +110,14 @@ def test_a_metrics_row_for_each_evaluation_whatever_the_budget():
     searched = reading.parse(plain(space={"total_steps": [500_000, 100_000]}))
     short = searched.config_of({"total_steps": 100_000}).resolved()
     assert short.eval_interval == 4_000 and short.log_interval <= 4_000
+
+
+def test_a_presets_rate_falls_until_the_end_of_the_sweeps_budget():
+    values = {"preset": "cartpole-pqn", "sampler": "grid", "space": {"gamma": [0.9, 0.99]}}
+    short = reading.parse({**values, "config": {"total_steps": 100_000}})
+    assert short.hparams.learning_rate_updates == num_updates(short.config) == 3_136
+    given = {**values, "config": {"total_steps": 100_000}, "hparams": {"learning_rate_updates": 7}}
+    assert reading.parse(given).hparams.learning_rate_updates == 7
 
 
 def test_a_presets_value_of_a_searched_field_is_not_in_the_way():

@@ -129,7 +129,7 @@ def check_components(axes: Axes, components: Components) -> None:
     if environment.on_host is not None and not of(axes).steps_hosts:
         raise UserError(
             f"environment {environment.spec.name!r} runs on the host, and scheme {axes.scheme!r} steps environments in "
-            "JAX; use --parallel parallel_dqn, apex or lockstep_dqn."
+            "JAX; use --parallel parallel_dqn, apex or lockstep_dqn of train.py, or in Python the axes of one of them."
         )
     of(axes).check_components(complete(axes).own, components)
 

@@ -112,7 +112,10 @@ def _base(values: Mapping[str, Any], space: Space) -> tuple[Config, HParams]:
     if not {"total_steps", "eval_interval"} & set(space.names):
         # A row for each evaluation: hundreds of members with a hundred rows each are more than anybody looks at.
         config = dataclasses.replace(config, log_interval=config.log_interval or config.resolved().eval_interval)
-    return config, with_values(sweep.hparams, sweep.setting_of(first))
+    setting = with_values(sweep.hparams, sweep.setting_of(first))
+    if "learning_rate_updates" in {*fixed["hparams"], *space.names}:
+        return config, setting
+    return config, presets.falling(setting, chosen.config, config)
 
 
 def _fixed(values: Mapping[str, Any], space: Space) -> dict[str, Mapping[str, Any]]:
