@@ -21,7 +21,8 @@ from typing import Any
 import common
 
 ACTORS, EACH, LENGTH = 2, 8, 4
-PONG = ((ACTORS, EACH, LENGTH), (ACTORS, 32, LENGTH), (ACTORS, 32, 16))  # threads, environments of each, T
+# Actor threads, environments of each, T. With one thread the learner has a core of its own on a machine of two.
+PONG = ((ACTORS, EACH, LENGTH), (ACTORS, 32, LENGTH), (1, 32, LENGTH), (1, 32, 16))
 SLEEP = 0.005
 TARGETS = {"pong": 0.9, "sleeping": 3.6}
 
