@@ -80,7 +80,8 @@ def rows() -> list[tuple[str, str, str, str]]:
         for case in result["pong"]:
             rates, threads = case["steps_per_second"], f"{case['actors']} thread{'s' * (case['actors'] > 1)}"
             what = (
-                f"Pong at random, {case['environments_of_each']} environments in each of {threads}, against ALE alone"
+                f"Pong at random, {case['environments_of_each']} environments in each of {threads}, "
+                f"{case['rollout_length']} steps a rollout, against ALE alone"
             )
             measured = f"{case['ratio']:.2f} x ({rates['actors']:,.0f} against {rates['bare']:,.0f} steps/s)"
             add("host_actors", what, measured, f">= {result['targets']['pong']} x")
