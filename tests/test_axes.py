@@ -65,6 +65,14 @@ def test_apex_takes_three_steps_or_the_environments_where_those_are_more(own, st
     assert over(preset("apex"), Config(n_step=own), HParams())[0].n_step == steps
 
 
+@pytest.mark.parametrize("name", ["parallel_dqn", "apex", "lockstep_dqn"])
+def test_actors_take_the_pieces_of_a_preset_that_has_some(name):
+    sizes = lambda config: (config.num_envs, config.rollout_length, config.updates_per_iteration)  # noqa: E731
+    of = lambda env, agent=None: over(preset(name), *for_environment(env, agent)[1:])[0]  # noqa: E731
+    assert sizes(of("CartPole-v1")) == (16, 4, 4)  # one step of ten environments
+    assert sizes(of("ALE/Pong-v5")) == (16, 4, 8) and sizes(of("ALE/Pong-v5", "rainbow")) == (16, 4, 32)
+
+
 @pytest.mark.parametrize(
     "axes, words",
     [

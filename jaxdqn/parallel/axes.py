@@ -34,13 +34,14 @@ class Axes:
 
 class Parallel(NamedTuple):
     """A preset: its axes, what it sets of configuration and hyperparameters, which of the former it wants at least so
-    large, and in one line what it is good for."""
+    large, in what pieces it acts and learns where rollouts are shorter, and in one line what it is good for."""
 
     summary: str
     axes: Axes
     config: Mapping[str, Any] = MappingProxyType({})
     hparams: Mapping[str, float] = MappingProxyType({})
     least: Mapping[str, int] = MappingProxyType({})
+    pieces: Mapping[str, int] = MappingProxyType({})
 
 
 DIVISIBLE = {"num_envs": 8}
@@ -75,14 +76,15 @@ PARALLEL: dict[str, Parallel] = {
     "parallel_dqn": Parallel(
         "actor threads with local replays, one learner (classic parallel DQN): slow or uneven environments",
         Axes("actor_learner", workers=4, coupling="async", merge_every=2, slack=8),
-        ACTORS,
+        pieces=ACTORS,
     ),
     "apex": Parallel(
         "actors with an epsilon for each environment and priorities of their own, one learner (Ape-X): many actors",
         Axes("actor_learner", workers=4, coupling="async", merge_every=4, broadcast_every=16, slack=8),
-        {**ACTORS, **APEX},
+        APEX,
         {**APEX_RATE, "ladder_power": 7.0, "epsilon_end": 0.4, "importance_end": 0.4},
         APEX_LEAST,
+        ACTORS,
     ),
     "apex-paper": Parallel(
         "apex with the settings of Horgan et al. (2018), with 64 environments instead of 360",
@@ -112,7 +114,7 @@ PARALLEL: dict[str, Parallel] = {
     "lockstep_dqn": Parallel(
         "parallel_dqn, deterministic in one thread: debugging, exact resume",
         Axes("actor_learner", merge_every=2, slack=8),
-        ACTORS,
+        pieces=ACTORS,
     ),
     "local_sgd": Parallel(
         "replicas on devices that average their parameters every H iterations (local SGD): slow links",
@@ -184,4 +186,6 @@ def preset(name: str) -> Parallel:
 def over(chosen: Parallel, config: Config, hparams: HParams) -> tuple[Config, HParams]:
     """Configuration and hyperparameters with what the preset sets."""
     least = {name: max(getattr(config, name), value) for name, value in chosen.least.items()}
-    return dataclasses.replace(config, **chosen.config, **least), with_values(hparams, chosen.hparams)
+    shorter = config.rollout_length < chosen.pieces.get("rollout_length", 0)
+    changes: dict[str, Any] = {**chosen.config, **least, **(chosen.pieces if shorter else {})}
+    return dataclasses.replace(config, **changes), with_values(hparams, chosen.hparams)
