@@ -103,7 +103,7 @@ def curves(frame: "pd.DataFrame", args: Args) -> Figures:
 
     by = list(args.by or differing(frame))
     settings = [name for name in by if name != "env"] or ["agent"]
-    groups = frame.groupby(by, observed=True).ngroups if by else 1
+    groups = frame.groupby(by, observed=True, dropna=False).ngroups if by else 1
     if groups > MAX_GROUPS:
         raise UserError(f"{groups} settings of {', '.join(by)}; at most {MAX_GROUPS} can be told apart: choose --by.")
     for x, name in (("env_steps", "steps"), ("seconds", "seconds")):

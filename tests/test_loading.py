@@ -182,6 +182,17 @@ def test_a_damaged_run_among_others_is_named_in_one_warning_and_alone_is_an_erro
         loading.load(tmp_path / "bad")
 
 
+@pytest.mark.parametrize("odd", [None, 5, "a", [1], [{"gamma": 0.9}, 2], {"gamma": [1, {}], 3: 4, "member": 1}])
+def test_settings_of_a_strangers_file_are_passed_over_or_text(tmp_path, odd):
+    for name in "ab":
+        path = write_run(tmp_path / name, rows())
+        values = yaml.safe_load((path / "config.yaml").read_text())
+        changed = {**values, "vary": odd, "hparams": odd if name == "a" else {"gamma": 0.5, "member": 2}}
+        (path / "config.yaml").write_text(yaml.safe_dump(changed))
+    frame = loading.load(tmp_path)
+    assert set(frame.run) == {"a", "b"} and frame.member.tolist() == [0] * 4 and frame.columns.is_unique
+
+
 def test_a_run_whose_column_is_of_another_kind_than_in_most_is_left_out(tmp_path):
     write_run(tmp_path / "a", rows(gamma="high"))
     for name in "bc":

@@ -155,10 +155,11 @@ def _labels(path: pathlib.Path) -> tuple[documents.Fields, documents.Fields]:
     if not isinstance(num_envs, int) or not 0 < num_envs < 2**63:
         raise UserError(f"num_envs in config.yaml is {shown(num_envs)}, no number of environments")
     sweep = path.parent.parent.name if is_sweep(path.parent.parent) else None
-    hparams = values.get("hparams", {})
+    hparams, vary = values.get("hparams"), values.get("vary")
     known = {} if sweep else {**config, **(hparams if isinstance(hparams, dict) else {}), **axes}
-    apart = UNLEARNED.union(*values.get("vary", ()))  # what members differ in is in the metrics
-    settings = {name: _plain(value) for name, value in known.items() if name not in apart}
+    varied = [setting for setting in vary if isinstance(setting, dict)] if isinstance(vary, list) else []
+    apart = UNLEARNED.union(*varied)  # what members differ in is in the metrics
+    settings = {str(name): _plain(value) for name, value in known.items() if name not in apart}
     return {**labels, "num_envs": int(num_envs), "sweep": sweep}, settings
 
 
