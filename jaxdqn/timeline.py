@@ -56,7 +56,7 @@ def num_updates(config: Config) -> int:
 
 def advice(config: Config, hparams: HParams) -> list[str]:
     """What runs, but seldom learns; one line each."""
-    lines, updates, falls = [], num_updates(config), hparams.learning_rate_updates
+    lines, updates = [], num_updates(config)
     steps = config.num_envs * config.rollout_length
     # On-policy, a few large updates are enough.
     if not agents.of(config.agent).on_policy and steps > 1 and updates < LEAST_UPDATES:
@@ -65,9 +65,12 @@ def advice(config: Config, hparams: HParams) -> list[str]:
             f"in {config.total_steps:,} steps; below {LEAST_UPDATES:,} an agent seldom learns. Raise total_steps or "
             "lower num_envs."
         )
-    if hparams.learning_rate_end == 0 and updates > 1.1 * falls:
-        lines.append(
-            f"the learning rate is 0 from update {falls:,g} on, of {updates:,}; a new run can have another "
-            "learning_rate_updates."
-        )
-    return lines
+    return [*lines, *of_rate(config, hparams)]
+
+
+def of_rate(config: Config, hparams: HParams) -> list[str]:
+    """Advice where the learning rate is 0 long before the end, which may be since a run was extended."""
+    updates, falls = num_updates(config), hparams.learning_rate_updates
+    if hparams.learning_rate_end != 0 or updates <= 1.1 * falls:
+        return []
+    return [f"the learning rate is 0 from update {falls:,g} on, of {updates:,}; a new run can have it fall for longer."]

@@ -28,7 +28,7 @@ from jaxdqn.runs.directory import RunSpec
 from jaxdqn.runs.driver import Point
 from jaxdqn.runs.progress import Progress
 from jaxdqn.runs.settings import Settings
-from jaxdqn.timeline import advice, timeline
+from jaxdqn.timeline import advice, of_rate, timeline
 
 FLUSH_SECONDS = 5.0
 RECENT_POINTS = 5  # that the mean shown to people is over
@@ -223,9 +223,10 @@ class Recorder:
         if hosts.is_first() and (self._settings.progress or text.startswith("warning")):
             self.bar.say(text)
 
-    def introduce(self, device: str) -> None:
-        """Says what will train, with advice."""
-        for warning in advice(self._spec.config, self._spec.hparams) if self._settings.progress else ():
+    def introduce(self, device: str, new: bool) -> None:
+        """Says what will train, with advice; where the run is not `new`, of its learning rate."""
+        given = (advice if new else of_rate)(self._spec.config, self._spec.hparams)
+        for warning in given if self._settings.progress else ():
             self.say(f"warning: {warning}")
         count, limit = len(self._population.everyone), self._settings.tensorboard_members
         self.say(f"{count} member(s) in {len(self._spec.batches)} batch(es) on {device}")

@@ -76,7 +76,7 @@ class Session:
             ray_engine.running(self.settings.engine, self.settings.ray_address) as workers,
             self.recorder.bar,
         ):
-            self.recorder.introduce(self.origin["device"])
+            self.recorder.introduce(self.origin["device"], new=self.start.checkpoint is None)
             if self.start.checkpoint is not None and self.components.environment.on_host is not None:
                 self.recorder.say("environments on the host are in no checkpoint: they begin new episodes")
             for number, members in enumerate(self.spec.batches):
