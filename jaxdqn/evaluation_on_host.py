@@ -67,7 +67,7 @@ def player(
                 watch(produced, None if finished.all() else environments, False)
                 if finished.all():
                     break
-        except host.Broken:
+        except BaseException:  # Ctrl-C and a film that cannot be drawn leave nothing behind, either
             environments.abandon()
             raise
         environments.close()

@@ -20,6 +20,8 @@ pytest.importorskip("ale_py")
 from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 
+from jaxdqn.environments import ale_adapter
+
 ENVS, SEED = 2, 5
 GAMES = ("Breakout", "Pong", "Seaquest", "SpaceInvaders", "Qbert", "Freeway", "MsPacman", "BeamRider")
 PARTS = usual(GAMES, "Breakout")
@@ -124,6 +126,37 @@ def test_the_replay_holds_each_screen_once_and_gives_its_stacks_back():
         np.asarray(batch.bootstrap_observation)[alive], step.final_observation[row, env][alive]
     )
     assert alive.sum() > 20
+
+
+ARGUMENTS = {
+    "frame_skip": 3,
+    "max_frames": 100,
+    "fire_reset": True,
+    "threads": 2,
+    "sticky": 0.125,
+    "all_actions": True,
+    "noops": 7,
+}
+TO_ALE = (
+    "frameskip",
+    "max_num_frames_per_episode",
+    "use_fire_reset",
+    "num_threads",
+    "repeat_action_probability",
+    "full_action_space",
+    "noop_max",
+)
+
+
+def test_every_argument_reaches_ale(monkeypatch):
+    given = []
+    record = lambda *parts, **options: (given.append(options), AtariVectorEnv(*parts, **options))[1]  # noqa: E731
+    monkeypatch.setattr(ale_adapter, "AtariVectorEnv", record)
+    spec = registry.make("ALE/Breakout-v5", env_kwargs={**ARGUMENTS, "protocol": "bare", "frames": 2}).spec
+    assert (spec.max_episode_steps, spec.observation.shape, spec.num_actions) == (34, (84, 84, 2), 18)
+    assert [given[-1][name] for name in TO_ALE] == list(ARGUMENTS.values())
+    registry.make("ALE/Breakout-v5", env_kwargs={"protocol": "bare"})
+    assert [given[-1][name] for name in TO_ALE] == [4, 108_000, False, 1, 0.0, False, 0]
 
 
 def test_the_network_is_that_of_atari():

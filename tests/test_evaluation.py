@@ -189,6 +189,23 @@ def stages():
     return Environment(lambda key: ((jnp.int32(0), jnp.bool_(False)), jnp.zeros(1)), step, spec)
 
 
+def test_what_an_episode_achieved_is_kept_while_others_go_on():
+    """Here the choice ends an episode: those that did not make it take a step more."""
+    plain = stages()
+
+    def step(key, state, action):
+        after, taken = plain.step(key, state, action)
+        end = taken.episode_end | (taken.achieved["choice"] & (state[0] == 1))
+        after = jax.tree.map(lambda x: jnp.where(end, jnp.zeros_like(x), x), after)
+        seen = jnp.float32(after[0])[None]
+        return after, taken._replace(episode_end=end, discount=1.0 - end, observation=seen)
+
+    agent = make_agent(Config(agent="random"), plain.spec)
+    played = evaluation.evaluate(plain._replace(step=step), agent, (), jax.random.key(0), 400, 9)
+    assert set(np.asarray(played.lengths)) == {2, 3}
+    np.testing.assert_array_equal(played.achieved["choice"], played.lengths == 2)
+
+
 def test_what_was_achieved_counts_until_an_episodes_end():
     """Of a random agent; and an episode that the bound cuts short counts with what it had done."""
     agent = make_agent(Config(agent="random"), stages().spec)

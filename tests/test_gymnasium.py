@@ -155,7 +155,7 @@ def odd():
         (spaces.Box(-1, 1, (4,), np.float64), (4,), np.float32),
         (spaces.Box(0, 3, (4,), np.int64), (4,), np.int32),
         (spaces.Box(0, 2**40, (4,), np.int64), (4,), np.float32),
-        (spaces.Discrete(5, start=1), (1,), np.int32),
+        (spaces.Discrete(5, start=7), (1,), np.int32),
         (spaces.MultiDiscrete([3, 4]), (2,), np.int32),
         (spaces.MultiBinary(3), (3,), np.bool_),
     ],

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import probe_environments
 import pytest
+from cases import slow
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -355,3 +356,23 @@ def test_prefill_and_validation_count_one_row_more():
         validate(Config(replay_capacity=6, **sizes))
     with pytest.raises(UserError, match="replay_copies"):
         validate(Config(replay_copies="three", **sizes))
+
+
+@pytest.mark.parametrize("padding", ["first", slow("zeros")])
+def test_one_region_of_stacks_is_the_uniform_ring(padding):
+    example, data = played(padding)
+    rings = (
+        replay.uniform(example, 12, ENVS, 500, 3, copies=1),
+        replay.regions(example, 12, 1, ENVS, 500, 3, copies=1),
+    )
+    states, draw = [ring.init() for ring in rings], [jax.jit(ring.sample) for ring in rings]
+    for written in range(2, 41, 2):
+        block = jax.tree.map(lambda x, written=written: x[written - 2 : written], data)
+        at, before = jnp.int32(written), jnp.int32(written - 2)
+        places, counts = (before, (jnp.int32(0), before)), (at, at[None])
+        states = [ring.add(state, block, place, H) for ring, state, place in zip(rings, states, places, strict=True)]
+        if written > 3:
+            steps = [Progress(count, jnp.int32(0), jnp.int32(0)) for count in counts]
+            key = jax.random.key(written)
+            batches = [sample(state, key, step, H) for sample, state, step in zip(draw, states, steps, strict=True)]
+            jax.tree.map(np.testing.assert_array_equal, *batches)

@@ -87,6 +87,7 @@ def make(name: str, env_params: dict[str, object], env_kwargs: dict[str, object]
         def kill() -> None:
             for process in getattr(env, "processes", ()):
                 process.terminate()
+                env.closed = True  # else it would close what is gone when it is collected
 
         return HostEnvironments(
             lambda seed: stored(env.reset(seed=seed)[0]),
