@@ -152,7 +152,8 @@ def test_a_run_survives_the_death_of_a_worker_and_shows_it(scheme, monkeypatch, 
     assert result.summary["status"] == "finished" and result.summary["dead_workers"] == 1
     assert_complete(result.metrics)
     dead = result.metrics.dead_workers
-    assert dead.is_monotonic_increasing and set(dead) == {0, 1}
+    # It may take its sixty rollouts before the first row: whoever is free takes the next.
+    assert dead.is_monotonic_increasing and set(dead) <= {0, 1} and dead.iloc[-1] == 1
     assert result.metrics.worker_rate_2.iloc[-1] == 0 and result.metrics.worker_rate_min.iloc[-1] == 0
     assert result.metrics.updates.max() == LINE.total - LINE.prefill
     err = capsys.readouterr().err
