@@ -73,4 +73,7 @@ def of_rate(config: Config, hparams: HParams) -> list[str]:
     updates, falls = num_updates(config), hparams.learning_rate_updates
     if hparams.learning_rate_end != 0 or updates <= 1.1 * falls:
         return []
-    return [f"the learning rate is 0 from update {falls:,g} on, of {updates:,}; a new run can have it fall for longer."]
+    return [
+        f"the learning rate is 0 from update {falls:,g} on, of {updates:,}; raise learning_rate_updates to that, "
+        "as only a new run can."
+    ]

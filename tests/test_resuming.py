@@ -348,7 +348,7 @@ def test_a_run_that_is_extended_is_told_of_a_rate_that_is_0(tmp_path, capsys):
     experiment.train(TINY, hparams, out=tmp_path / "run", settings=loud)
     assert "the learning rate is 0" not in capsys.readouterr().err  # it is at the end
     experiment.resume(tmp_path / "run", total_steps=320, settings=loud)
-    assert "the learning rate is 0 from update 36 on, of 76; a new run" in capsys.readouterr().err
+    assert "the learning rate is 0 from update 36 on, of 76; raise learning_rate_updates" in capsys.readouterr().err
 
 
 def test_init_member_is_a_member_of_something(tmp_path, monkeypatch):
